@@ -1,0 +1,59 @@
+package blockdev
+
+import "io"
+
+// Device is the least a mirrored or served device has: a superset of go-nbd's backend.Backend.
+// The rules that all devices keep are in the package comment.
+type Device interface {
+	// ReadAt reads len(p) bytes or returns an error.
+	io.ReaderAt
+	// WriteAt writes len(p) bytes or returns an error; after an error any part of them may have been written.
+	io.WriterAt
+	// Size returns the size in bytes.
+	Size() (int64, error)
+	// Sync makes durable all that was answered before the call.
+	Sync() error
+	// Zero makes the range read as zeroes; it stays allocated where the device can do that.
+	Zero(off, length int64) error
+	// Trim makes the range read as zeroes; its space may be given back.
+	Trim(off, length int64) error
+	// Close gives the device up. It does not sync.
+	Close() error
+}
+
+// Write is one member of a group for BatchWriter: data, zeroes or a trim.
+type Write struct {
+	Offset int64  // bytes from the start of the device
+	Data   []byte // what to write; not kept after the group has returned
+	Zero   bool   // zero Length bytes instead of writing Data
+	Trim   bool   // trim Length bytes instead of writing Data
+	Length int64  // bytes, for Zero and Trim
+	Sync   bool   // durable before the group returns (NBD's FUA)
+	Err    error  // result, set by the device
+}
+
+// Size returns how many bytes the write covers.
+func (w *Write) Size() int64 {
+	if w.Zero || w.Trim {
+		return w.Length
+	}
+	return int64(len(w.Data))
+}
+
+// BatchWriter is a Device that takes several writes as one group. The order in the slice is the order on the device.
+// The result of each is in its Err. Groups of several callers may run at the same time.
+type BatchWriter interface {
+	WriteBatch(ws []Write)
+}
+
+// VectorWriter writes several buffers one after the other starting at off, as one operation: all or an error.
+type VectorWriter interface {
+	WritevAt(bufs [][]byte, off int64) (int, error)
+}
+
+// DataFinder knows where a device holds nothing but zeroes that take no space.
+type DataFinder interface {
+	// NextData returns the next extent [start, end) at or after off that may hold data, with start >= off;
+	// io.EOF when there is none up to the end of the device.
+	NextData(off int64) (start, end int64, err error)
+}

@@ -1,0 +1,198 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mirror-agent/blockdev"
+)
+
+// conn is one connection. Exactly one goroutine at a time is its leader: it reads the socket. See the package comment
+// for how that changes hands.
+type conn struct {
+	s      *Server
+	nc     net.Conn
+	export *export // set by the handshake
+	device blockdev.Device
+	ctx    context.Context // done when the connection is dead; only ends waiting for memory
+	cancel context.CancelFunc
+	dead   atomic.Bool // nothing more is given to the device
+
+	exposed atomic.Bool   // the leader is inside the device and may lose the lead; changed under mu
+	turn    atomic.Uint64 // how often a leader entered the device
+	seen    uint64        // the monitor's: turn at its last look
+
+	mu      sync.Mutex // guards what follows and the change of the leader; taken after Server.mu
+	leader  *work
+	helpers int        // goroutines that may still answer: former leaders and the flusher
+	gone    *sync.Cond // on mu; a helper ended
+
+	writeMu sync.Mutex // replies go out one batch at a time
+
+	flushMu  sync.Mutex // guards what follows
+	pending  []syncRequest
+	spare    []syncRequest // the flusher's other slice
+	flushing bool
+	room     *sync.Cond // on flushMu; pending got shorter
+
+	// Owned by the leader.
+	skip     uint64    // bytes of payload still to be thrown away
+	skipped  skipReply // and what is answered then
+	lastRead time.Time // when the last read from the socket returned
+	grace    time.Time // when a connection that drains ends; zero before
+}
+
+type skipReply struct {
+	cookie uint64
+	errno  uint32
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{s: s, nc: nc}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.gone, c.room = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
+	return c
+}
+
+// serve negotiates and becomes the first leader.
+func (c *conn) serve() {
+	log := c.s.options.Log
+	c.nc.SetDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	h := handshake{
+		rw: c.nc, exports: c.s.exports, maximum: c.s.options.MaxPayloadBytes, going: c.s.draining.Load,
+	}
+	e, err := h.run()
+	if err != nil {
+		log.Debug().Err(err).Str("client", c.nc.RemoteAddr().String()).Msg("NBD handshake ended")
+		c.close()
+		return
+	}
+	w := c.s.memory.work()
+	c.export, c.device = e, e.device
+	c.nc.SetDeadline(time.Time{})
+	if c.s.draining.Load() { // a kick may have come before the deadline was taken away
+		c.kick()
+	}
+	c.mu.Lock()
+	c.leader = w
+	c.mu.Unlock()
+	c.lastRead = time.Now()
+	c.lead(w)
+}
+
+// kick wakes the leader when it waits for the client.
+func (c *conn) kick() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
+
+// kill makes the connection dead: no further request reaches the device, no further reply the client.
+func (c *conn) kill() {
+	c.dead.Store(true)
+	c.cancel()
+	c.nc.Close()
+	c.flushMu.Lock()
+	c.room.Broadcast()
+	c.flushMu.Unlock()
+}
+
+// close ends a connection that has no helpers.
+func (c *conn) close() {
+	c.kill()
+	c.s.remove(c)
+}
+
+// end is how the leader leaves when the connection is over. After a DISC what is outstanding is answered first.
+func (c *conn) end(w *work) {
+	if w.stop != disconnect {
+		c.kill()
+	}
+	c.s.memory.release(w)
+	c.mu.Lock()
+	for c.helpers > 0 {
+		c.gone.Wait()
+	}
+	c.mu.Unlock()
+	c.close()
+}
+
+func (c *conn) helperGone() {
+	c.mu.Lock()
+	c.helpers--
+	c.gone.Broadcast()
+	c.mu.Unlock()
+}
+
+// send writes replies; several goroutines may. An error ends the connection.
+func (c *conn) send(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	c.writeMu.Lock()
+	_, err := c.nc.Write(p)
+	c.writeMu.Unlock()
+	if err != nil {
+		c.kill()
+	}
+}
+
+// shutdownGrace is how long a connection without work stays open for requests that are on their way, to be told
+// ESHUTDOWN.
+const shutdownGrace = 50 * time.Millisecond
+
+// read reads from the socket. While the server drains it returns a timeout only when the connection is over.
+func (c *conn) read(p []byte) (int, error) {
+	for {
+		away := time.Since(c.lastRead)
+		n, err := c.nc.Read(p)
+		c.lastRead = time.Now()
+		if n > 0 {
+			// Nobody looked at the socket for a while. A client that gave up in the meantime has perhaps sent its requests
+			// again on another connection: they must not be applied here after that.
+			if away > staleAfter && hungUp(c.nc) {
+				return 0, net.ErrClosed
+			}
+			return n, nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !c.s.draining.Load() {
+			return n, err
+		}
+		if !c.grace.IsZero() {
+			return 0, err
+		}
+		deadline := time.Now().Add(shutdownGrace)
+		c.mu.Lock()
+		if c.helpers == 0 {
+			c.grace = deadline
+		}
+		c.mu.Unlock()
+		c.nc.SetReadDeadline(deadline)
+	}
+}
+
+// staleAfter is far below the time after which any client gives a connection up, and rare enough to cost nothing.
+const staleAfter = 100 * time.Millisecond
+
+// hungUp says whether the peer has closed the connection, although there may be data of it left to read.
+func hungUp(nc net.Conn) bool {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	up := true
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(p, 0)
+		up = err == nil && n == 0 || err == unix.EINTR
+	})
+	return err != nil || !up
+}

@@ -1,0 +1,44 @@
+// Package nbd serves any blockdev.Device by the NBD protocol (https://github.com/NetworkBlockDevice/nbd, doc/proto.md):
+// fixed newstyle negotiation, simple replies, READ, WRITE, FLUSH, FUA, TRIM, WRITE_ZEROES.
+//
+//	Server      listeners, connections, limits, Shutdown and Close
+//	Export      a device under a name
+//	handshake   the negotiation; pure over an io.ReadWriter
+//	conn        one connection in transmission; work: the buffers and requests of one of its goroutines
+//	memory      the buffers of all connections, bounded
+//
+// # One connection
+//
+// Exactly one goroutine of a connection is its leader. It reads as many requests as one read(2) gives, parses them in
+// place and gives the writes among them to the device as one group, whose data is still in the read buffer. Then it runs
+// the reads, into the buffer that goes out with one write(2). So in the usual case nothing is copied or allocated per
+// request and no goroutine is waited for.
+//
+//	            ┌──────────── one or two ticks in the device ───────────┐
+//	            │                                                       ▼
+//	fill → parse → run: group, reads → send → fill …        a new leader: send, run what was not begun, fill …
+//	                        │                               the old one: answer what it has, end
+//	                        └ FLUSH and FUA → flusher: one Sync for all that wait
+//
+// A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks once per
+// millisecond and ends when all is quiet, then makes a new leader. FLUSH never runs in the leader. A FUA write goes
+// to the device with its group like any write and is answered after the next Sync.
+//
+// # What holds
+//
+//   - A FLUSH is answered after a Sync of the device that began after the FLUSH was received: it covers every write that was
+//     answered before, on any connection. FUA likewise. What a failed Sync means is the device's to say; the error goes
+//     to every request that waited.
+//   - Writes of one read(2) reach the device in their order. Requests in flight at the same time have no order otherwise
+//     (NBD promises none), and replies come as they are ready.
+//   - A write reaches the device when all of its payload is here, as one write.
+//   - Requests that were not given to the device when their connection ended never are. A connection nobody
+//     looked at for 100 ms is asked whether the peer has closed it before what it still has is run.
+//   - Every length is checked before anything is allocated or read. What the server may use is Options.MaxMemoryBytes.
+//     A refused write's payload is read and thrown away, then the error is sent. A wrong magic number ends the connection.
+//   - Errors: EPERM changes of a read-only export; EINVAL unknown commands and flags, misaligned or too large requests, reads and
+//     trims outside; ENOSPC writes and zeroes outside, no space; ESHUTDOWN while the server drains; EIO the rest.
+//   - While it drains the server finishes what the device has, answers everything else with ESHUTDOWN and closes.
+//
+// Lock order: Server.mu, conn.flushMu, conn.mu. conn.writeMu is held alone.
+package nbd

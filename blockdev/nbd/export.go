@@ -1,0 +1,71 @@
+package nbd
+
+import (
+	"fmt"
+	"math/bits"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"mirror-agent/blockdev"
+)
+
+// Export is a device under a name.
+type Export struct {
+	// Name by which clients ask for it and Description for people, at most 4096 bytes each.
+	Name, Description string
+	// Device is what is served. Its Sync must cover the writes of all connections.
+	Device blockdev.Device
+	// ReadOnly refuses every change with EPERM.
+	ReadOnly bool
+	// MultiConn tells clients that they may use several connections at once (CAN_MULTI_CONN).
+	MultiConn bool
+	// BlockMin is the smallest unit of offset and length in bytes, a power of two up to 64 KiB; 0 is 1.
+	// BlockPreferred is what works best, a power of two; 0 is 4096.
+	BlockMin, BlockPreferred uint32
+}
+
+// export is an Export as one connection negotiated it.
+type export struct {
+	device         blockdev.Device
+	size           uint64 // bytes; fixed for the connection
+	readOnly       bool
+	blockMin       uint32
+	blockPreferred uint32
+	flags          uint16
+}
+
+// check panics on an export that no client could use: that is a mistake in the program, not of a user.
+func (e *Export) check() {
+	power := func(n uint32) bool { return n == 0 || bits.OnesCount32(n) == 1 }
+	switch {
+	case e.Device == nil:
+		panic(fmt.Sprintf("nbd: export %q has no device", e.Name))
+	case len(e.Name) > maxNameSize || len(e.Description) > maxNameSize:
+		panic("nbd: the name or description of an export is longer than 4096 bytes")
+	case !power(e.BlockMin) || e.BlockMin > maxMinimumBlock || !power(e.BlockPreferred):
+		panic(fmt.Sprintf("nbd: export %q: block sizes %d and %d are not powers of two in range", e.Name, e.BlockMin, e.BlockPreferred))
+	}
+}
+
+func (e *Export) negotiated() (*export, error) {
+	size, err := e.Device.Size()
+	if err != nil {
+		return nil, fmt.Errorf("size of export %q: %w", e.Name, err)
+	}
+	n := &export{
+		device: e.Device, size: uint64(size), readOnly: e.ReadOnly,
+		blockMin: max(e.BlockMin, 1), blockPreferred: e.BlockPreferred,
+		flags: protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes,
+	}
+	if n.blockPreferred == 0 {
+		n.blockPreferred = preferredBlock
+	}
+	n.blockPreferred = max(n.blockPreferred, n.blockMin, 512)
+	if e.ReadOnly {
+		n.flags |= flagReadOnly
+	}
+	if e.MultiConn {
+		n.flags |= protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+	}
+	return n, nil
+}

@@ -1,0 +1,324 @@
+package nbd
+
+import (
+	"io"
+	"time"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"mirror-agent/blockdev"
+)
+
+// cause is why a leader does not parse what is in its buffer, or does not read on.
+type cause uint8
+
+const (
+	goOn       cause = iota
+	disconnect       // DISC
+	broken           // wrong magic
+	hungup           // end of the stream or an error
+	largeNext        // a write that does not fit into the buffer comes next
+)
+
+// lead reads and runs requests as long as w is the leader; then it answers what it has and leaves.
+func (c *conn) lead(w *work) {
+	for {
+		c.parse(w)
+		lead := c.run(w)
+		c.send(w.out[w.sent:])
+		w.out, w.sent = w.out[:0], 0
+		if !lead {
+			c.retire(w)
+			return
+		}
+		if w.stop == largeNext {
+			if !c.runLarge(w) {
+				return
+			}
+			continue
+		}
+		if w.stop == goOn {
+			c.fill(w)
+		}
+		if w.stop != goOn {
+			c.end(w)
+			return
+		}
+	}
+}
+
+// fill reads more. What is left of the last read is an incomplete request.
+func (c *conn) fill(w *work) {
+	if w.pos == w.end {
+		w.pos, w.end = 0, 0
+	} else if w.pos > 0 && len(w.in)-w.end < len(w.in)/2 {
+		w.end = copy(w.in, w.in[w.pos:w.end])
+		w.pos = 0
+	}
+	n, err := c.read(w.in[w.end:])
+	w.end += n
+	if err != nil {
+		w.stop = hungup
+	}
+}
+
+// parse takes all complete requests out of the buffer. Refused ones are answered here.
+func (c *conn) parse(w *work) {
+	for w.stop == goOn {
+		if c.skip > 0 {
+			n := min(c.skip, uint64(w.end-w.pos))
+			w.pos += int(n)
+			if c.skip -= n; c.skip > 0 {
+				return
+			}
+			c.refuse(w, c.skipped.cookie, c.skipped.errno)
+		}
+		if w.end-w.pos < requestSize {
+			return
+		}
+		h := parseRequest(w.in[w.pos:])
+		if h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST {
+			w.stop = broken
+			return
+		}
+		if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_DISC {
+			w.stop = disconnect
+			return
+		}
+		if !c.take(w, &h) {
+			return
+		}
+	}
+}
+
+// take takes one request; false when its payload is not here yet.
+func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
+	errno := c.export.refusal(h, c.s.options.MaxPayloadBytes)
+	if c.s.draining.Load() {
+		errno = errnoShutdown
+	}
+	write := h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE
+	if errno != errnoOK {
+		w.pos += requestSize
+		if write && h.Length > 0 {
+			c.skip, c.skipped = uint64(h.Length), skipReply{h.Handle, errno}
+		} else {
+			c.refuse(w, h.Handle, errno)
+		}
+		return true
+	}
+	from := origin{h.Handle, h.Type, h.CommandFlags&cmdFlagFUA != 0}
+	switch {
+	case write && requestSize+int(h.Length) > len(w.in):
+		w.pos += requestSize
+		w.large = largeWrite{from, h.Offset, h.Length}
+		w.stop = largeNext
+		return false
+	case write:
+		if w.end-w.pos < requestSize+int(h.Length) {
+			return false
+		}
+		data := w.in[w.pos+requestSize:][:h.Length:h.Length]
+		w.pos += len(data)
+		w.group = append(w.group, blockdev.Write{Offset: int64(h.Offset), Data: data})
+		w.origins = append(w.origins, from)
+	case h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ:
+		w.reads = append(w.reads, readRequest{h.Handle, h.Offset, h.Length})
+	case h.Type == cmdFlush:
+		w.flushes = append(w.flushes, syncRequest{h.Handle, false})
+	default:
+		trim := h.Type == cmdTrim || h.CommandFlags&cmdFlagNoHole == 0
+		w.group = append(w.group, blockdev.Write{Offset: int64(h.Offset), Length: int64(h.Length), Trim: trim, Zero: !trim})
+		w.origins = append(w.origins, from)
+	}
+	w.pos += requestSize
+	return true
+}
+
+func (c *conn) refuse(w *work, cookie uint64, errno uint32) {
+	c.s.count.errors.Add(1)
+	c.reply(w, errno, cookie)
+}
+
+// reply appends to the replies of the batch, sending those that are there when the buffer is full.
+func (c *conn) reply(w *work, errno uint32, cookie uint64) {
+	if len(w.out)+replySize > cap(w.out) {
+		c.send(w.out[w.sent:])
+		w.out, w.sent = w.out[:0], 0
+	}
+	w.out = appendReply(w.out, errno, cookie)
+}
+
+// run gives a batch to the device: flushes to the flusher, writes as one group, then reads one by one. False when another
+// goroutine became the leader meanwhile; it has what was not begun.
+func (c *conn) run(w *work) (lead bool) {
+	lead = true
+	c.flush(w.flushes)
+	w.flushes = w.flushes[:0]
+	if len(w.group) > 0 && !c.dead.Load() {
+		c.enter(w)
+		blockdev.ApplyBatch(c.device, w.group)
+		lead = c.leave(w)
+		c.answerGroup(w)
+	}
+	w.clearGroup()
+	for lead && w.next < len(w.reads) && !c.dead.Load() {
+		r := w.reads[w.next]
+		w.next++
+		if replySize+int(r.length) > cap(w.out) {
+			lead = c.readLarge(w, r)
+		} else {
+			lead = c.readSmall(w, r)
+		}
+	}
+	w.reads, w.next = w.reads[:0], 0
+	return lead
+}
+
+// answerGroup replies to the writes of a batch, but not to those that have to be durable first.
+func (c *conn) answerGroup(w *work) {
+	var writes, bytes, trims, zeroes, failed uint64
+	for i := range w.group {
+		from, err := w.origins[i], w.group[i].Err
+		switch {
+		case err != nil:
+			failed++
+		case from.command == protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
+			writes++
+			bytes += uint64(len(w.group[i].Data))
+		case from.command == cmdTrim:
+			trims++
+		default:
+			zeroes++
+		}
+		if err == nil && from.fua {
+			w.flushes = append(w.flushes, syncRequest{from.cookie, true})
+			continue
+		}
+		c.reply(w, errno(from.command, err), from.cookie)
+	}
+	c.flush(w.flushes)
+	w.flushes = w.flushes[:0]
+	k := &c.s.count
+	add(&k.writes, writes)
+	add(&k.writtenBytes, bytes)
+	add(&k.trims, trims)
+	add(&k.zeroes, zeroes)
+	add(&k.errors, failed)
+}
+
+func add(n interface{ Add(uint64) uint64 }, k uint64) {
+	if k > 0 {
+		n.Add(k)
+	}
+}
+
+// readSmall reads into the replies of the batch.
+func (c *conn) readSmall(w *work, r readRequest) (lead bool) {
+	n := int(r.length)
+	if len(w.out)+replySize+n > cap(w.out) {
+		c.send(w.out[w.sent:])
+		w.out, w.sent = w.out[:0], 0
+	}
+	at := len(w.out)
+	c.enter(w)
+	_, err := c.device.ReadAt(w.out[at+replySize:at+replySize+n], int64(r.offset))
+	lead = c.leave(w)
+	w.out = appendReply(w.out[:at], errno(protocol.TRANSMISSION_TYPE_REQUEST_READ, err), r.cookie)
+	if err == nil {
+		w.out = w.out[:at+replySize+n]
+	}
+	c.countRead(n, err)
+	return lead
+}
+
+// readLarge reads into a buffer of its own. Header and data go out in one writev.
+func (c *conn) readLarge(w *work, r readRequest) (lead bool) {
+	c.enter(w)
+	buf, err := c.s.memory.largeBuffer(c.ctx, int(r.length))
+	if err != nil { // the connection is dead
+		return c.leave(w)
+	}
+	defer c.s.memory.releaseLarge(buf)
+	_, err = c.device.ReadAt(*buf, int64(r.offset))
+	lead = c.leave(w)
+	c.countRead(len(*buf), err)
+	c.reply(w, errno(protocol.TRANSMISSION_TYPE_REQUEST_READ, err), r.cookie)
+	if err == nil {
+		c.sendTwo(w.out[w.sent:], *buf)
+		w.out, w.sent = w.out[:0], 0
+	}
+	return lead
+}
+
+func (c *conn) countRead(n int, err error) {
+	if err != nil {
+		c.s.count.errors.Add(1)
+		return
+	}
+	c.s.count.reads.Add(1)
+	c.s.count.readBytes.Add(uint64(n))
+}
+
+// runLarge receives the payload of a large write, as a whole, and runs it. False when w is done with.
+func (c *conn) runLarge(w *work) bool {
+	large := w.large
+	w.stop = goOn
+	buf, err := c.s.memory.largeBuffer(c.ctx, int(large.length))
+	if err != nil {
+		w.stop = hungup
+		c.end(w)
+		return false
+	}
+	got := copy(*buf, w.in[w.pos:w.end])
+	w.pos += got
+	if err := c.readPayload((*buf)[got:]); err != nil {
+		c.s.memory.releaseLarge(buf)
+		w.stop = hungup
+		c.end(w)
+		return false
+	}
+	if c.dead.Load() {
+		c.s.memory.releaseLarge(buf)
+		return true
+	}
+	w.group = append(w.group, blockdev.Write{Offset: int64(large.offset), Data: *buf})
+	w.origins = append(w.origins, large.origin)
+	c.enter(w)
+	blockdev.ApplyBatch(c.device, w.group)
+	lead := c.leave(w)
+	c.answerGroup(w)
+	w.clearGroup()
+	c.s.memory.releaseLarge(buf)
+	if !lead {
+		c.send(w.out[w.sent:])
+		c.retire(w)
+	}
+	return lead
+}
+
+// readPayload reads len(p) bytes in the time that a handshake may take: a large buffer is not for clients that send
+// nothing.
+func (c *conn) readPayload(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	c.nc.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	for len(p) > 0 {
+		n, err := c.read(p)
+		p = p[n:]
+		if err == nil && n == 0 {
+			err = io.ErrNoProgress
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.grace.IsZero() {
+		c.nc.SetReadDeadline(time.Time{})
+	}
+	if c.s.draining.Load() {
+		c.kick()
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mirror-agent/dataport"
+	"mirror-agent/mirror"
+	"mirror-agent/mirror/control"
+)
+
+const controlShutdownTimeout = 3 * time.Second
+
+// daemonCommand runs a mirror with the settings for role until it is told to
+// end; needed are the settings without which the command makes no sense.
+func (a *app) daemonCommand(role mirror.Role, needed ...string) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, _ []string) error {
+		l, err := newLoader(a, c.Flags())
+		if err != nil {
+			return err
+		}
+		if role == 0 && l.file == nil {
+			return usagef("%s: missing --config FILE; see %[1]s --help", c.CommandPath())
+		}
+		for _, k := range needed {
+			if words, _, err := l.words(k); err == nil && words == nil {
+				return usagef("%s: missing --%s; see %[1]s --help", c.CommandPath(), k)
+			}
+		}
+		s, err := l.load(role)
+		if err != nil {
+			return err
+		}
+		if err := a.complete(&s, l); err != nil {
+			return err
+		}
+		return a.serve(c.Context(), s)
+	}
+}
+
+// complete checks the settings as a whole and fills in what follows from them:
+// the keys and the control socket.
+func (a *app) complete(s *settings, l *loader) error {
+	if err := s.config.Validate(); err != nil {
+		if l.file != nil {
+			return fmt.Errorf("config %s: %w", l.file.path, err)
+		}
+		return err
+	}
+	if s.control == "" {
+		s.control = a.socketOf(s.config.Name)
+	}
+	return a.loadKeys(s)
+}
+
+func (a *app) loadKeys(s *settings) error {
+	for _, word := range s.peerKeys {
+		k, err := dataport.ParsePublicKey(word)
+		if err != nil {
+			return fmt.Errorf("peer-key: %w; copy it from `mirror-agent keygen --show` on that host", err)
+		}
+		s.config.Peers = append(s.config.Peers, k)
+	}
+	alone := len(s.config.Target) == 0 && len(s.config.Listen) == 0
+	if alone && len(s.config.Peers) == 0 {
+		// It neither listens nor dials: there is no connection to protect, and
+		// the data port would ask for keys in vain.
+		s.config.Insecure = true
+	}
+	if s.config.Insecure && s.keyFile == "" {
+		return nil
+	}
+	path := s.keyFile
+	if path == "" {
+		path = a.defaultKeyFile()
+	}
+	key, err := dataport.LoadKey(path)
+	switch {
+	case err == nil:
+		s.config.Key = key
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("key %s: no such file; create it with `mirror-agent keygen%s` and give its public key to the other hosts (--peer-key)", path, keyFlag(s.keyFile))
+	default:
+		return err
+	}
+	if len(s.config.Peers) == 0 && !s.config.Insecure {
+		return errors.New("peer-key: no other host's key is given, so none could connect; add --peer-key for each (`mirror-agent keygen --show` there prints it)")
+	}
+	return nil
+}
+
+func keyFlag(file string) string {
+	if file == "" {
+		return ""
+	}
+	return " --key " + file
+}
+
+// defaultKeyFile is where keygen puts the key of this host.
+func (a *app) defaultKeyFile() string {
+	if a.uid == 0 {
+		return "/etc/mirror-agent/node.key"
+	}
+	if dir := a.env("XDG_CONFIG_HOME"); dir != "" {
+		return filepath.Join(dir, "mirror-agent", "node.key")
+	}
+	return filepath.Join(a.env("HOME"), ".config", "mirror-agent", "node.key")
+}
+
+// serve runs the agent and its control server until ctx is cancelled (a clean
+// end, nil) or the mirror fails.
+func (a *app) serve(ctx context.Context, s settings) error {
+	if err := a.makeSocketDir(s.control); err != nil {
+		return err
+	}
+	log := newLogger(a, &s)
+	s.config.Log = log // the agent adds the mirror's name by itself
+	log = log.With().Str("mirror", s.config.Name).Logger()
+	// The socket comes first: it tells a second agent of the same name apart
+	// before anything is touched.
+	socket, err := control.Listen(s.control)
+	if err != nil {
+		return err
+	}
+	front := newFront(log)
+	agent, err := mirror.Open(ctx, s.config, front)
+	if err != nil {
+		socket.Close()
+		return err
+	}
+	o := control.DefaultOptions()
+	o.Log = log
+	server := control.NewServer(agent, o)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		err := server.Serve(socket)
+		if err != nil {
+			cancel() // an agent that takes no orders is no agent
+		}
+		served <- err
+	}()
+	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
+	runErr := agent.Run(ctx)
+	front.Abort() // closed by the agent already, unless it failed
+
+	end, stop := context.WithTimeout(context.WithoutCancel(ctx), controlShutdownTimeout)
+	defer stop()
+	if err := server.Shutdown(end); err != nil {
+		log.Debug().Err(err).Msg("control clients were cut off")
+	}
+	serveErr := <-served
+	if runErr == nil && serveErr == nil {
+		log.Info().Msg("ended cleanly")
+	}
+	if serveErr != nil {
+		serveErr = fmt.Errorf("control socket %s: %w", s.control, serveErr)
+	}
+	return errors.Join(runErr, serveErr)
+}

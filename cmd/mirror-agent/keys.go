@@ -1,0 +1,248 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+
+	"mirror-agent/mirror"
+)
+
+// settings is what a daemon starts with.
+type settings struct {
+	config    mirror.Config // without Key, Peers and Log
+	control   string
+	keyFile   string
+	peerKeys  []string
+	logLevel  zerolog.Level
+	logFormat string
+}
+
+func defaultSettings() settings {
+	return settings{config: mirror.DefaultConfig(), logLevel: zerolog.InfoLevel, logFormat: logConsole}
+}
+
+// key is one setting: a flag, an environment variable, a key in the file.
+type key struct {
+	name  string
+	usage string // with the value's `NAME` in backquotes
+	flag  func(fs *pflag.FlagSet, k key)
+	// set parses the words that were given, at least one.
+	set func(s *settings, words []string) error
+}
+
+// keys are all settings of a daemon; role exists in the file only, because on
+// the command line the command says it.
+var keys = []key{
+	text("name", "`NAME` of the mirror, the same on all its hosts", func(s *settings) *string { return &s.config.Name }),
+	text("device", "backing `FILE` or block device; a missing file is created with --size", func(s *settings) *string { return &s.config.Device }),
+	text("node", "this host's `NAME` as the other hosts show it (default the host's name)", func(s *settings) *string { return &s.config.NodeName }),
+	size("size", "`SIZE` of the device, like 64GiB (default what the device has)", func(s *settings) *int64 { return &s.config.Size }),
+	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
+	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
+	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
+	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
+	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	choice("mode", "what a FLUSH waits for: async (here) or flush (here and at the target)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
+	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
+	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
+	choice("alone", "a restarted source that reaches no other host: serve or refuse", mirror.ParseAlone, func(s *settings) *mirror.Alone { return &s.config.Alone }),
+	duration("start-wait", "`TIME` that a restarted source asks the others for a newer generation", func(s *settings) *time.Duration { return &s.config.StartWait }),
+	text("journal", "`FILE` of the log (default the device's name + .journal)", func(s *settings) *string { return &s.config.Journal }),
+	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
+	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
+	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
+	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
+	{"insecure", "plain TCP without keys, in a laboratory only", boolFlag, setInsecure},
+	duration("sync-interval", "`TIME` after which the log is made durable without any FLUSH", func(s *settings) *time.Duration { return &s.config.SyncInterval }),
+	duration("unreachable-after", "`TIME` of silence on all paths that makes a target unreachable", func(s *settings) *time.Duration { return &s.config.UnreachableAfter }),
+	duration("path-down-after", "`TIME` of silence that takes one path down", func(s *settings) *time.Duration { return &s.config.PathDownAfter }),
+	choice("log-level", "least important messages to log: debug, info, warn, error", parseLevel, func(s *settings) *zerolog.Level { return &s.logLevel }),
+	choice("log-format", "console or json, on stderr", parseLogFormat, func(s *settings) *string { return &s.logFormat }),
+}
+
+const roleKey = "role"
+
+func keyNames() []string {
+	names := make([]string, 0, len(keys)+1)
+	for _, k := range keys {
+		names = append(names, k.name)
+	}
+	return append(names, roleKey)
+}
+
+func one(words []string) (string, error) {
+	if len(words) != 1 {
+		return "", fmt.Errorf("one value is expected, not %d", len(words))
+	}
+	return words[0], nil
+}
+
+// value adapts a setting to pflag.Value: a wrong word on the command line is
+// wrong usage.
+type value struct {
+	word  string
+	kind  string
+	check func(string) error
+}
+
+func (v *value) String() string { return v.word }
+func (v *value) Type() string   { return v.kind }
+func (v *value) Set(s string) error {
+	if err := v.check(s); err != nil {
+		return err
+	}
+	v.word = s
+	return nil
+}
+
+func valueFlag(kind, def string, check func(string) error) func(*pflag.FlagSet, key) {
+	return func(fs *pflag.FlagSet, k key) { fs.Var(&value{word: def, kind: kind, check: check}, k.name, k.usage) }
+}
+
+func parsed[T any](parse func(string) (T, error), field func(*settings) *T) func(*settings, []string) error {
+	return func(s *settings, words []string) error {
+		w, err := one(words)
+		if err != nil {
+			return err
+		}
+		v, err := parse(w)
+		if err != nil {
+			return err
+		}
+		*field(s) = v
+		return nil
+	}
+}
+
+func text(name, usage string, field func(*settings) *string) key {
+	return key{name, usage, stringFlag, parsed(func(w string) (string, error) { return w, nil }, field)}
+}
+
+func size(name, usage string, field func(*settings) *int64) key {
+	check := func(w string) error { _, err := parseSize(w); return err }
+	return key{name, usage, valueFlag("size", "", check), parsed(parseSize, field)}
+}
+
+func duration(name, usage string, field func(*settings) *time.Duration) key {
+	s := defaultSettings()
+	check := func(w string) error { _, err := parseDuration(w); return err }
+	return key{name, usage, valueFlag("duration", field(&s).String(), check), parsed(parseDuration, field)}
+}
+
+func choice[T any](name, usage string, parse func(string) (T, error), field func(*settings) *T) key {
+	s := defaultSettings()
+	check := func(w string) error { _, err := parse(w); return err }
+	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
+}
+
+// list is a comma separated list; its flag may also be repeated.
+func list(name, usage string, check func(string) error, field func(*settings) *[]string) key {
+	return key{name, usage, stringArray, func(s *settings, words []string) error {
+		var all []string
+		for _, w := range words {
+			parts, err := commas(w, check)
+			if err != nil {
+				return err
+			}
+			all = append(all, parts...)
+		}
+		*field(s) = all
+		return nil
+	}}
+}
+
+func stringFlag(fs *pflag.FlagSet, k key)  { fs.String(k.name, "", k.usage) }
+func stringArray(fs *pflag.FlagSet, k key) { fs.StringArray(k.name, nil, k.usage) }
+func boolFlag(fs *pflag.FlagSet, k key)    { fs.Bool(k.name, false, k.usage) }
+
+func commas(w string, check func(string) error) ([]string, error) {
+	var parts []string
+	for p := range strings.SplitSeq(w, ",") {
+		p = strings.TrimSpace(p)
+		if err := check(p); err != nil {
+			return nil, err
+		}
+		parts = append(parts, p)
+	}
+	return parts, nil
+}
+
+// setBackups takes one host for each word; within one word (an environment
+// variable) blanks separate hosts.
+func setBackups(s *settings, words []string) error {
+	s.config.Backups = nil
+	for _, w := range words {
+		for host := range strings.FieldsSeq(strings.ReplaceAll(w, ", ", ",")) {
+			addrs, err := commas(host, hostPort)
+			if err != nil {
+				return err
+			}
+			s.config.Backups = append(s.config.Backups, addrs)
+		}
+	}
+	return nil
+}
+
+func setPeerKeys(s *settings, words []string) error {
+	s.peerKeys = nil
+	for _, w := range words {
+		s.peerKeys = append(s.peerKeys, strings.FieldsFunc(w, func(r rune) bool { return r == ',' || r == ' ' })...)
+	}
+	return nil
+}
+
+func setInsecure(s *settings, words []string) error {
+	return parsed(func(w string) (bool, error) {
+		switch w {
+		case "true", "1":
+			return true, nil
+		case "false", "0":
+			return false, nil
+		}
+		return false, fmt.Errorf("%q: give true or false", w)
+	}, func(s *settings) *bool { return &s.config.Insecure })(s, words)
+}
+
+func parseNBD(w string) (string, error) {
+	if path, ok := strings.CutPrefix(w, "unix:"); ok && path != "" {
+		return w, nil
+	}
+	if err := hostPort(w); err != nil {
+		return "", fmt.Errorf("address %q: give unix:PATH or HOST:PORT", w)
+	}
+	return w, nil
+}
+
+func hostPort(w string) error {
+	host, port, err := net.SplitHostPort(w)
+	if err != nil || host == "" {
+		return fmt.Errorf("address %q: give HOST:PORT, an IPv6 host in brackets", w)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil || port == "" {
+		return fmt.Errorf("address %q: %q is no port", w, port)
+	}
+	return nil
+}
+
+func ipAddress(w string) error {
+	if _, err := netip.ParseAddr(w); err != nil {
+		return fmt.Errorf("local address %q: give an IP address without a port", w)
+	}
+	return nil
+}
+
+func parseRole(w string) (mirror.Role, error) {
+	switch w {
+	case "source":
+		return mirror.RolePrimary, nil
+	case "target":
+		return mirror.RoleSecondary, nil
+	}
+	return 0, fmt.Errorf("role %q: choose source or target", w)
+}

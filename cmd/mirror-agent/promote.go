@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"mirror-agent/mirror"
+)
+
+func newPromote(a *app) *cobra.Command {
+	var asJSON bool
+	var o mirror.PromoteOptions
+	c := &cobra.Command{
+		Use:   "promote",
+		Short: "Make this target the primary: the source is gone",
+		Long: `Makes the copy on this host the mirror's primary and serves it by NBD. Run it on
+the target, after the source is gone. Hosts of the old generation are refused
+from then on.
+
+Refused while the source seems alive, or another host is further: --force
+promotes all the same. What only the other hosts had is then not in this copy.`,
+		Example: examples(
+			"mirror-agent promote",
+			"mirror-agent promote --nbd unix:/run/mirror-agent/vol0.nbd --json",
+		),
+		Args: arguments(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.NBD != "" {
+				if _, err := parseNBD(o.NBD); err != nil {
+					return usagef("--nbd: %w", err)
+				}
+			}
+			cl, err := a.client(c)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			ctx, cancel := context.WithTimeout(c.Context(), promoteTimeout)
+			defer cancel()
+			r, err := cl.Promote(ctx, o)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(r)
+			}
+			a.printf("primary now: generation %s at LSN %d, after %s\n", r.Generation, r.LSN, formatSeconds(r.Seconds))
+			if r.NBD != "" {
+				a.printf("  clients connect to %s   (nbdinfo '%s')\n", r.NBD, nbdURI(r.NBD))
+			}
+			return nil
+		},
+	}
+	addControlFlags(c)
+	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive or another host is further")
+	c.Flags().StringVar(&o.NBD, "nbd", "", "`ADDR` to serve at (default the target's --nbd)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// nbdURI is an address as libnbd's and qemu's tools want it.
+func nbdURI(address string) string {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		return "nbd+unix:///?socket=" + path
+	}
+	return "nbd://" + address
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"mirror-agent/mirror"
+)
+
+var testNow = time.Date(2026, 11, 22, 14, 3, 0, 0, time.UTC)
+
+func ago(d time.Duration) time.Time { return testNow.Add(-d) }
+
+func healthy() *mirror.Status {
+	return &mirror.Status{
+		Name: "vol0", UUID: "9c1e", Role: "primary", State: "in sync", Reason: "10.1.0.9:7400 is streaming", Since: ago(53 * time.Hour),
+		Mode: "flush", OnLoss: "continue", Switch: "manual", Generation: "3.0", ActiveTarget: "10.1.0.9:7400",
+		Device: mirror.DeviceStatus{Path: "/srv/vol0.img", SizeBytes: 64 << 30},
+		Log:    mirror.LogStatus{Head: 5 << 30, Durable: 5 << 30, Committed: 5 << 30, Applied: 4 << 30, Tail: 5<<30 - 1460<<20, SizeBytes: 4 << 30},
+		NBD:    mirror.FrontStats{Address: "unix:/run/mirror-agent/vol0.nbd", Connections: 2, Reads: 3411, Writes: 120431, Flushes: 88, ReadBytes: 12 << 20, WrittenBytes: 1200 << 20},
+		Followers: []mirror.FollowerStatus{
+			{
+				Target: "10.1.0.9:7400", Kind: "target", State: "streaming", Active: true, Received: 5 << 30, Durable: 5 << 30, Since: ago(time.Hour),
+				Paths: []mirror.PathStatus{
+					{ID: 1, Local: "10.1.0.5:50000", Remote: "10.1.0.9:7400", State: "active", RTTMicros: 310, BytesSent: 610 << 20},
+					{ID: 2, Local: "10.2.0.5:50001", Remote: "10.2.0.9:7400", State: "active", RTTMicros: 840, BytesSent: 390 << 20},
+				},
+			},
+			{Target: "10.3.0.9:7400", Kind: "backup", State: "idle"},
+		},
+		Alarms: []mirror.Alarm{},
+	}
+}
+
+func degraded() *mirror.Status {
+	st := healthy()
+	st.State, st.Since = "degraded", ago(47*time.Second)
+	st.Reason = "10.1.0.9:7400 is down: no frame for 3.0 s; writes continue on this host only (on-loss: continue)"
+	st.NextStep = "it is retried by itself; or mirror-agent switch backup"
+	f := &st.Followers[0]
+	f.State, f.Reason, f.Since = "down", "no frame for 3.0 s", ago(47*time.Second)
+	f.LagBytes, f.RPOSeconds = 212<<20, 47.04
+	f.Paths[0].State, f.Paths[0].Reason = "backoff", "connection reset"
+	f.Paths = f.Paths[:1]
+	b := &st.Followers[1]
+	b.State, b.Durable, b.LagBytes, b.RPOSeconds = "streaming", 4<<30, 1900<<10, 0.4
+	st.Alarms = []mirror.Alarm{{Name: "degraded", Since: st.Since, Reason: st.Reason, NextStep: st.NextStep}}
+	return st
+}
+
+func resyncing() *mirror.Status {
+	st := healthy()
+	st.State, st.Reason = "resync", "10.1.0.9:7400 is being copied: changed blocks"
+	f := &st.Followers[0]
+	f.State, f.Reason, f.Durable, f.DirtyBytes, f.Paths = "resync", "changed blocks", 0, 6451<<20, nil
+	f.Resync = &mirror.Progress{DoneBytes: 3174 << 20, TotalBytes: 9625 << 20, Started: ago(8 * time.Second)}
+	st.Followers = st.Followers[:1]
+	return st
+}
+
+func secondary() *mirror.Status {
+	return &mirror.Status{
+		Name: "vol0", Role: "secondary", State: "waiting", Reason: "no source is connected", Since: ago(3 * time.Minute),
+		Mode: "flush", Generation: "3.0", NextStep: "start the source; or, when it is lost, mirror-agent promote",
+		Device: mirror.DeviceStatus{Path: "/srv/vol0.img", SizeBytes: 64 << 30}, Log: mirror.LogStatus{Head: 4096, Tail: 0, SizeBytes: 4 << 30},
+		Source: &mirror.SourceStatus{Peer: "nyc1", LastSeen: ago(3 * time.Minute), Durable: 4096, SourceHead: 4096 + 12<<10},
+	}
+}
+
+func TestRender(t *testing.T) {
+	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "secondary": secondary()} {
+		t.Run(name, func(t *testing.T) {
+			v := view{now: testNow}
+			var b strings.Builder
+			v.status(&b, st)
+			b.WriteString("--- explain\n")
+			v.explain(&b, st)
+			b.WriteString("--- path list\n")
+			pathTable(&b, pathRows(st), false)
+			b.WriteString("--- one line\n" + v.line(st) + "\n")
+			golden(t, "status-"+name+".txt", b.String())
+		})
+	}
+}
+
+func TestRenderRates(t *testing.T) {
+	before := healthy()
+	st := healthy()
+	st.Log.Head += 20 << 20
+	st.NBD.Writes += 2408
+	st.NBD.WrittenBytes += 9400 << 10
+	var b strings.Builder
+	view{now: testNow, before: before, beforeTime: ago(2 * time.Second)}.status(&b, st)
+	golden(t, "status-rates.txt", b.String())
+}
+
+// Colours must not change a word, and none may appear when they are off.
+func TestRenderColours(t *testing.T) {
+	for _, st := range []*mirror.Status{healthy(), degraded()} {
+		var plain, coloured strings.Builder
+		view{now: testNow}.status(&plain, st)
+		view{now: testNow, paint: true}.status(&coloured, st)
+		if strings.Contains(plain.String(), "\x1b") || !strings.Contains(coloured.String(), "\x1b[") {
+			t.Error("colours on and off are confused")
+		}
+		bare := coloured.String()
+		for _, code := range []string{"0", "1", "2", "31", "32", "33", "39"} {
+			bare = strings.ReplaceAll(bare, "\x1b["+code+"m", "")
+		}
+		if bare != plain.String() {
+			t.Errorf("coloured:\n%s\nplain:\n%s", bare, plain.String())
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mirror-agent/mirror"
+	"mirror-agent/mirror/control"
+)
+
+const (
+	askTimeout     = 10 * time.Second
+	orderTimeout   = 2 * time.Minute
+	promoteTimeout = 11 * time.Minute
+)
+
+func newStatus(a *app) *cobra.Command {
+	var asJSON, watch bool
+	var interval time.Duration
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show the mirror's state on this host",
+		Long: `Shows whether the mirror is fine, how far behind the targets are, what is wrong
+and what to do. The fields of --json keep their names.
+
+RPO is the age of the oldest write that is not yet durable on that host.`,
+		Example: examples(
+			"mirror-agent status",
+			"mirror-agent status --watch",
+			"mirror-agent status --name vol0 --json | jq '.followers[].rpo_seconds'",
+		),
+		Args: arguments(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if interval <= 0 {
+				return usagef("--interval %s: must be positive", interval)
+			}
+			cl, err := a.client(c)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			if watch {
+				return a.watch(c.Context(), cl, interval, asJSON)
+			}
+			st, err := askStatus(c.Context(), cl)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(st)
+			}
+			view{paint: paint(a.colour), now: a.now()}.status(a.stdout, &st)
+			return nil
+		},
+	}
+	addControlFlags(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch one line each time")
+	c.Flags().BoolVar(&watch, "watch", false, "go on until Ctrl-C")
+	c.Flags().DurationVar(&interval, "interval", time.Second, "`TIME` between two looks with --watch")
+	return c
+}
+
+func askStatus(ctx context.Context, cl *control.Client) (mirror.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return cl.Status(ctx)
+}
+
+// watch shows the state again and again until ctx is cancelled: redrawn on a
+// terminal, one line each time elsewhere.
+func (a *app) watch(ctx context.Context, cl *control.Client, interval time.Duration, asJSON bool) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	var before *mirror.Status
+	var beforeTime time.Time
+	for {
+		st, err := askStatus(ctx, cl)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		now := a.now()
+		v := view{paint: paint(a.colour), now: now, before: before, beforeTime: beforeTime}
+		switch {
+		case asJSON:
+			if err := json.NewEncoder(a.stdout).Encode(st); err != nil {
+				return err
+			}
+		case a.redraw:
+			var screen strings.Builder
+			v.status(&screen, &st)
+			a.draw(screen.String())
+		default:
+			a.printf("%s\n", v.line(&st))
+		}
+		before, beforeTime = &st, now
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// draw replaces what is on the terminal's screen.
+func (a *app) draw(screen string) {
+	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K\n", "\x1b[J"
+	io.WriteString(a.stdout, home+strings.ReplaceAll(screen, "\n", clearLine)+clearBelow)
+}
+
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

@@ -1,0 +1,123 @@
+package dataport
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// Payload buffers come in a few sizes and go back to their pool when the client has consumed the message. Whoever
+// holds a *buffer owns it; release gives it up.
+type buffer struct {
+	b    []byte // full capacity of the class
+	data []byte
+	pool *sync.Pool
+}
+
+// bufferSizes grow by two, so that memory stays within twice what credit counts.
+var bufferSizes = [...]int{512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20}
+
+var bufferPools = func() (p [len(bufferSizes)]*sync.Pool) {
+	for i, n := range bufferSizes {
+		p[i] = &sync.Pool{}
+		pool := p[i]
+		pool.New = func() any { return &buffer{b: make([]byte, n), pool: pool} }
+	}
+	return p
+}()
+
+// newBuffer returns a buffer whose data has n bytes of any content. n was checked by the caller.
+func newBuffer(n int) *buffer {
+	for i, size := range bufferSizes {
+		if n <= size {
+			b := bufferPools[i].Get().(*buffer)
+			b.data = b.b[:n]
+			return b
+		}
+	}
+	return &buffer{data: make([]byte, n)}
+}
+
+func (b *buffer) release() {
+	if b == nil || b.pool == nil {
+		return
+	}
+	b.data = nil
+	b.pool.Put(b)
+}
+
+// bufferedConn lies between TLS and TCP: TLS writes one record of 16 KiB at a time, which would be a system call each.
+// Buffering begins after the handshake; flush is called by the path's writer. Only the writer goroutine and, rarely, TLS
+// itself (key updates) write, so a mutex is enough.
+type bufferedConn struct {
+	net.Conn
+	mu    sync.Mutex // guards out
+	out   []byte     // nil: not buffering
+	rest  []byte     // read, not yet given to TLS; used by the reading goroutine only
+	space []byte
+}
+
+const tlsBufferBytes = 128 << 10
+
+func (c *bufferedConn) startBuffering() {
+	c.mu.Lock()
+	c.out = make([]byte, 0, tlsBufferBytes)
+	c.mu.Unlock()
+}
+
+func (c *bufferedConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out == nil {
+		return c.Conn.Write(p)
+	}
+	if len(c.out)+len(p) > cap(c.out) {
+		if err := c.flushLocked(); err != nil {
+			return 0, err
+		}
+	}
+	if len(p) > cap(c.out) {
+		return c.Conn.Write(p)
+	}
+	c.out = append(c.out, p...)
+	return len(p), nil
+}
+
+func (c *bufferedConn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flushLocked()
+}
+
+func (c *bufferedConn) flushLocked() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.out)
+	c.out = c.out[:0]
+	return err
+}
+
+func (c *bufferedConn) Read(p []byte) (int, error) {
+	if len(c.rest) == 0 {
+		if len(p) >= tlsBufferBytes/2 {
+			return c.Conn.Read(p)
+		}
+		if c.space == nil {
+			c.space = make([]byte, tlsBufferBytes)
+		}
+		n, err := c.Conn.Read(c.space)
+		c.rest = c.space[:n]
+		if n == 0 {
+			return 0, err
+		}
+	}
+	n := copy(p, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+// clock is the monotonic time since the node began; tests in a synctest bubble make it theirs.
+type clock struct{ start time.Time }
+
+func (c clock) now() time.Duration { return time.Since(c.start) }

@@ -1,0 +1,48 @@
+// Package dataport carries opaque messages between two hosts over several TCP connections at once.
+//
+// A Node is the process: its key, listeners and random incarnation. A client registers by name (Registration) and opens
+// a Port to a target, an address list of one host, with an ordered list of backups. A Port has one Session at a time: one
+// incarnation pair, ordered exactly-once delivery in both directions, over whatever paths are up. On the other host the
+// session belongs to the client of the same name, without a Port.
+//
+//	Send ─► sending (window, messages, frames) ─► Scheduler ─► path: writer ═ TCP ═ reader ─► receiving (reorder, messages)
+//	  ▲ receipt: consumed ◄──────────────────────── any frame of any path ◄──────────────────────── OnMessage returned
+//
+// What holds, whatever happens to paths:
+//
+//   - A message is handed to the peer's client once, whole, in the order of Send, or its receipt fails with
+//     ErrSessionLost. A receipt that succeeds proves that the peer's OnMessage has returned.
+//   - A frame stays with its sender until the peer's port has acknowledged it. When its path dies or is suspect and
+//     another one is active it goes out again there; duplicates are dropped by sequence.
+//   - A session ends for good: unreachable, closed, switched away, peer restarted. Nothing resumes silently.
+//   - Bounded: what is held for the peer (SendWindowBytes), what the peer may send ahead (ReceiveWindowBytes, and one
+//     message), events, sessions, paths, connections before authentication, every length before it is allocated.
+//   - The port owns the parts of a message until its receipt is done, and reads them no more after that.
+//   - Manual: nothing goes to a backup before Switch. Auto: the next backup after TargetUnreachable. Never back by itself.
+//
+// The order of events, per registration (inbound sessions have Port nil and no target events):
+//
+//	connecting          PathUp SessionUp PathUp…
+//	path reset          PathDown … PathUp (same path id)
+//	path silent         PathSuspect, then PathUp (heard again) or PathDown … PathUp
+//	all paths silent    PathSuspect… PathDown… SessionDown TargetUnreachable, and in Auto: Switching PathUp Switched SessionUp
+//	never reached       [PeerRefused] TargetUnreachable
+//	Switch              Switching [SessionDown] PathUp Switched SessionUp
+//	peer restarted      PathDown… PeerRestarted SessionDown PathUp SessionUp
+//	Close               [SessionDown] PortClosed
+//
+// SessionDown closes the paths that are left without a PathDown of their own. OnMessage and OnEvent run on different
+// goroutines: a message may be seen before the SessionUp of its session.
+//
+// Liveness: every frame, and every piece of a big one, is a sign of life. A side that hears nothing on a path says so on
+// it (flagDeaf), so a path that is dead one way is suspect on both. A heartbeat that is itself late (the process was
+// stopped, the machine starved) gives the peer the same time again before it is judged.
+//
+// The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
+// port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
+// connection's two goroutines, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
+// port_run.go how it dials, joins, gives up and switches; node.go what accepts.
+//
+// Not here yet, by design of the first light: standby and reserved path states, draining, addresses exchanged while
+// running, moving frames away from a path that is slow but not silent.
+package dataport

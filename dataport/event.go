@@ -1,0 +1,61 @@
+package dataport
+
+import (
+	"fmt"
+	"time"
+)
+
+// EventKind says what happened. The order in which a fault shows is part of the contract, see doc.go.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	PathUp            EventKind = iota + 1 // a path carries data; also when a suspect path was heard again
+	PathSuspect                            // a path fell silent; what it held goes out again on the others
+	PathDown                               // a path was lost or closed; it is dialled again
+	SessionUp                              // a session began: its first path is up
+	SessionDown                            // a session ended for good; its paths are closed without PathDown of their own
+	TargetUnreachable                      // no sign of life for UnreachableAfter; the port keeps dialling
+	Switching                              // the port leaves its target for another one
+	Switched                               // the other target answered; SessionUp follows
+	PeerRestarted                          // the peer has a new incarnation; SessionDown of the old session follows
+	Suspended                              // the port holds its messages back
+	Resumed                                // and no longer
+	PeerRefused                            // a peer was refused or refused us; Reason says why
+	PortClosed                             // the last event of a port
+)
+
+var eventNames = [...]string{"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
+	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed"}
+
+func (k EventKind) String() string {
+	if k == 0 || int(k) >= len(eventNames) {
+		return fmt.Sprintf("EventKind(%d)", uint8(k))
+	}
+	return eventNames[k]
+}
+
+// Event is one thing that happened on a port (or on an inbound session: then Port is nil).
+type Event struct {
+	Kind    EventKind
+	Time    time.Time
+	Port    *Port
+	Session *Session
+	Path    PathID
+	Target  string
+	Reason  string
+}
+
+func (e Event) String() string {
+	s := e.Kind.String()
+	if e.Path != 0 {
+		s += fmt.Sprintf(" path=%d", e.Path)
+	}
+	if e.Target != "" {
+		s += " target=" + e.Target
+	}
+	if e.Reason != "" {
+		s += " (" + e.Reason + ")"
+	}
+	return s
+}

@@ -1,0 +1,479 @@
+package dataport
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// path is one live connection of a session. Unless said otherwise its fields are guarded by the session's mutex. One
+// goroutine reads it and one writes it; both end when it is shut.
+type path struct {
+	id   PathID
+	s    *Session
+	w    *wire
+	rec  *record
+	wake chan struct{} // capacity 1: there is something to write
+	dead chan struct{} // closed by shut
+	once sync.Once
+
+	heard atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
+
+	state  PathState
+	silent bool // nothing heard for the threshold: told to the peer as flagDeaf
+	deaf   bool // the peer says that it hears nothing
+	srtt   time.Duration
+
+	queue   deque[*outFrame] // bulk, not yet written
+	queued  int              // its cost
+	writing []*outFrame      // inside the current write
+
+	pongs   []uint64
+	pingDue bool
+	ackDue  bool
+	closing string // not empty: say so and end
+
+	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
+	meter    meter
+	rate     float64
+}
+
+// record is what stays of a path over its reconnections.
+type record struct {
+	id                     PathID
+	sent, received, resent atomic.Uint64
+
+	mu            sync.Mutex // leaf: guards the fields below
+	local, remote string
+	state         PathState
+	since         time.Time
+	reason        string
+	rtt           time.Duration
+	rate          float64
+	unacked       int
+}
+
+func (r *record) set(s PathState, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state != s {
+		r.state, r.since = s, time.Now()
+	}
+	if reason != "" {
+		r.reason = reason
+	}
+	if s != PathActive && s != PathSuspected {
+		r.unacked = 0
+	}
+}
+
+func (r *record) connected(w *wire) {
+	r.mu.Lock()
+	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
+	r.mu.Unlock()
+	r.set(PathActive, "")
+}
+
+func (r *record) stats() PathStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return PathStats{
+		ID: r.id, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
+		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
+	}
+}
+
+func newPath(s *Session, w *wire, rec *record) *path {
+	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt}
+	p.state, _ = PathAuthenticating.next(pathAuthenticated)
+	p.heard.Store(int64(s.node.clock.now()))
+	return p
+}
+
+func (p *path) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// shut closes the connection and ends the goroutines. abort throws away what TCP still holds: it goes out elsewhere.
+func (p *path) shut(abort bool) {
+	p.once.Do(func() {
+		close(p.dead)
+		p.w.close(abort)
+	})
+}
+
+func (p *path) heardAt() time.Duration { return time.Duration(p.heard.Load()) }
+
+// grant gives the peer late more time, for this process was not there to hear it.
+func (p *path) grant(now, late time.Duration) {
+	p.heard.Store(int64(min(now, p.heardAt()+late)))
+}
+
+// hear notes a frame from the peer. One that says "I hear nothing of you" is no sign of life both ways.
+func (p *path) hear(now time.Duration, deaf bool) {
+	p.deaf = deaf
+	if !deaf {
+		p.heard.Store(int64(now))
+		p.s.lastLife = max(p.s.lastLife, now)
+	}
+}
+
+// silence takes the verdict on the path's silence and reports whether the state changed.
+func (p *path) silence(silent bool) (changed bool) {
+	p.silent = silent && !p.deaf // what is deaf to us is not silent: else both would wait for the other's word
+	in := pathHeard
+	if silent {
+		in = pathSilent
+	}
+	p.state, changed = p.state.next(in)
+	return changed
+}
+
+// give appends a frame to the path's bulk queue.
+func (p *path) give(f *outFrame) {
+	f.path = p
+	p.queue.push(f)
+	p.queued += f.cost()
+	p.poke()
+}
+
+func (p *path) isWriting(m *outMsg) bool {
+	for _, f := range p.writing {
+		if f.msg == m {
+			return true
+		}
+	}
+	return false
+}
+
+// work is what one write carries: headers without checksums, and the frames of those that have data.
+type work struct {
+	headers []header
+	frames  []*outFrame // nil entry: no data
+	bye     string
+	bulk    int
+}
+
+const maxBatchBytes = 512 << 10
+
+// collect takes what is due: small frames first, then bulk. s.mu is held. It reports false when nothing is due.
+func (p *path) collect(w *work) bool {
+	w.headers, w.frames, w.bulk, w.bye = w.headers[:0], w.frames[:0], 0, p.closing
+	if w.bye != "" {
+		w.headers, w.frames = append(w.headers, p.header(frameClose, 0)), append(w.frames, nil)
+		return true
+	}
+	for _, seq := range p.pongs {
+		w.headers, w.frames = append(w.headers, p.header(framePong, seq)), append(w.frames, nil)
+	}
+	if p.pingDue {
+		w.headers, w.frames = append(w.headers, p.header(framePing, uint64(p.s.node.clock.now()))), append(w.frames, nil)
+	}
+	for p.queue.len() > 0 && w.bulk < maxBatchBytes && len(w.headers) < maxBatchFrames {
+		f := p.queue.pop()
+		p.queued -= f.cost()
+		if f.acked || f.path != p || f.msg.over {
+			continue
+		}
+		h := p.header(f.msg.typ, f.seq)
+		h.payload, h.message, h.offset, h.call = uint32(f.n), uint32(f.msg.size), uint32(f.off), f.msg.call
+		h.flags |= f.msg.flags
+		if f.off == 0 {
+			h.flags |= flagFirst
+		}
+		if f.off+f.n == f.msg.size {
+			h.flags |= flagLast
+		}
+		f.msg.writing++
+		if f.sends++; f.sends > 1 {
+			p.rec.resent.Add(1)
+		}
+		w.bulk += f.cost()
+		w.headers, w.frames = append(w.headers, h), append(w.frames, f)
+		p.writing = append(p.writing, f)
+	}
+	if len(w.headers) == 0 && p.ackDue {
+		w.headers, w.frames = append(w.headers, p.header(frameAck, 0)), append(w.frames, nil)
+	}
+	p.pongs, p.pingDue, p.ackDue = p.pongs[:0], false, false
+	if w.bulk > 0 {
+		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+	}
+	return len(w.headers) > 0
+}
+
+// header returns a header that carries the newest receiving state. s.mu is held.
+func (p *path) header(t frameType, seq uint64) header {
+	in := &p.s.in
+	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received}
+	if p.silent {
+		h.flags |= flagDeaf
+	}
+	if len(in.held) > 0 {
+		for i := uint64(0); i < 64; i++ {
+			if _, ok := in.held[in.next+1+i]; ok {
+				h.sack |= 1 << i
+			}
+		}
+	}
+	return h
+}
+
+// letGo gives back the messages of a finished write. s.mu is held.
+func (p *path) letGo() {
+	for i, f := range p.writing {
+		m := f.msg
+		if m.writing--; m.writing == 0 && m.over {
+			p.s.finish(m)
+			p.s.admit()
+		}
+		p.writing[i] = nil
+	}
+	p.writing = p.writing[:0]
+}
+
+func (p *path) writeLoop() {
+	e := newEncoder()
+	var w work
+	s := p.s
+	for {
+		s.mu.Lock()
+		p.letGo()
+		due := p.collect(&w)
+		s.mu.Unlock()
+		if !due {
+			select {
+			case <-p.wake:
+				continue
+			case <-p.dead:
+				return
+			}
+		}
+		if w.bye != "" {
+			p.sayGoodbye(e, &w)
+			return
+		}
+		n, err := e.write(p.w, &w)
+		p.rec.sent.Add(uint64(n))
+		if err != nil {
+			s.mu.Lock()
+			p.letGo()
+			s.mu.Unlock()
+			s.pathFailed(p, fmt.Errorf("write: %w", plain(err)))
+			return
+		}
+	}
+}
+
+// goodbyeTime is how long an end waits for the last frame to leave.
+const goodbyeTime = 250 * time.Millisecond
+
+// sayGoodbye tells the peer that the session ended, and gives TCP a moment to carry it: a close with unread data
+// would reset the connection and with it the last frame.
+func (p *path) sayGoodbye(e *encoder, w *work) {
+	_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime))
+	w.headers[0].payload = uint32(min(len(w.bye), maxReasonBytes))
+	e.control = w.bye[:w.headers[0].payload]
+	if _, err := e.write(p.w, w); err != nil {
+		p.shut(true)
+		return
+	}
+	if c, ok := p.w.raw.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite() // the reader ends at the peer's FIN or at the deadline
+		return
+	}
+	p.shut(false)
+}
+
+const (
+	maxBatchFrames = 512
+	copyBelowBytes = 8 << 10 // smaller payloads are copied beside their headers: fewer, longer pieces for writev
+	stagingBytes   = 256 << 10
+)
+
+// encoder turns work into bytes on a connection; it keeps its buffers.
+type encoder struct {
+	staging []byte
+	pieces  net.Buffers
+	hash    *xxhash.Digest
+	control string // payload of a frame without data
+}
+
+func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
+
+// write sends all of w with as few system calls as it takes.
+func (e *encoder) write(c *wire, w *work) (int, error) {
+	need := len(e.control)
+	for i, h := range w.headers {
+		need += headerBytes
+		if w.frames[i] != nil && h.payload < copyBelowBytes {
+			need += int(h.payload)
+		}
+	}
+	if cap(e.staging) < need || cap(e.staging) > max(need, stagingBytes) {
+		e.staging = make([]byte, 0, max(need, 16<<10))
+	}
+	e.staging, e.pieces = e.staging[:0], e.pieces[:0]
+	from, total := 0, 0
+	for i := range w.headers {
+		h, f := &w.headers[i], w.frames[i]
+		at := len(e.staging)
+		e.staging = e.staging[:at+headerBytes]
+		total += headerBytes + int(h.payload)
+		switch {
+		case f == nil:
+			e.staging = append(e.staging, e.control...)
+			h.payloadHash = xxhash.Sum64String(e.control)
+		case h.payload < copyBelowBytes:
+			f.each(func(b []byte) { e.staging = append(e.staging, b...) })
+			h.payloadHash = xxhash.Sum64(e.staging[at+headerBytes:])
+		default:
+			e.pieces = append(e.pieces, e.staging[from:])
+			from = len(e.staging)
+			h.payloadHash = e.gather(f)
+		}
+		h.encode(e.staging[at : at+headerBytes])
+	}
+	if from < len(e.staging) {
+		e.pieces = append(e.pieces, e.staging[from:])
+	}
+	err := c.writeAll(e.pieces)
+	clear(e.pieces)
+	return total, err
+}
+
+func (e *encoder) gather(f *outFrame) uint64 {
+	n := len(e.pieces)
+	f.each(func(b []byte) { e.pieces = append(e.pieces, b) })
+	if len(e.pieces) == n+1 {
+		return xxhash.Sum64(e.pieces[n])
+	}
+	e.hash.Reset()
+	for _, b := range e.pieces[n:] {
+		_, _ = e.hash.Write(b)
+	}
+	return e.hash.Sum64()
+}
+
+// each goes through the bytes of the frame, which may lie in several parts of its message.
+func (f *outFrame) each(fn func([]byte)) {
+	skip, left := f.off, f.n
+	for _, b := range f.msg.parts {
+		if left == 0 {
+			return
+		}
+		if skip >= len(b) {
+			skip -= len(b)
+			continue
+		}
+		b = b[skip:]
+		skip = 0
+		b = b[:min(len(b), left)]
+		left -= len(b)
+		fn(b)
+	}
+}
+
+// ackEveryBytes is how much may arrive in one go before the peer is told.
+const ackEveryBytes = 256 << 10
+
+func (p *path) readLoop() {
+	err := p.read()
+	var broken *brokenError
+	if errors.As(err, &broken) {
+		p.s.fail(broken.err.Error(), broken.why)
+		return
+	}
+	p.s.pathFailed(p, fmt.Errorf("read: %w", plain(err)))
+}
+
+// brokenError is one that ends the session, not the path alone.
+type brokenError struct {
+	err error
+	why endCause
+}
+
+func (e *brokenError) Error() string { return e.err.Error() }
+
+func (p *path) read() error {
+	s, r := p.s, p.w.r
+	head := make([]byte, headerBytes)
+	maxMessage := uint32(s.node.conf.MaxMessageBytes)
+	var h header
+	since := 0
+	for {
+		if _, err := io.ReadFull(r, head); err != nil {
+			return err
+		}
+		if err := h.decode(head, maxMessage); err != nil {
+			return err
+		}
+		buf, err := p.payload(r, &h)
+		if err != nil {
+			return err
+		}
+		p.rec.received.Add(headerBytes + uint64(h.payload))
+		if h.typ == frameClose {
+			reason := "closed by the peer: " + string(buf.data)
+			return &brokenError{errors.New(reason), endByPeer}
+		}
+		if h.typ == frameHello {
+			return fmt.Errorf("%w: hello on an established path", ErrProtocol)
+		}
+		if err := s.receive(p, &h, buf); err != nil {
+			return &brokenError{err, endProtocol}
+		}
+		if h.sequenced() {
+			since += headerBytes + int(h.payload)
+		}
+		if since > 0 && (since >= ackEveryBytes || r.Buffered() < headerBytes) {
+			since = 0
+			s.mu.Lock()
+			p.ackDue = true
+			s.mu.Unlock()
+			p.poke()
+		}
+	}
+}
+
+// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
+// path would fall silent for as long as a frame takes.
+func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
+	buf := newBuffer(int(h.payload))
+	const piece = 32 << 10
+	for rest := buf.data; len(rest) > 0; {
+		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
+		if err != nil {
+			buf.release()
+			return nil, err
+		}
+		rest = rest[n:]
+		if h.flags&flagDeaf == 0 {
+			p.heard.Store(int64(p.s.node.clock.now()))
+		}
+	}
+	if xxhash.Sum64(buf.data) != h.payloadHash {
+		buf.release()
+		return nil, fmt.Errorf("%w: payload checksum of sequence %d", ErrFrame, h.seq)
+	}
+	return buf, nil
+}
+
+// plain strips the addresses that net puts around an error: the path is known.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Err != nil {
+		return op.Err
+	}
+	return err
+}

@@ -1,0 +1,415 @@
+package dataport
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// slot is a path of a port over all its connections: it dials, authenticates, waits for the loss, and dials again.
+type slot struct {
+	p             *Port
+	rec           *record
+	epoch         int
+	local, remote string
+	cancel        context.CancelFunc
+	now           chan struct{} // capacity 1: do not wait out the backoff
+}
+
+// startSlots begins the paths to the current target. p.mu is held.
+func (p *Port) startSlots() {
+	addrs, locals := p.targets[p.index], p.node.conf.LocalAddrs
+	for i := range min(max(len(addrs), p.conf.Paths), p.node.conf.MaxPaths) {
+		local := ""
+		if len(locals) > 0 {
+			local = locals[i%len(locals)]
+		}
+		p.startSlot(local, addrs[i%len(addrs)])
+	}
+}
+
+func (p *Port) startSlot(local, remote string) *slot {
+	p.lastPath++
+	ctx, cancel := context.WithCancel(context.Background())
+	sl := &slot{
+		p: p, epoch: p.epoch, local: local, remote: remote, cancel: cancel, now: make(chan struct{}, 1),
+		rec: &record{id: p.lastPath, local: local, remote: remote, since: time.Now()},
+	}
+	p.slots = append(p.slots, sl)
+	p.tasks.start(func() { sl.run(ctx) })
+	return sl
+}
+
+func (sl *slot) hurry() {
+	select {
+	case sl.now <- struct{}{}:
+	default:
+	}
+}
+
+// move feeds the path's state machine; the record is what others see of it.
+func (sl *slot) move(in pathInput, reason string) {
+	sl.rec.mu.Lock()
+	next, ok := sl.rec.state.next(in)
+	sl.rec.mu.Unlock()
+	if ok || reason != "" {
+		sl.rec.set(next, reason)
+	}
+}
+
+func (sl *slot) run(ctx context.Context) {
+	t := sl.p.node.conf.Timing
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, t.BackoffMax, 1.6, 0.3
+	wait.Reset()
+	for in := pathStart; ctx.Err() == nil; in = pathRetry {
+		sl.move(in, "")
+		live, err := sl.connect(ctx)
+		if err == nil {
+			began := time.Now()
+			select {
+			case <-live.dead:
+			case <-ctx.Done():
+				live.s.cutPath(live.id, "removed") // nothing when the session ended with it
+			}
+			if time.Since(began) >= t.PathDownAfter {
+				wait.Reset()
+			}
+		} else {
+			sl.p.attemptFailed(ctx, sl, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		sl.rec.fall()
+		if errors.Is(err, errNoSession) {
+			continue // the session it wanted to join is over: open a new one
+		}
+		pause := time.NewTimer(min(wait.NextBackOff(), t.BackoffMax))
+		select {
+		case <-pause.C:
+		case <-sl.now:
+			wait.Reset()
+		case <-ctx.Done():
+		}
+		pause.Stop()
+	}
+	sl.move(pathStop, "")
+}
+
+// fall brings a lost path into Backoff, whatever it was lost in.
+func (r *record) fall() {
+	r.mu.Lock()
+	s := r.state
+	r.mu.Unlock()
+	if next, ok := s.next(pathFailed); ok {
+		s = next
+	}
+	if s == PathIdle { // its session ended and took it down
+		s = PathLost
+	}
+	next, _ := s.next(pathPause)
+	r.set(next, "")
+}
+
+// connect dials, authenticates and joins the port's session, or opens it.
+func (sl *slot) connect(ctx context.Context) (*path, error) {
+	n := sl.p.node
+	limited, cancel := context.WithTimeout(ctx, n.conf.Timing.HandshakeTimeout)
+	defer cancel()
+	raw, err := n.conf.Dial(limited, sl.local, sl.remote)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", plain(err))
+	}
+	sl.move(pathConnected, "")
+	tuneSocket(raw, n.userTimeout())
+	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	w, err := n.secure(ctx, raw, true)
+	var live *path
+	if err == nil {
+		live, err = sl.attach(ctx, w)
+	}
+	if err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return live, nil
+}
+
+// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others wait for it.
+func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
+	p := sl.p
+	deadline := time.NewTimer(p.node.conf.Timing.HandshakeTimeout)
+	defer deadline.Stop()
+	for {
+		p.mu.Lock()
+		if p.epoch != sl.epoch || ctx.Err() != nil {
+			p.mu.Unlock()
+			return nil, errVoid
+		}
+		s, change := p.sess, p.change
+		open := s == nil && !p.opening
+		if open {
+			p.opening = true
+		}
+		p.mu.Unlock()
+		switch {
+		case s != nil:
+			return sl.join(w, s)
+		case open:
+			live, err := sl.open(w)
+			p.mu.Lock()
+			if p.epoch == sl.epoch {
+				p.opening = false
+				p.changed()
+			}
+			p.mu.Unlock()
+			return live, err
+		}
+		select {
+		case <-change:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-deadline.C:
+			return nil, errors.New("waited in vain for the session's first path")
+		}
+	}
+}
+
+// changed wakes who waits for a session. p.mu is held.
+func (p *Port) changed() {
+	close(p.change)
+	p.change = make(chan struct{})
+}
+
+func (sl *slot) open(w *wire) (*path, error) {
+	p, n := sl.p, sl.p.node
+	h := n.helloFor(helloOpen, p.reg, SessionID(randomID()), sl.rec.id)
+	h.port, h.nonce = p.id, random32()
+	a, err := w.ask(h)
+	if err != nil {
+		return nil, err
+	}
+	secret := a.secret
+	if w.tls != nil {
+		secret = sessionSecret(w.binding, h.session, n.incarnation, a.incarnation)
+	}
+	if want := joinProof(secret, roleAccepts, w.bound(h.nonce), h.session, h.path); !hmac.Equal(a.proof[:], want[:]) || a.maxMessage == 0 {
+		return nil, fmt.Errorf("%w: the answer's proof is wrong", ErrBadHello)
+	}
+	if err := w.establish(); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.epoch != sl.epoch {
+		return nil, errVoid
+	}
+	s := newSession(n, p.reg, sessionSetup{
+		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, maxMessage: a.maxMessage, credit: a.credit,
+		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0]},
+	})
+	s.out.hold = p.machine.suspended
+	n.mu.Lock()
+	n.sessions[s.id] = s
+	n.mu.Unlock()
+	if old, ok := p.peers[p.index]; ok && old != a.incarnation {
+		p.reg.emit(Event{Kind: PeerRestarted, Port: p, Session: s, Target: s.peer.Target, Reason: "new incarnation"})
+	}
+	p.peers[p.index] = a.incarnation
+	switched := p.machine.base == PortSwitching || p.unannounced()
+	live, err := s.addPath(w, sl.rec, func() {
+		if switched {
+			s.event(Switched, 0, "")
+		}
+		s.event(SessionUp, 0, "")
+		s.start()
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.sess, p.declared, p.refused = s, false, ""
+	p.arrived = p.index
+	p.sessions++
+	p.step(portSessionUp, "")
+	p.addAnnounced(a.addrs, w.raw.RemoteAddr().String())
+	return live, nil
+}
+
+// unannounced reports whether the current target was switched to and has not been reached since: Switched is still to be told.
+func (p *Port) unannounced() bool { return p.arrived != p.index }
+
+// addAnnounced adds paths to addresses that the target says it has. p.mu is held.
+func (p *Port) addAnnounced(addrs []string, seed string) {
+	if !p.conf.UseAnnounced {
+		return
+	}
+	for _, a := range addrs {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil || a == seed || len(p.slots) >= p.node.conf.MaxPaths {
+			continue
+		}
+		if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+			continue
+		}
+		if !slices.ContainsFunc(p.slots, func(s *slot) bool { return s.remote == a }) {
+			p.startSlot("", a)
+		}
+	}
+}
+
+func (sl *slot) join(w *wire, s *Session) (*path, error) {
+	p, n := sl.p, sl.p.node
+	if s.peerKey != nil && !s.peerKey.Equal(ed25519.PublicKey(w.key)) {
+		return nil, fmt.Errorf("%w: %s, the session's peer is %s: the addresses of a target must lead to one node", ErrWrongKey, w.keyText(), s.peer.Key)
+	}
+	h := n.helloFor(helloJoin, p.reg, s.id, sl.rec.id)
+	h.port, h.nonce = p.id, random32()
+	bound := w.bound(h.nonce)
+	h.proof = joinProof(s.secret, roleDials, bound, s.id, h.path)
+	a, err := w.ask(h)
+	var refusal *RefusedError
+	if errors.As(err, &refusal) && refusal.Code == RefusedNoSession && a != nil {
+		if a.incarnation != s.peer.Incarnation {
+			p.mu.Lock()
+			p.peers[p.index] = a.incarnation
+			p.mu.Unlock()
+			s.fail("peer restarted", endRestarted)
+		} else {
+			s.fail("the peer has given up the session", endByPeer)
+		}
+		return nil, errNoSession
+	}
+	if err != nil {
+		return nil, err
+	}
+	if want := joinProof(s.secret, roleAccepts, bound, s.id, h.path); !hmac.Equal(a.proof[:], want[:]) {
+		return nil, fmt.Errorf("%w: the answer's proof is wrong", ErrBadHello)
+	}
+	if err := w.establish(); err != nil {
+		return nil, err
+	}
+	return s.addPath(w, sl.rec, nil)
+}
+
+// attemptFailed notes why a path did not come up. A refusal is told to the client, once per reason.
+func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
+	if ctx.Err() != nil || errors.Is(err, errVoid) || errors.Is(err, errNoSession) {
+		return
+	}
+	sl.rec.set(PathLost, err.Error())
+	var refusal *RefusedError
+	told := errors.Is(err, ErrWrongKey) || errors.As(err, &refusal) && refusal.Code != RefusedNoClient
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.epoch != sl.epoch {
+		return
+	}
+	p.reason = fmt.Sprintf("path %d to %s: %v", sl.rec.id, sl.remote, err)
+	if told && p.refused != err.Error() {
+		p.refused = err.Error()
+		p.reg.emit(Event{Kind: PeerRefused, Port: p, Path: sl.rec.id, Target: p.targets[p.index][0], Reason: err.Error()})
+	}
+}
+
+// pathsChanged is called by the session with its mutex held.
+func (p *Port) pathsChanged(active int) { p.active.Store(int32(active)) }
+
+// sessionEnded is called once by a session that ended on its own.
+func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sess != s {
+		return
+	}
+	p.sess = nil
+	p.active.Store(0)
+	p.lastLife, p.declared = p.node.clock.now(), false
+	p.step(portSessionDown, reason)
+	if why == endUnreachable {
+		p.declare(reason)
+	} else {
+		for _, sl := range p.slots {
+			sl.hurry()
+		}
+	}
+	p.changed()
+}
+
+// declare tells that the target is unreachable and, in Auto, goes to the next backup. p.mu is held.
+func (p *Port) declare(reason string) {
+	p.declared = true
+	p.step(portTargetUnreachable, reason)
+	p.event(TargetUnreachable, reason)
+	p.goOn()
+}
+
+// goOn switches by itself where that is wanted: to the next backup, never back.
+func (p *Port) goOn() {
+	if p.declared && p.conf.Switch == Auto && !p.machine.suspended && p.index+1 < len(p.targets) {
+		p.switchTo(p.index+1, p.reason)
+	}
+}
+
+// switchTo leaves the current target for another. p.mu is held.
+func (p *Port) switchTo(to int, reason string) {
+	p.reg.emit(Event{Kind: Switching, Port: p, Target: p.targets[to][0], Reason: reason})
+	p.step(portSwitch, reason)
+	p.epoch++
+	if s := p.sess; s != nil {
+		p.sess = nil
+		s.end("switched to "+p.targets[to][0], endQuietly)
+	}
+	for _, sl := range p.slots {
+		sl.cancel()
+	}
+	p.slots = nil
+	p.active.Store(0)
+	p.index, p.opening, p.declared, p.refused = to, false, false, ""
+	p.arrived = -1
+	p.lastLife = p.node.clock.now()
+	p.startSlots()
+	p.changed()
+}
+
+// supervise watches the time without a session.
+func (p *Port) supervise() {
+	t := time.NewTicker(p.node.conf.Timing.Heartbeat)
+	defer t.Stop()
+	last := p.node.clock.now()
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-t.C:
+		}
+		now := p.node.clock.now()
+		late := now - last - p.node.conf.Timing.Heartbeat
+		last = now
+		p.mu.Lock()
+		if late > p.node.conf.Timing.Heartbeat { // this process stood still, see Session.tick
+			p.lastLife = min(now, p.lastLife+late)
+		}
+		switch waited := now - p.lastLife; {
+		case p.sess != nil || p.machine.base == PortIsClosed:
+		case p.declared:
+			p.goOn() // resumed meanwhile
+		case waited >= p.node.conf.Timing.UnreachableAfter:
+			reason := p.reason
+			if reason == "" {
+				reason = "no answer"
+			}
+			p.declare(fmt.Sprintf("no session for %v: %s", waited.Round(time.Millisecond), reason))
+		}
+		p.mu.Unlock()
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package dataport_test
+
+const raceEnabled = false

@@ -1,0 +1,327 @@
+package dataport
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Session is one incarnation of a port's connection to one target, seen from either side: ordered exactly-once delivery
+// in both directions over whatever paths it has. It ends for good: there is no resuming into another one.
+// All methods may be called by several goroutines.
+//
+// Lock order: Port.mu, Node.mu, Session.mu, then the leaves Registration.mu and record.mu.
+type Session struct {
+	id      SessionID
+	node    *Node
+	reg     *Registration
+	port    *Port // nil: inbound
+	portID  uint64
+	peer    PeerInfo
+	peerKey ed25519.PublicKey // nil over plain TCP
+	secret  [32]byte
+	sched   Scheduler
+	maxMsg  int // largest message the peer takes
+	cancel  context.CancelFunc
+	ctx     context.Context // given to callbacks, ends with the session
+	done    chan struct{}   // closed by end
+	tasks   tasks
+
+	mu    sync.Mutex // guards everything below, and the paths' fields
+	paths []*path    // Active and Suspect
+	recs  []*record  // of all paths there ever were
+	ended bool
+	err   error
+
+	lastLife time.Duration // last sign of life on any path
+	lastTick time.Duration
+
+	out    sending
+	in     receiving
+	loads  []PathLoad // scratch of dispatch
+	ready  []*path    // scratch of dispatch
+	counts Stats
+}
+
+// sessionSetup is what a handshake settled.
+type sessionSetup struct {
+	id         SessionID
+	port       *Port
+	portID     uint64
+	peer       PeerInfo
+	peerKey    ed25519.PublicKey
+	secret     [32]byte
+	sched      Scheduler
+	maxMessage uint32
+	credit     uint64
+}
+
+func newSession(n *Node, r *Registration, u sessionSetup) *Session {
+	if u.sched == nil {
+		u.sched = LeastCompletion()
+	}
+	s := &Session{
+		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
+		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.lastLife = n.clock.now()
+	s.lastTick = s.lastLife
+	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
+	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
+	return s
+}
+
+// start lets the session live. Its first path is added right after.
+func (s *Session) start() {
+	s.tasks.start(s.deliver)
+	s.tasks.start(s.keepAlive)
+}
+
+// ID returns the session's id, the same on both sides.
+func (s *Session) ID() SessionID { return s.id }
+
+// Peer says who is on the other side.
+func (s *Session) Peer() PeerInfo { return s.peer }
+
+// Done is closed when the session has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err returns nil while the session lives, then why it ended (wraps ErrSessionLost).
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Stats returns a snapshot.
+func (s *Session) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.counts
+	st.QueuedBytes = s.out.used
+	st.BufferedBytes = int(s.in.cost - s.in.consumedCost)
+	for _, r := range s.recs {
+		st.Paths = append(st.Paths, r.stats())
+	}
+	return st
+}
+
+// event emits an event of this session. s.mu is held, so that the order of events is that of what they tell.
+func (s *Session) event(k EventKind, id PathID, reason string) {
+	s.reg.emit(Event{Kind: k, Port: s.port, Session: s, Path: id, Target: s.peer.Target, Reason: reason})
+}
+
+// fail ends the session from within and tells its port. No lock is held.
+func (s *Session) fail(reason string, why endCause) {
+	if s.end(reason, why) && s.port != nil {
+		s.port.sessionEnded(s, reason, why)
+	}
+}
+
+type endCause uint8
+
+const (
+	endQuietly     endCause = iota // the peer is told
+	endUnreachable                 // no sign of life
+	endByPeer                      // the peer closed it, or does not know it
+	endRestarted                   // the peer has a new incarnation
+	endProtocol                    // the peer broke the protocol
+)
+
+// end ends the session for good: events, receipts, calls, paths. It reports false when it had ended before. It waits
+// for nothing; wait does.
+func (s *Session) end(reason string, why endCause) bool {
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return false
+	}
+	s.ended = true
+	s.err = &SessionError{Session: s.id, Reason: reason}
+	for _, p := range s.paths {
+		p.rec.set(PathIdle, reason)
+		if why == endQuietly || why == endProtocol {
+			p.closing = reason
+			_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime)) // also for a write that is blocked right now
+			p.poke()
+			continue
+		}
+		p.shut(why == endUnreachable)
+	}
+	s.paths = nil
+	if why == endRestarted {
+		s.event(PeerRestarted, 0, reason)
+	}
+	s.event(SessionDown, 0, reason)
+	s.failSending()
+	s.dropReceived()
+	s.mu.Unlock()
+	s.cancel()
+	close(s.done)
+	s.node.dropSession(s)
+	return true
+}
+
+// wait waits for all goroutines of an ended session, but for callbacks that are running.
+func (s *Session) wait() { s.tasks.wait() }
+
+// keepAlive is the session's heartbeat: it pings, watches the silence of every path and of the peer.
+func (s *Session) keepAlive() {
+	t := time.NewTicker(s.node.conf.Timing.Heartbeat)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-t.C:
+		}
+		if reason := s.tick(s.node.clock.now()); reason != "" {
+			s.fail(reason, endUnreachable)
+			return
+		}
+	}
+}
+
+// tick does one heartbeat at now. It returns a reason when the peer counts as unreachable.
+func (s *Session) tick(now time.Duration) string {
+	t := s.node.conf.Timing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return ""
+	}
+	// When this very tick is late the whole process stood still (SIGSTOP, starved of CPU): what the peer sent meanwhile
+	// may lie unread in our sockets. It gets the same time again.
+	if late := now - s.lastTick - t.Heartbeat; late > t.Heartbeat {
+		s.lastLife = min(now, s.lastLife+late)
+		for _, p := range s.paths {
+			p.grant(now, late)
+		}
+	}
+	s.lastTick = now
+	for i := len(s.paths) - 1; i >= 0; i-- { // backwards: checkPath may remove the path
+		s.checkPath(s.paths[i], now)
+	}
+	for _, p := range s.paths {
+		s.lastLife = max(s.lastLife, p.heardAt())
+		p.pingDue = true
+		p.poke()
+	}
+	if silence := now - s.lastLife; silence >= t.UnreachableAfter {
+		return fmt.Sprintf("no sign of life for %v on any path", silence.Round(time.Millisecond))
+	}
+	return ""
+}
+
+// checkPath moves a path between Active, Suspect and Down by what was heard on it. s.mu is held.
+func (s *Session) checkPath(p *path, now time.Duration) {
+	t := s.node.conf.Timing
+	silence := now - p.heardAt()
+	if silence >= t.PathDownAfter {
+		s.lastLife = max(s.lastLife, p.heardAt())
+		s.losePath(p, fmt.Sprintf("silent for %v", silence.Round(time.Millisecond)))
+		return
+	}
+	threshold := min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
+	if p.deaf || silence >= threshold {
+		if p.silence(true) {
+			reason := fmt.Sprintf("silent for %v", silence.Round(time.Millisecond))
+			if p.deaf {
+				reason = "peer hears nothing on this path"
+			}
+			p.rec.set(PathSuspected, reason)
+			s.event(PathSuspect, p.id, reason)
+			s.pathsChanged()
+		}
+	} else if p.silence(false) {
+		p.rec.set(PathActive, "")
+		s.event(PathUp, p.id, "heard again")
+		s.pathsChanged()
+	}
+}
+
+// addPath takes an authenticated connection as a path. A path of the same id that is still there is replaced: the
+// peer would not dial again if it were any good. It reports false when the session has ended. before runs between the PathUp event and the first frame.
+func (s *Session) addPath(w *wire, rec *record, before func()) (*path, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil, s.err
+	}
+	for _, old := range s.paths {
+		if old.id == rec.id {
+			s.losePath(old, "replaced by a new connection")
+			break
+		}
+	}
+	if len(s.paths) >= s.node.conf.MaxPaths {
+		return nil, ErrTooManyPaths
+	}
+	known := false
+	for _, r := range s.recs {
+		known = known || r == rec
+	}
+	if !known {
+		s.recs = append(s.recs, rec)
+	}
+	p := newPath(s, w, rec)
+	s.paths = append(s.paths, p)
+	s.lastLife = max(s.lastLife, s.node.clock.now())
+	rec.connected(w)
+	s.event(PathUp, p.id, "")
+	if before != nil {
+		before()
+	}
+	s.tasks.start(p.writeLoop)
+	s.tasks.start(p.readLoop)
+	s.pathsChanged()
+	return p, nil
+}
+
+// losePath takes a path out: its frames go out again elsewhere. s.mu is held.
+func (s *Session) losePath(p *path, reason string) {
+	for i, q := range s.paths {
+		if q != p {
+			continue
+		}
+		s.paths = append(s.paths[:i], s.paths[i+1:]...)
+		p.state, _ = p.state.next(pathFailed)
+		p.rec.set(PathLost, reason)
+		p.shut(true)
+		s.reclaim(p)
+		s.event(PathDown, p.id, reason)
+		s.pathsChanged()
+		return
+	}
+}
+
+// pathsChanged goes through what depends on the set of usable paths. s.mu is held.
+func (s *Session) pathsChanged() {
+	active := 0
+	for _, p := range s.paths {
+		if p.state == PathActive {
+			active++
+		}
+	}
+	for _, p := range s.paths {
+		if p.state == PathSuspected && active > 0 {
+			s.reclaim(p)
+		}
+	}
+	s.askAck(nil)
+	s.dispatch()
+	if s.port != nil {
+		s.port.pathsChanged(active)
+	}
+}
+
+// pathFailed is called by a path's goroutines when their connection broke. No lock is held.
+func (s *Session) pathFailed(p *path, err error) {
+	s.mu.Lock()
+	s.losePath(p, err.Error())
+	s.mu.Unlock()
+	p.shut(true)
+}

@@ -1,0 +1,273 @@
+package dataport
+
+import "fmt"
+
+// receiving is the half of a session that receives. It is guarded by the session's mutex.
+//
+//	frames of any path ──► held (out of order) ──► whole (a message being put together) ──► queue ──► OnMessage
+//	                        │ duplicate: dropped                                              reply ──► its call
+type receiving struct {
+	next         uint64              // all frames below arrived
+	end          uint64              // all frames below belong to whole messages
+	consumed     uint64              // all frames below belong to consumed messages
+	cost         uint64              // of all frames that arrived, each once
+	consumedCost uint64              // of those that need no room any more
+	granted      uint64              // what the peer's cost may reach
+	held         map[uint64]*inFrame // arrived before what precedes them
+	whole        *inMsg              // has its first fragments
+	queue        deque[*inMsg]       // whole, not yet taken by the client
+	busy         *inMsg              // in OnMessage
+	wake         chan struct{}       // capacity 1: queue or end changed
+	lastPath     *path               // on which data came last
+}
+
+type inFrame struct {
+	h   header
+	buf *buffer
+}
+
+type inMsg struct {
+	typ         frameType
+	flags       frameFlags
+	call        uint64
+	first, last uint64
+	cost        uint64
+	have        int
+	buf         *buffer
+}
+
+// receive takes a frame that p has read. It owns buf. An error breaks the session.
+func (s *Session) receive(p *path, h *header, buf *buffer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		buf.release()
+		return nil
+	}
+	if h.session != s.id || h.client != s.reg.id {
+		return fmt.Errorf("%w: frame of session %s client %08x", ErrProtocol, h.session, h.client)
+	}
+	now := s.node.clock.now()
+	p.hear(now, h.flags&flagDeaf != 0)
+	if p.state == PathSuspected {
+		s.checkPath(p, now)
+	}
+	if err := p.delivered(now, h.pathBytes); err != nil {
+		return err
+	}
+	if err := s.acknowledged(h); err != nil {
+		return err
+	}
+	var err error
+	switch h.typ {
+	case frameData, frameReply:
+		err = s.receiveData(p, h, buf)
+	case framePing:
+		if len(p.pongs) < 4 {
+			p.pongs = append(p.pongs, h.seq)
+		}
+		p.poke()
+	case framePong:
+		p.measure(now, h.seq)
+	}
+	if !h.sequenced() {
+		buf.release()
+	}
+	s.dispatch()
+	return err
+}
+
+func (s *Session) receiveData(p *path, h *header, buf *buffer) error {
+	in := &s.in
+	cost := uint64(h.payload) + frameCost
+	p.received += cost
+	in.lastPath = p
+	if _, dup := in.held[h.seq]; dup || h.seq < in.next {
+		s.counts.DuplicateFrames++
+		buf.release()
+		return nil
+	}
+	in.cost += cost
+	if in.cost > in.granted || h.seq > in.next+(in.granted-in.consumedCost)/frameCost {
+		return fmt.Errorf("%w: sequence %d is beyond its credit", ErrProtocol, h.seq)
+	}
+	if h.seq > in.next {
+		in.held[h.seq] = &inFrame{h: *h, buf: buf}
+		return nil
+	}
+	if err := s.accept(h, buf); err != nil {
+		return err
+	}
+	for len(in.held) > 0 {
+		f := in.held[in.next]
+		if f == nil {
+			break
+		}
+		delete(in.held, in.next)
+		if err := s.accept(&f.h, f.buf); err != nil {
+			return err
+		}
+	}
+	s.grant()
+	return nil
+}
+
+// accept takes the next frame in order and puts messages together.
+func (s *Session) accept(h *header, buf *buffer) error {
+	in := &s.in
+	m := in.whole
+	switch {
+	case m == nil && h.flags&flagFirst != 0:
+		m = &inMsg{typ: h.typ, flags: h.flags, call: h.call, first: h.seq}
+		if h.flags&flagLast != 0 {
+			m.buf = buf
+		} else {
+			m.buf = newBuffer(int(h.message)) // decode bounded it by MaxMessageBytes
+		}
+	case m == nil, h.flags&flagFirst != 0, m.typ != h.typ, m.call != h.call, m.have != int(h.offset), len(m.buf.data) != int(h.message):
+		return fmt.Errorf("%w: fragment %d+%d of %d does not follow its predecessor", ErrProtocol, h.offset, h.payload, h.message)
+	}
+	if m.buf != buf {
+		copy(m.buf.data[m.have:], buf.data)
+		buf.release()
+	}
+	m.have += int(h.payload)
+	m.cost += uint64(h.payload) + frameCost
+	m.last = h.seq
+	in.next++
+	if h.flags&flagLast == 0 {
+		in.whole = m
+		return nil
+	}
+	in.whole = nil
+	in.end = in.next
+	if m.typ == frameReply {
+		s.answer(m)
+		return nil
+	}
+	in.queue.push(m)
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// answer hands a reply to its call: beside the queue of messages, for OnMessage itself may be the caller.
+func (s *Session) answer(m *inMsg) {
+	if c := s.out.calls[m.call]; c != nil {
+		delete(s.out.calls, m.call)
+		if m.flags&flagError != 0 {
+			c.err = &RemoteError{Text: string(m.buf.data)}
+		} else {
+			c.reply = append(make([]byte, 0, len(m.buf.data)), m.buf.data...)
+		}
+		close(c.done)
+	}
+	m.buf.release()
+	s.in.consumedCost += m.cost
+	s.settle()
+}
+
+// settle works out consumed: replies are consumed as they come, messages in order.
+func (s *Session) settle() {
+	in := &s.in
+	switch {
+	case in.busy != nil:
+		in.consumed = in.busy.first
+	case in.queue.len() > 0:
+		in.consumed = in.queue.at(0).first
+	default:
+		in.consumed = in.end
+	}
+}
+
+// grant works out the credit. A message larger than half the window gets credit for what of it has been put together,
+// or it could never become whole; so the bound is the window and one message.
+func (s *Session) grant() {
+	in := &s.in
+	window := uint64(s.node.conf.ReceiveWindowBytes)
+	limit := in.consumedCost + window
+	if in.whole != nil && uint64(len(in.whole.buf.data)) > window/2 {
+		limit += in.whole.cost
+	}
+	in.granted = max(in.granted, limit)
+}
+
+// deliver hands messages to the client, one at a time.
+func (s *Session) deliver() {
+	for {
+		s.mu.Lock()
+		if s.ended {
+			s.mu.Unlock()
+			return
+		}
+		if s.in.queue.len() == 0 {
+			s.mu.Unlock()
+			select {
+			case <-s.in.wake:
+			case <-s.done:
+			}
+			continue
+		}
+		m := s.in.queue.pop()
+		s.in.busy = m
+		s.mu.Unlock()
+
+		s.tasks.leave()
+		reply, err := s.reg.client.OnMessage(s.ctx, Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0})
+		s.tasks.enter()
+		if m.flags&flagCall != 0 && len(reply) > 0 && err == nil {
+			reply = append([]byte(nil), reply...) // it may lie in the payload, which is recycled now
+		}
+		size := len(m.buf.data)
+		m.buf.release()
+		if e := s.consumed(m, size, reply, err); e != nil {
+			s.fail(e.Error(), endProtocol)
+			return
+		}
+	}
+}
+
+func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil
+	}
+	s.in.busy = nil
+	s.counts.MessagesReceived++
+	s.counts.BytesReceived += uint64(size)
+	s.in.consumedCost += m.cost
+	s.settle()
+	s.grant()
+	if m.flags&flagCall != 0 {
+		if e := s.enqueueReply(m.call, reply, err); e != nil {
+			return e
+		}
+	}
+	s.askAck(s.in.lastPath)
+	s.dispatch()
+	return nil
+}
+
+// askAck has the newest receiving state told to the peer, by p if it is well, else by the quickest path. s.mu is held.
+func (s *Session) askAck(p *path) {
+	if p == nil || p.state != PathActive {
+		p = nil
+		for _, q := range s.paths {
+			if p == nil || (q.state == PathActive && (p.state != PathActive || q.srtt < p.srtt)) {
+				p = q
+			}
+		}
+	}
+	if p != nil {
+		p.ackDue = true
+		p.poke()
+	}
+}
+
+// dropReceived forgets what was received and not consumed: the session has ended.
+func (s *Session) dropReceived() {
+	s.in.held, s.in.whole, s.in.queue = nil, nil, deque[*inMsg]{}
+}

@@ -1,0 +1,361 @@
+package dataport
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// sending is the half of a session that sends. It is guarded by the session's mutex.
+//
+//	Send → pending ──cut──► frames (base … next) ──acknowledged──► forgotten
+//	         │                  │ ▲ path lost or suspect: resend
+//	         └── messages ──────┴─┴─────────────── consumed ─────► receipt done
+type sending struct {
+	next         uint64           // sequence of the next new frame
+	base         uint64           // sequence of frames.at(0)
+	frames       deque[*outFrame] // base … next-1, not yet acknowledged (or only selectively)
+	resend       []*outFrame      // ordered by sequence: their path is gone
+	queue        deque[*outMsg]   // not yet wholly cut into frames
+	open         deque[*outMsg]   // not yet consumed by the peer's client, in order
+	spent        uint64           // cost of all frames cut
+	credit       uint64           // what spent may reach
+	used         int              // bytes held for the peer, of the send window
+	wait         deque[*sendWait] // Sends that wait for the window, in order
+	calls        map[uint64]*call // open calls by id
+	callID       uint64           // last one given
+	reply        int              // bytes of replies not yet consumed
+	hold         bool             // suspended: nothing new goes out
+	peerConsumed uint64
+}
+
+type sendWait struct {
+	need  int
+	ready chan struct{} // closed when the window has room for it, or the session ended
+	gone  bool
+	given bool
+}
+
+type call struct {
+	done  chan struct{} // closed when reply or err is set
+	reply []byte
+	err   error
+}
+
+// Send queues one message made of parts and returns its receipt. It blocks while the send window is full, until ctx
+// ends. The port owns the parts until the receipt is done. Messages of one goroutine go out in the order of its calls.
+func (s *Session) Send(ctx context.Context, parts ...[]byte) (*Receipt, error) {
+	m, err := s.send(ctx, parts, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &m.Receipt, nil
+}
+
+// Call sends a message and waits for what the peer's OnMessage returns for it; the reply is the caller's. An error over
+// there is a *RemoteError. When ctx ends first the message stays on its way and the port keeps the parts until the session ends.
+func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
+	c := &call{done: make(chan struct{})}
+	m, err := s.send(ctx, parts, c)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		s.mu.Lock()
+		delete(s.out.calls, m.call)
+		s.mu.Unlock()
+	}()
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if c.err != nil && c.reply == nil {
+		if _, remote := c.err.(*RemoteError); !remote {
+			return nil, c.err
+		}
+	}
+	if err := m.Wait(ctx); err != nil { // the parts are the caller's again
+		return nil, err
+	}
+	return c.reply, c.err
+}
+
+func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, error) {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	if size > s.maxMsg {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrMessageTooBig, size, s.maxMsg)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, parts: parts, size: size, typ: frameData}
+	need := min(size+frameCost, s.node.conf.SendWindowBytes)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.reserve(ctx, need); err != nil {
+		return nil, err
+	}
+	if c != nil {
+		s.out.callID++
+		m.call, m.flags = s.out.callID, flagCall
+		s.out.calls[m.call] = c
+	}
+	s.counts.MessagesSent++
+	s.counts.BytesSent += uint64(size)
+	s.out.queue.push(m)
+	s.out.open.push(m)
+	s.dispatch()
+	return m, nil
+}
+
+func (s *Session) windowCost(m *outMsg) int {
+	return min(m.size+frameCost, s.node.conf.SendWindowBytes)
+}
+
+// reserve takes need bytes of the send window, waiting for its turn. s.mu is held, and given up while waiting.
+func (s *Session) reserve(ctx context.Context, need int) error {
+	if s.ended {
+		return s.err
+	}
+	if s.out.wait.len() == 0 && s.out.used+need <= s.node.conf.SendWindowBytes {
+		s.out.used += need
+		return nil
+	}
+	w := &sendWait{need: need, ready: make(chan struct{})}
+	s.out.wait.push(w)
+	s.mu.Unlock()
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	switch {
+	case s.ended:
+		return s.err
+	case w.given:
+		return nil
+	}
+	w.gone = true
+	s.admit()
+	return ctx.Err()
+}
+
+// admit lets waiting Sends in as far as the window has room. s.mu is held.
+func (s *Session) admit() {
+	for s.out.wait.len() > 0 {
+		w := s.out.wait.at(0)
+		if !w.gone {
+			if s.out.used+w.need > s.node.conf.SendWindowBytes {
+				return
+			}
+			s.out.used += w.need
+			w.given = true
+			close(w.ready)
+		}
+		s.out.wait.pop()
+	}
+}
+
+// enqueueReply queues the answer to a call. It never blocks: a delivery that waited for room here while the peer's does
+// the same over there would be a deadlock. The backlog is bounded instead: above the window an error replaces the reply,
+// above twice the window the peer asks more than it takes, and the session ends. s.mu is held.
+func (s *Session) enqueueReply(id uint64, reply []byte, err error) error {
+	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, typ: frameReply, call: id}
+	switch window := s.node.conf.SendWindowBytes; {
+	case s.out.reply > 2*window:
+		return fmt.Errorf("%w: %d bytes of replies wait for it", ErrProtocol, s.out.reply)
+	case err == nil && s.out.reply+len(reply) > window+s.node.conf.MaxMessageBytes:
+		err = fmt.Errorf("reply of %d bytes: too many replies wait to be taken", len(reply))
+	case err == nil && len(reply) > s.maxMsg:
+		err = fmt.Errorf("reply of %d bytes, the caller takes at most %d", len(reply), s.maxMsg)
+	}
+	if err != nil {
+		text := []byte(err.Error())
+		reply, m.flags = text[:min(len(text), maxControlPayload, s.maxMsg)], flagError
+	}
+	m.parts, m.size = [][]byte{reply}, len(reply)
+	s.out.reply += m.size + frameCost
+	s.out.queue.push(m)
+	s.out.open.push(m)
+	return nil
+}
+
+const (
+	minCutBytes     = 16 << 10
+	unknownCutBytes = 64 << 10
+	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
+	depthSeconds    = 0.050 // a path is given this much ahead of what it has delivered, above its round trip
+	minDepthBytes   = 2 * maxFramePayload
+)
+
+// dispatch gives frames to paths while there are frames, room and credit. s.mu is held.
+func (s *Session) dispatch() {
+	for !s.ended {
+		again := s.nextResend()
+		if again == nil && (s.out.hold || s.out.queue.len() == 0) {
+			return
+		}
+		s.ready, s.loads = s.ready[:0], s.loads[:0]
+		for _, p := range s.paths {
+			if p.state == PathActive && p.unacked() < p.depth() {
+				s.ready = append(s.ready, p)
+				s.loads = append(s.loads, PathLoad{ID: p.id, UnackedBytes: p.unacked(), Rate: p.rate, RTT: p.srtt})
+			}
+		}
+		if len(s.ready) == 0 {
+			return
+		}
+		n := maxFramePayload
+		if again != nil {
+			n = again.n
+		} else {
+			n = min(n, s.out.queue.at(0).size-s.out.queue.at(0).cut)
+		}
+		i := s.sched.Pick(n, s.loads)
+		if i < 0 || i >= len(s.ready) {
+			return
+		}
+		f := again
+		if f == nil {
+			if f = s.cut(s.ready[i].cutBytes()); f == nil {
+				return // no credit
+			}
+		} else {
+			s.out.resend = s.out.resend[1:]
+		}
+		s.ready[i].give(f)
+	}
+}
+
+func (s *Session) nextResend() *outFrame {
+	for len(s.out.resend) > 0 {
+		if f := s.out.resend[0]; !f.acked && f.path == nil {
+			return f
+		}
+		s.out.resend = s.out.resend[1:]
+	}
+	return nil
+}
+
+// cut makes the next frame of at most most bytes out of the oldest queued message; nil when the peer's credit does not allow it.
+func (s *Session) cut(most int) *outFrame {
+	m := s.out.queue.at(0)
+	n := min(m.size-m.cut, most)
+	room := int64(s.out.credit) - int64(s.out.spent) - frameCost
+	if room < int64(min(n, minCutBytes)) {
+		return nil
+	}
+	n = int(min(int64(n), room))
+	f := &outFrame{msg: m, seq: s.out.next, off: m.cut, n: n}
+	if m.cut == 0 {
+		m.first = f.seq
+	}
+	m.cut += n
+	if m.cut == m.size {
+		m.allCut, m.last = true, f.seq
+		s.out.queue.pop()
+	}
+	s.out.next++
+	s.out.spent += uint64(f.cost())
+	s.out.frames.push(f)
+	return f
+}
+
+// reclaim takes back the frames that p has and the peer has not acknowledged. s.mu is held.
+func (s *Session) reclaim(p *path) {
+	n := len(s.out.resend)
+	for i := range s.out.frames.len() {
+		if f := s.out.frames.at(i); f.path == p && !f.acked {
+			f.path = nil
+			s.out.resend = append(s.out.resend, f)
+		}
+	}
+	p.queue, p.queued = deque[*outFrame]{}, 0
+	if len(s.out.resend) > n {
+		slices.SortFunc(s.out.resend, func(a, b *outFrame) int {
+			if a.seq < b.seq {
+				return -1
+			}
+			return 1
+		})
+	}
+}
+
+// acknowledged takes the receiving state of the peer from any frame. s.mu is held.
+func (s *Session) acknowledged(h *header) error {
+	o := &s.out
+	if h.ack > o.next || h.consumed > max(h.ack, o.peerConsumed) {
+		return fmt.Errorf("%w: acknowledges %d, consumed %d, sent below %d", ErrProtocol, h.ack, h.consumed, o.next)
+	}
+	o.credit = max(o.credit, h.credit)
+	for o.base < h.ack {
+		o.frames.pop().acked = true
+		o.base++
+	}
+	for i, bits := uint64(0), h.sack; bits != 0; i, bits = i+1, bits>>1 {
+		if seq := h.ack + 1 + i; bits&1 != 0 && seq >= o.base && seq < o.next {
+			o.frames.at(int(seq - o.base)).acked = true
+		}
+	}
+	if h.consumed <= o.peerConsumed {
+		return nil
+	}
+	o.peerConsumed = h.consumed
+	for o.open.len() > 0 && o.open.at(0).allCut && o.open.at(0).last < h.consumed {
+		s.over(o.open.pop(), nil)
+	}
+	s.admit()
+	return nil
+}
+
+// over ends a message: at once, or when the last path that is writing it lets go of its bytes. s.mu is held.
+func (s *Session) over(m *outMsg, err error) {
+	m.over, m.failure = true, err
+	if m.writing == 0 {
+		s.finish(m)
+		return
+	}
+	if err != nil {
+		return // the paths are being closed
+	}
+	for i := len(s.paths) - 1; i >= 0; i-- {
+		if p := s.paths[i]; p.state == PathSuspected && p.isWriting(m) {
+			s.losePath(p, "blocked while another path has delivered the same")
+		}
+	}
+}
+
+// finish completes the receipt. s.mu is held; the message is over and no one reads its parts.
+func (s *Session) finish(m *outMsg) {
+	m.parts = nil
+	if m.typ == frameReply {
+		s.out.reply -= m.size + frameCost
+	} else {
+		s.out.used -= s.windowCost(m)
+	}
+	m.err = m.failure
+	close(m.done)
+}
+
+// fail ends everything that is open with the session's end.
+func (s *Session) failSending() {
+	o := &s.out
+	for o.open.len() > 0 {
+		s.over(o.open.pop(), s.err)
+	}
+	o.frames, o.queue, o.resend = deque[*outFrame]{}, deque[*outMsg]{}, nil
+	for id, c := range o.calls {
+		c.err = s.err
+		close(c.done)
+		delete(o.calls, id)
+	}
+	for o.wait.len() > 0 {
+		if w := o.wait.pop(); !w.gone {
+			close(w.ready)
+		}
+	}
+}

@@ -1,0 +1,15 @@
+//go:build !linux
+
+package dataport
+
+import (
+	"net"
+	"time"
+)
+
+// tuneSocket sets what a path wants of TCP where only the portable options are known.
+func tuneSocket(c net.Conn, _ time.Duration) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetNoDelay(true)
+	}
+}

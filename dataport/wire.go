@@ -1,0 +1,174 @@
+package dataport
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// wire is a connection after TLS (if any) and before, during and after the hellos.
+type wire struct {
+	raw     net.Conn
+	tls     *tls.Conn     // nil: plain TCP
+	buf     *bufferedConn // beneath tls
+	r       *bufio.Reader
+	key     ed25519.PublicKey // of the peer, verified; nil over plain TCP
+	binding []byte            // see secret.go; nil over plain TCP
+	rtt     time.Duration     // of the hellos, on the side that dials
+}
+
+const readerBytes = 64 << 10
+
+// secure does the TLS handshake, within ctx and the deadline set on raw.
+func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, error) {
+	w := &wire{raw: raw}
+	if n.tls == nil {
+		w.r = bufio.NewReaderSize(raw, readerBytes)
+		return w, nil
+	}
+	w.buf = &bufferedConn{Conn: raw}
+	if dials {
+		w.tls = tls.Client(w.buf, n.tls)
+	} else {
+		w.tls = tls.Server(w.buf, n.tls)
+	}
+	if err := w.tls.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	var err error
+	if w.key, err = presentedKey(w.tls.ConnectionState()); err != nil {
+		return nil, err
+	}
+	if w.binding, err = bindingOf(w.tls, [32]byte{}); err != nil {
+		return nil, err
+	}
+	w.r = bufio.NewReaderSize(w.tls, readerBytes)
+	return w, nil
+}
+
+// bound returns the value that proofs on this connection are bound to.
+func (w *wire) bound(nonce [32]byte) []byte {
+	if w.tls == nil {
+		return nonce[:]
+	}
+	return w.binding
+}
+
+func (w *wire) keyText() string {
+	if w.key == nil {
+		return ""
+	}
+	return FormatPublicKey(w.key)
+}
+
+// establish ends the handshake: no deadline any more, and writes are gathered.
+func (w *wire) establish() error {
+	if w.buf != nil {
+		w.buf.startBuffering()
+	}
+	return w.raw.SetDeadline(time.Time{})
+}
+
+func (w *wire) close(abort bool) {
+	if t, ok := w.raw.(*net.TCPConn); ok && abort {
+		_ = t.SetLinger(0)
+	}
+	_ = w.raw.Close()
+}
+
+// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS.
+func (w *wire) writeAll(pieces net.Buffers) error {
+	if w.tls == nil {
+		v := pieces
+		_, err := v.WriteTo(w.raw)
+		return err
+	}
+	for _, b := range pieces {
+		if _, err := w.tls.Write(b); err != nil {
+			return err
+		}
+	}
+	return w.buf.flush()
+}
+
+func (w *wire) sendHello(h *hello) error {
+	body := h.encode()
+	b := make([]byte, headerBytes, headerBytes+len(body))
+	head := header{typ: frameHello, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
+	head.encode(b)
+	b = append(b, body...)
+	if w.tls != nil {
+		_, err := w.tls.Write(b)
+		return err
+	}
+	_, err := w.raw.Write(b)
+	return err
+}
+
+// readHello reads the one frame that is allowed before a path is established.
+func (w *wire) readHello(h *hello) error {
+	var b [headerBytes]byte
+	if _, err := io.ReadFull(w.r, b[:]); err != nil {
+		return err
+	}
+	var head header
+	if err := head.decode(b[:], 0); err != nil {
+		return err
+	}
+	if head.typ != frameHello {
+		return fmt.Errorf("%w: frame of type %d before the hello", ErrProtocol, head.typ)
+	}
+	body := make([]byte, head.payload) // at most maxControlPayload
+	if _, err := io.ReadFull(w.r, body); err != nil {
+		return err
+	}
+	if xxhash.Sum64(body) != head.payloadHash {
+		return fmt.Errorf("%w: hello checksum", ErrFrame)
+	}
+	return h.decode(body)
+}
+
+// helloFor fills in what every hello of this node says.
+func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
+	h := &hello{
+		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
+		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.Addrs(),
+	}
+	if r != nil {
+		h.client = r.name
+	}
+	return h
+}
+
+// ask sends our hello and reads the answer. An answer that refuses is a *RefusedError.
+func (w *wire) ask(h *hello) (*hello, error) {
+	start := time.Now()
+	if err := w.sendHello(h); err != nil {
+		return nil, fmt.Errorf("send hello: %w", err)
+	}
+	var a hello
+	if err := w.readHello(&a); err != nil {
+		// In TLS 1.3 the side that dials learns only now whether its key was accepted (RFC 8446, 4.4.2.4).
+		var op *net.OpError
+		if w.tls != nil && errors.As(err, &op) && op.Op == "remote error" {
+			return nil, &RefusedError{Code: RefusedProof, Reason: fmt.Sprintf("it does not accept our key (%v)", op.Err)}
+		}
+		return nil, fmt.Errorf("read the answer to hello: %w", err)
+	}
+	w.rtt = time.Since(start)
+	switch {
+	case a.kind == helloRefused:
+		return &a, &RefusedError{Code: a.code, Reason: a.reason}
+	case a.kind != helloAccepted || a.session != h.session || a.path != h.path:
+		return nil, fmt.Errorf("%w: answer of kind %d to session %s", ErrBadHello, a.kind, h.session)
+	}
+	return &a, nil
+}

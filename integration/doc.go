@@ -1,0 +1,35 @@
+// Package integration holds no code of the product: its tests run the real
+// binary as real processes, with the NBD clients that users have, and try to
+// break what the product guarantees (the guarantees G1 to G9 of the design).
+//
+// # What is here
+//
+//   - house_test.go: the rules of the house. Who may import whom, how long a
+//     file may be, which names are not allowed. shell_test.go: the same for scripts.
+//   - harness_main_test.go builds the binary once; harness_agent_test.go starts,
+//     kills, freezes and restarts it; harness_mirror_test.go makes a source with
+//     its targets; harness_status_test.go waits for what `status --json` says.
+//   - harness_nbd_test.go is a small pipelining NBD client and
+//     harness_ledger_test.go the oracle on top of it: it knows for every block
+//     which write was issued, answered and flushed, and judges what is read
+//     after a fault.
+//   - harness_proxy_test.go puts a path that can be cut or fall silent between
+//     two agents.
+//   - The other files are the tests: clients_test.go, filesystem_test.go,
+//     kill_test.go, path_test.go, switch_test.go, promote_test.go,
+//     badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
+//
+// # Rules
+//
+// Every process ends with its test, by its pid. A wait has a deadline and says
+// at its end what it had seen last. A test that needs root or a program says so
+// and is skipped; in CI such a skip is an error (scripts/ci-allowed-skips). The
+// logs of all agents of a test are printed when it fails.
+//
+// # Knobs
+//
+//	MIRROR_AGENT_ROUNDS  rounds of the kill tests (default: 100 in all)
+//	MIRROR_AGENT_SEED    seed of everything random; a failure prints it
+//	MIRROR_AGENT_RACE=1  builds the binary with the race detector
+//	MIRROR_AGENT_BIN     a binary to test in place of the one built here
+package integration

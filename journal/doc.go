@@ -1,0 +1,44 @@
+// Package journal is the log of a volume: an ordered history of changes, in a ring in one preallocated file (or a raw
+// partition) that it shares with two anchors. It knows records, positions and promises; what a record means
+// and when it may leave the log is the owner's business. It imports nothing from the project and names the small
+// File that it needs.
+//
+// # Main types
+//
+//   - Log: an open journal. Append (group commit), AppendRaw (a follower: the source's bytes at the source's LSN), Sync
+//     (one fdatasync for all who wait), WriteAnchor, Cut, Reset; readers: ReadRaw, ReadData, Scan, Verify, ChainAt.
+//   - Entry: one change on its way in. Record: a decoded header (format.go has the picture).
+//   - Anchor: what lies outside the ring: where the log starts, what is applied, what is promised (anchor.go).
+//   - Recovery: what Open found. CorruptError: what it refused.
+//
+// # Files
+//
+// format.go record; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
+// raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; cut.go; wipe.go; recover.go.
+//
+// # Invariants
+//
+//   - tail ≤ applied ≤ durable ≤ head. Records are written at the head only, and only below the tail of the newest
+//     durable anchor + ring size; writes leave Reserve bytes free for control records.
+//   - A record is published (head, OnAppend, return of Append) after its bytes are in the file, in LSN order.
+//   - durable goes up only after an fdatasync that began when the bytes were in the file. An anchor's promise is what was durable
+//     before the anchor was written.
+//   - The tail is raised before anything is written over what it freed; a reader looks at it after it has read.
+//   - Beyond the head the ring holds nothing that could be read as a record of a position between head and tail + ring: who drops
+//     records zeroes their headers (wipe.go). So a cut record never comes back, and a "later record" found beyond damage is proof.
+//   - The newest complete anchor is never overwritten, and a torn one is told from a rotten one (slots.go).
+//   - The first write or fdatasync that fails ends the Log (G9); the file is then reopened.
+//
+// # Decisions that DESIGN.md leaves open
+//
+//   - Rot that Open sees: anything before the anchor's promise; for a primary also what a provable later record of the newest
+//     generation promises. Not seen: the last records of a primary when the damage takes header and chain value of the first bad
+//     record and fewer than two records follow. Records between tail and applied are not read by Open; Verify does.
+//   - The anchor's slot is sealed sector by sector. A plain checksum cannot tell a torn anchor from a rotten newest one, and
+//     falling back to the older one after rot would forget a promise, a fence and where the tail is.
+//   - Cut and Reset write two anchors: "pending", and done.
+//   - Open and Reset read the free part of the ring once, to look for what lies there (about a second per GiB).
+//
+// Reading the disk and not the page cache after a failed fdatasync is the File's part: open it anew in a way
+// that drops what is cached.
+package journal

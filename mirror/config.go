@@ -1,0 +1,143 @@
+package mirror
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Config is everything an Agent needs to know. The zero value is not usable:
+// start from DefaultConfig, fill in Name, Role and Device, then Validate.
+type Config struct {
+	// Name of the mirror, 1 to 64 bytes of letters, digits, '.', '_' and '-'.
+	Name string
+	// Role that a first start gives the volume. Afterwards the volume's own
+	// anchor knows the role: a promoted target stays a primary over restarts.
+	Role Role
+
+	// Device is the backing device: a file or a raw block device.
+	Device string
+	// Size of the device in bytes; a missing file is created with it. Zero
+	// means the size that the device has. A multiple of 512.
+	Size int64
+	// Journal is the log's file; empty means Device + ".journal".
+	Journal string
+	// JournalSize in bytes; zero means a tenth of the device within 64 MiB
+	// and 4 GiB. Only used when the journal is created.
+	JournalSize int64
+
+	// Adopt lets a target take a device that holds data; it is overwritten
+	// where it differs from the source's.
+	Adopt bool
+
+	// NBD is the front's address ("unix:PATH" or HOST:PORT). On a secondary
+	// it is used from its promotion on.
+	NBD string
+	// Listen are the data port's addresses, one per path (HOST:PORT).
+	Listen []string
+	// Target are the addresses of the target host, one per path; empty means
+	// that there is none.
+	Target []string
+	// Backups are the backup hosts in the order in which they take over, each
+	// with its addresses.
+	Backups [][]string
+	// Local are local IP addresses to bind, one per path; empty lets the
+	// kernel choose.
+	Local []string
+
+	Mode   Mode
+	Switch SwitchMode
+	OnLoss OnLoss
+	Alone  Alone
+	// StartWait is how long a restarted source asks its followers for a
+	// higher generation before it opens its front.
+	StartWait time.Duration
+
+	// SyncInterval and SyncBytes are the log's own pace: without any FLUSH it
+	// is fdatasynced that often, so that the backing device follows.
+	SyncInterval time.Duration
+	SyncBytes    int64
+
+	// UnreachableAfter is how long a target may be silent on all paths before
+	// it counts as unreachable; PathDownAfter the same for one path.
+	UnreachableAfter time.Duration
+	PathDownAfter    time.Duration
+
+	// NodeName is shown to the peers; empty means the host's name.
+	NodeName string
+	// Key is this node's identity; nil is possible with Insecure only.
+	Key ed25519.PrivateKey
+	// Peers are the public keys that may connect and be connected to.
+	Peers []ed25519.PublicKey
+	// Insecure allows plain TCP without authentication: laboratories only.
+	Insecure bool
+
+	Log zerolog.Logger
+}
+
+// DefaultConfig returns the defaults of every setting that has one.
+func DefaultConfig() Config {
+	return Config{
+		Mode: ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
+		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
+		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
+		Log: zerolog.Nop(),
+	}
+}
+
+const (
+	maxNameBytes   = 64
+	minJournalSize = 16 << 20
+	sectorBytes    = 512
+)
+
+// Validate reports the first setting that cannot work, with the way out.
+func (c *Config) Validate() error {
+	if err := validName(c.Name); err != nil {
+		return err
+	}
+	if c.Role != RolePrimary && c.Role != RoleSecondary {
+		return errors.New("role: choose primary or secondary")
+	}
+	if c.Device == "" {
+		return errors.New("device: name the backing device with --device")
+	}
+	if c.Size < 0 || c.Size%sectorBytes != 0 {
+		return fmt.Errorf("size %d: must be a positive multiple of %d bytes; choose another --size", c.Size, sectorBytes)
+	}
+	if c.JournalSize != 0 && c.JournalSize < minJournalSize {
+		return fmt.Errorf("journal-size %d: too small, the least is 16 MiB; choose a larger --journal-size", c.JournalSize)
+	}
+	if c.Role == RolePrimary && c.NBD == "" {
+		return errors.New("nbd: a source needs an address to serve at, --nbd unix:PATH or --nbd HOST:PORT")
+	}
+	if c.Role == RoleSecondary && len(c.Listen) == 0 {
+		return errors.New("listen: a target needs at least one address, --listen HOST:PORT")
+	}
+	if len(c.Target) == 0 && len(c.Backups) > 0 {
+		return errors.New("backup: a mirror with backups needs a target first, --target HOST:PORT")
+	}
+	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 {
+		return errors.New("durations and sizes of the pace must be positive")
+	}
+	return nil
+}
+
+func validName(s string) error {
+	if s == "" {
+		return errors.New("name: give the mirror a name with --name")
+	}
+	if len(s) > maxNameBytes {
+		return fmt.Errorf("name %.20q…: %d bytes, at most %d are possible", s, len(s), maxNameBytes)
+	}
+	for _, r := range s {
+		ok := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-'
+		if !ok {
+			return fmt.Errorf("name %q: %q is not possible, use letters, digits, '.', '_' and '-'", s, r)
+		}
+	}
+	return nil
+}

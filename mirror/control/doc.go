@@ -1,0 +1,30 @@
+// Package control is the way in to a running agent: HTTP + JSON over a unix
+// socket that only its owner may open (0600), and the Go client of it. The
+// command line uses nothing else, so whatever it can do a script can do too:
+//
+//	curl --unix-socket /run/mirror-agent/vol0.sock http://agent/v1/status
+//
+//	GET  /v1/status                        mirror.Status
+//	GET  /v1/events?after=N                [mirror.Event, …] with a sequence above N
+//	GET  /v1/events?after=N&follow=true    the same as a stream, one JSON object a line
+//	POST /v1/mode        {"mode": "flush"}            mirror.Status
+//	POST /v1/switch      {"to": "backup"}             mirror.Status
+//	POST /v1/promote     {"force": false, "nbd": ""}  mirror.PromoteResult
+//	POST /v1/suspend     {}                           mirror.Status
+//	POST /v1/resume      {}                           mirror.Status
+//	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status
+//
+// An error is {"error": "why, and what to do"} with a status that tells what
+// kind it is: 400 the request makes no sense, 404 and 405 there is no such
+// thing, 409 the agent refused, 413 too long, 503 too many at once or the
+// agent is ending, 504 it took too long.
+//
+// Main types: Agent is the little that the server needs of a mirror.Agent,
+// Server answers, Client asks, Listen opens the socket.
+//
+// Invariants: a request body, a header and the number of connections are
+// bounded; a client that stops reading is dropped, it never holds up the
+// agent; Shutdown lets commands in progress finish and ends event streams;
+// two agents never share a socket, and a live agent's socket is never
+// removed.
+package control

@@ -1,0 +1,154 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"mirror-agent/mirror"
+)
+
+// fakeAgent records its orders and answers with what the test put in.
+type fakeAgent struct {
+	mu      sync.Mutex // guards all below
+	state   mirror.Status
+	orders  []string
+	refuse  error
+	block   chan struct{} // when set, commands wait for it or for their ctx
+	entered chan struct{} // when set, told by every command that waits
+	events  []mirror.Event
+	changed chan struct{}
+}
+
+func newFakeAgent() *fakeAgent {
+	return &fakeAgent{changed: make(chan struct{}), state: mirror.Status{
+		Name: "vol0", Role: "primary", Mode: "flush",
+		Followers: []mirror.FollowerStatus{{Target: "10.1.0.9:7400", State: "streaming", Active: true}},
+		Source:    &mirror.SourceStatus{Peer: "nyc1"},
+	}}
+}
+
+func (a *fakeAgent) Status() mirror.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state
+}
+
+func (a *fakeAgent) Events(after uint64) ([]mirror.Event, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var list []mirror.Event
+	for _, e := range a.events {
+		if e.Sequence > after {
+			list = append(list, e)
+		}
+	}
+	return list, a.changed
+}
+
+func (a *fakeAgent) happen(kind string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.events = append(a.events, mirror.Event{Sequence: uint64(len(a.events) + 1), Kind: kind, Mirror: "vol0"})
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+func (a *fakeAgent) order(ctx context.Context, format string, args ...any) error {
+	a.mu.Lock()
+	block, entered := a.block, a.entered
+	a.mu.Unlock()
+	if block != nil {
+		if entered != nil {
+			entered <- struct{}{}
+		}
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refuse != nil {
+		return a.refuse
+	}
+	a.orders = append(a.orders, fmt.Sprintf(format, args...))
+	return nil
+}
+
+func (a *fakeAgent) SetMode(ctx context.Context, m mirror.Mode) error {
+	err := a.order(ctx, "mode %s", m)
+	if err == nil {
+		a.mu.Lock()
+		a.state.Mode = string(m)
+		a.mu.Unlock()
+	}
+	return err
+}
+func (a *fakeAgent) Switch(ctx context.Context, to string) error {
+	return a.order(ctx, "switch %s", to)
+}
+func (a *fakeAgent) Suspend(ctx context.Context) error { return a.order(ctx, "suspend") }
+func (a *fakeAgent) Resume(ctx context.Context) error  { return a.order(ctx, "resume") }
+func (a *fakeAgent) ResetPath(ctx context.Context, target string, id int) error {
+	return a.order(ctx, "reset %s %d", target, id)
+}
+
+func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
+	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
+	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
+}
+
+// serve starts a server for a and returns its socket.
+func serve(t *testing.T, a Agent, change func(*Options)) (*Server, string) {
+	t.Helper()
+	o := DefaultOptions()
+	if change != nil {
+		change(&o)
+	}
+	path := filepath.Join(t.TempDir(), "vol0.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(a, o)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return s, path
+}
+
+func client(t *testing.T, path string) *Client {
+	c := NewClient(path)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// exchange sends raw bytes and returns all that comes back.
+func exchange(t *testing.T, path, request string) string {
+	t.Helper()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	go func() { _, _ = c.Write([]byte(request)) }()
+	return readAll(c)
+}

@@ -1,0 +1,210 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"mirror-agent/mirror"
+)
+
+// The request bodies. Unknown fields are refused: a misspelt "force" must not
+// be taken for false.
+type (
+	modeRequest struct {
+		Mode string `json:"mode"`
+	}
+	switchRequest struct {
+		To string `json:"to"`
+	}
+	resetRequest struct {
+		Target string `json:"target"`
+		ID     int    `json:"id"`
+	}
+	errorReply struct {
+		Error string `json:"error"`
+	}
+)
+
+// handler answers with a value for the client or an error.
+type handler func(r *http.Request) (any, error)
+
+func (s *Server) routes() http.Handler {
+	o := s.options
+	mux := http.NewServeMux()
+	allowed := map[string]string{}
+	handle := func(method, path string, h http.Handler) {
+		mux.Handle(method+" "+path, h)
+		allowed[path] = method
+	}
+	handle("GET", "/v1/status", s.answer(o.CommandTimeout, func(*http.Request) (any, error) { return s.status(), nil }))
+	handle("GET", "/v1/events", http.HandlerFunc(s.events))
+	handle("POST", "/v1/mode", s.answer(o.CommandTimeout, s.setMode))
+	handle("POST", "/v1/switch", s.answer(o.CommandTimeout, s.switchTo))
+	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
+	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
+	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
+	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if m, ok := allowed[r.URL.Path]; ok {
+			w.Header().Set("Allow", m)
+			s.reply(w, http.StatusMethodNotAllowed, errorReply{r.URL.Path + ": use " + m})
+			return
+		}
+		s.reply(w, http.StatusNotFound, errorReply{r.URL.Path + ": this agent knows no such request; is the client of another version?"})
+	})
+	return mux
+}
+
+// answer runs h within timeout and writes what it returns.
+func (s *Server) answer(timeout time.Duration, h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		defer cancel()
+		v, err := h(r.WithContext(ctx))
+		if err != nil {
+			s.reply(w, statusOf(err), errorReply{oneLine(err)})
+			return
+		}
+		s.reply(w, http.StatusOK, v)
+	})
+}
+
+func (s *Server) reply(w http.ResponseWriter, code int, v any) {
+	// A client that does not read is its own loss: the deadline frees us.
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.options.WriteTimeout))
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.options.Log.Debug().Err(err).Msg("control client went away before its answer")
+	}
+}
+
+func statusOf(err error) int {
+	var bad *badRequest
+	switch {
+	case errors.As(err, &bad):
+		return bad.code
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout
+	case errors.Is(err, context.Canceled):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusConflict
+}
+
+func oneLine(err error) string { return strings.Join(strings.FieldsFunc(err.Error(), isBreak), "; ") }
+
+func isBreak(r rune) bool { return r == '\n' || r == '\r' }
+
+// decode reads the body into v; an empty one leaves v as it is.
+func decode(r *http.Request, v any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil && d.More() {
+		err = errors.New("more than one JSON value")
+	}
+	var tooLong *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLong):
+		return badRequestf(http.StatusRequestEntityTooLarge, "request body: longer than %d bytes", tooLong.Limit)
+	case err != nil:
+		return badRequestf(http.StatusBadRequest, "request body: %w", err)
+	}
+	return nil
+}
+
+// status is the agent's status with empty lists instead of nulls, so that a
+// script can walk them.
+func (s *Server) status() mirror.Status {
+	st := s.agent.Status()
+	if st.Listen == nil {
+		st.Listen = []string{}
+	}
+	if st.Alarms == nil {
+		st.Alarms = []mirror.Alarm{}
+	}
+	followers := make([]mirror.FollowerStatus, len(st.Followers))
+	copy(followers, st.Followers)
+	for i := range followers {
+		if followers[i].Paths == nil {
+			followers[i].Paths = []mirror.PathStatus{}
+		}
+	}
+	st.Followers = followers
+	if st.Source != nil && st.Source.Paths == nil {
+		source := *st.Source
+		source.Paths = []mirror.PathStatus{}
+		st.Source = &source
+	}
+	return st
+}
+
+func (s *Server) setMode(r *http.Request) (any, error) {
+	var q modeRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	m, err := mirror.ParseMode(q.Mode)
+	if err != nil {
+		return nil, badRequestf(http.StatusBadRequest, "%w", err)
+	}
+	if err := s.agent.SetMode(r.Context(), m); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) switchTo(r *http.Request) (any, error) {
+	var q switchRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.To == "" {
+		return nil, badRequestf(http.StatusBadRequest, `switch: say where "to": "backup", "primary" or a target's address`)
+	}
+	if err := s.agent.Switch(r.Context(), q.To); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) promote(r *http.Request) (any, error) {
+	var o mirror.PromoteOptions
+	if err := decode(r, &o); err != nil {
+		return nil, err
+	}
+	return s.agent.Promote(r.Context(), o)
+}
+
+func (s *Server) resetPath(r *http.Request) (any, error) {
+	var q resetRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if err := s.agent.ResetPath(r.Context(), q.Target, q.ID); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) plainCommand(command func(context.Context) error) handler {
+	return func(r *http.Request) (any, error) {
+		if err := decode(r, &struct{}{}); err != nil {
+			return nil, err
+		}
+		if err := command(r.Context()); err != nil {
+			return nil, err
+		}
+		return s.status(), nil
+	}
+}

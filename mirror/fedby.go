@@ -1,0 +1,154 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// The agent's side towards the source that feeds a secondary.
+
+// aliveWithin: a source heard from within this time counts as alive.
+const aliveWithin = 2 * time.Second
+
+// onFollowerMessage takes a source's message: its session's receiver does.
+func (a *Agent) onFollowerMessage(ctx context.Context, l link, session uint64, b []byte) ([]byte, error) {
+	r := a.receiverFor(l, session, b[0] == kindHello)
+	if r == nil {
+		return nil, nil // of a session that another one has superseded, or of one without hello
+	}
+	reply, err := r.handle(ctx, b)
+	if err != nil && ctx.Err() == nil {
+		a.event("refused", l.Peer(), "%v", err)
+	}
+	return reply, err
+}
+
+// receiverFor returns the session's receiver; a hello makes one.
+func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if in := a.receivers[session]; in != nil {
+		return in.receiver
+	}
+	if !hello || a.closed || a.promoting {
+		return nil
+	}
+	select {
+	case <-l.Done():
+		return nil // its end was announced already
+	default:
+	}
+	r := newReceiver(a.v, l)
+	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
+	r.newStage = func() (*staging, error) { return openStaging(a.v, a.c.stagingPath()) }
+	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
+	r.accept = a.acceptSource
+	r.accepted = func() { a.supersede(session) }
+	r.resynced = func() { a.event("resynced", l.Peer(), "the copy is complete, consistent from here on") }
+	a.receivers[session] = &inbound{session: session, link: l, receiver: r}
+	return r
+}
+
+// acceptSource says why a source may not feed this volume, or "".
+func (a *Agent) acceptSource(h *hello) string {
+	if h.Name != a.c.Name {
+		return fmt.Sprintf("%s holds mirror %q, not %q", a.node, a.c.Name, h.Name)
+	}
+	if a.v.Role() == RoleSecondary {
+		return ""
+	}
+	mine, theirs := a.v.Generation(), h.generation()
+	if compareRank(theirs, mine) > 0 {
+		reason := fmt.Sprintf("%s is primary of generation %s, this is %s", h.Node, rankString(theirs), rankString(mine))
+		a.wg.Add(1)
+		go func() {
+			defer a.wg.Done()
+			a.fence(reason)
+		}()
+		return fmt.Sprintf("%s was primary of generation %s until now and closes; it rejoins when its volume is given up", a.node, rankString(mine))
+	}
+	return fmt.Sprintf("%s is primary of generation %s itself", a.node, rankString(mine))
+}
+
+// supersede makes session the only one that feeds the volume. Called under
+// feedMu.
+func (a *Agent) supersede(session uint64) {
+	a.mu.Lock()
+	var others []*inbound
+	for id, in := range a.receivers {
+		if id != session {
+			others = append(others, in)
+			delete(a.receivers, id)
+		}
+	}
+	first := a.inbound == nil || a.inbound.session != session
+	a.inbound = a.receivers[session]
+	in := a.inbound
+	a.mu.Unlock()
+	for _, o := range others {
+		o.receiver.closeLocked()
+	}
+	if first && in != nil {
+		a.event("source", in.link.Peer(), "fed by %s", in.link.Peer())
+	}
+}
+
+// dropReceiver: a session has ended.
+func (a *Agent) dropReceiver(session uint64) {
+	a.mu.Lock()
+	in := a.receivers[session]
+	delete(a.receivers, session)
+	lost := a.inbound != nil && a.inbound.session == session
+	if lost {
+		a.inbound = nil
+	}
+	a.mu.Unlock()
+	if in == nil {
+		return
+	}
+	in.receiver.close()
+	if lost {
+		a.event("source-lost", in.link.Peer(), "the source is not connected any more")
+	}
+}
+
+// closeInbound ends every receiver; no record is taken after it.
+func (a *Agent) closeInbound() {
+	a.feedMu.Lock()
+	defer a.feedMu.Unlock()
+	a.mu.Lock()
+	all := a.receivers
+	a.receivers = map[uint64]*inbound{}
+	a.inbound = nil
+	a.mu.Unlock()
+	for _, in := range all {
+		in.receiver.closeLocked()
+	}
+}
+
+func (a *Agent) inboundLink() link {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.inbound == nil {
+		return nil
+	}
+	return a.inbound.link
+}
+
+// sourceAlive says whether the source is connected and heard of.
+func (a *Agent) sourceAlive() (string, bool) {
+	l := a.inboundLink()
+	if l == nil {
+		return "", false
+	}
+	select {
+	case <-l.Done():
+		return "", false
+	default:
+	}
+	if h, ok := l.(interface{ LastHeard() time.Time }); ok && time.Since(h.LastHeard()) > aliveWithin {
+		return "", false
+	}
+	return l.Peer(), true
+}

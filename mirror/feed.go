@@ -1,0 +1,231 @@
+package mirror
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"mirror-agent/journal"
+)
+
+// appendRaw enters records of the source, exactly as its log holds them, at
+// the LSN they have there. While the log has no room it waits for the
+// applier. Returns the new head.
+func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (journal.LSN, error) {
+	if v.Role() != RoleSecondary {
+		return 0, ErrFenced
+	}
+	var found []journal.Record
+	err := journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
+		if r.Op == journal.OpGeneration {
+			found = append(found, r)
+		}
+		_, _, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, 0)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	for {
+		moved, err := v.watch()
+		if err != nil {
+			return 0, err
+		}
+		end, err := v.log.AppendRaw(at, raw)
+		if err == nil {
+			if len(found) > 0 {
+				if err := v.learn(found); err != nil {
+					return 0, err
+				}
+			}
+			v.pace()
+			return end, nil
+		}
+		if !errors.Is(err, journal.ErrFull) {
+			return 0, v.journalError(err)
+		}
+		if err := v.awaitRoom(ctx, moved); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// declare takes the source's word that its log is durable up to lsn (G3).
+func (v *Volume) declare(lsn journal.LSN) {
+	for {
+		old := v.declared.Load()
+		if uint64(lsn) <= old {
+			return
+		}
+		if v.declared.CompareAndSwap(old, uint64(lsn)) {
+			if v.pressure() {
+				v.poke()
+			}
+			return
+		}
+	}
+}
+
+// cut drops everything from lsn on: what the source has lost, or replaced, in
+// a crash. Committed records are never cut.
+func (v *Volume) cut(lsn journal.LSN) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if lsn < v.Committed() {
+		return fmt.Errorf("cut at LSN %d below committed %d: %w", lsn, v.Committed(), journal.ErrCommitted)
+	}
+	if err := v.log.Cut(lsn); err != nil {
+		return v.journalError(err)
+	}
+	v.stateMu.Lock()
+	v.generations = keepBelow(v.generations, lsn)
+	v.stateMu.Unlock()
+	v.overlay.reset(v.log.Applied())
+	defer v.changed()
+	return v.log.Scan(v.log.Applied(), lsn, v.recovered)
+}
+
+func keepBelow(gs []journal.Generation, lsn journal.LSN) []journal.Generation {
+	for len(gs) > 0 && gs[len(gs)-1].First >= lsn {
+		gs = gs[:len(gs)-1]
+	}
+	return gs
+}
+
+// restart forgets the log and begins it anew at lsn, by one durable anchor:
+// the end of a resync. The history becomes gs.
+func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation, update func(*journal.Anchor)) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.log.Reset(lsn, chain, func(a *journal.Anchor) {
+		a.Generations = gs
+		a.Role = uint8(v.Role())
+		update(a)
+	}); err != nil {
+		return v.journalError(err)
+	}
+	v.stateMu.Lock()
+	v.generations = append([]journal.Generation(nil), gs...)
+	v.stateMu.Unlock()
+	v.overlay.reset(lsn)
+	v.declared.Store(uint64(lsn))
+	v.changed()
+	return nil
+}
+
+// see stores a source's generation durably before it is acted upon (G5).
+func (v *Volume) see(g journal.Generation) error {
+	if journal.Compare(v.log.Anchor().Seen, g) >= 0 {
+		return nil
+	}
+	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
+		a.Seen = g
+		v.fillAnchor(a)
+	}))
+}
+
+// Seen returns the highest generation that this volume ever met.
+func (v *Volume) Seen() journal.Generation { return v.log.Anchor().Seen }
+
+// flags reads and changes the anchor's state flags durably.
+func (v *Volume) flags() uint32 { return v.log.Anchor().State }
+
+func (v *Volume) setFlags(set, clear uint32) error {
+	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
+		a.State = a.State&^clear | set
+		v.fillAnchor(a)
+	}))
+}
+
+// beginGeneration makes this volume the primary of a new generation: minor
+// for a primary that starts after an unclean end, major for a promotion. The
+// record is durable before anything may be written, and the role changes
+// with the anchor that follows it.
+func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if _, err := v.log.Sync(v.log.Head()); err != nil {
+		return journal.Generation{}, v.journalError(err)
+	}
+	first, chain := v.log.HeadChain()
+	g := v.Generation()
+	g.First, g.Chain = first, chain
+	if major {
+		g.Major, g.Minor = max(g.Major, v.Seen().Major)+1, 0
+	} else {
+		g.Minor++
+	}
+	if _, err := rand.Read(g.ID[:]); err != nil {
+		return g, err
+	}
+	e := &journal.Entry{Op: journal.OpGeneration, Payload: encodeGeneration(g)}
+	if err := v.log.Append([]*journal.Entry{e}); err != nil {
+		return g, v.journalError(err)
+	}
+	if _, err := v.log.Sync(v.log.Head()); err != nil {
+		return g, v.journalError(err)
+	}
+	v.stateMu.Lock()
+	v.generations = append(v.generations, g)
+	v.stateMu.Unlock()
+	err := v.log.WriteAnchor(func(a *journal.Anchor) {
+		a.Role, a.Seen, a.State = uint8(RolePrimary), g, a.State&^stateFenced
+		a.Generations = v.History()
+	})
+	if err != nil {
+		return g, v.journalError(err)
+	}
+	v.role.Store(uint32(RolePrimary))
+	v.changed()
+	return g, nil
+}
+
+// learn takes generation records that were just appended into the history.
+func (v *Volume) learn(found []journal.Record) error {
+	for _, r := range found {
+		p := make([]byte, generationBytes)
+		if r.PayloadLen != generationBytes {
+			return fmt.Errorf("generation record at LSN %d: %d bytes instead of %d", r.LSN, r.PayloadLen, generationBytes)
+		}
+		if err := v.log.ReadData(p, r.Data()); err != nil {
+			return fmt.Errorf("generation record at LSN %d: %w", r.LSN, err)
+		}
+		g := decodeGeneration(p)
+		if g.First != r.LSN {
+			return fmt.Errorf("generation record at LSN %d says that it began at %d", r.LSN, g.First)
+		}
+		v.stateMu.Lock()
+		if n := len(v.generations); n == 0 || v.generations[n-1].First < g.First {
+			v.generations = append(v.generations, g)
+		}
+		v.stateMu.Unlock()
+	}
+	return nil
+}
+
+// recoverGenerations completes the anchor's history by what recovery found.
+func (v *Volume) recoverGenerations(found []journal.Record) error { return v.learn(found) }
+
+// generationBytes is the size of a generation record's payload: major u32,
+// minor u32, id 16 bytes, first LSN u64, chain there u64; little endian.
+const generationBytes = 40
+
+func encodeGeneration(g journal.Generation) []byte {
+	b := make([]byte, generationBytes)
+	binary.LittleEndian.PutUint32(b, g.Major)
+	binary.LittleEndian.PutUint32(b[4:], g.Minor)
+	copy(b[8:24], g.ID[:])
+	binary.LittleEndian.PutUint64(b[24:], uint64(g.First))
+	binary.LittleEndian.PutUint64(b[32:], g.Chain)
+	return b
+}
+
+func decodeGeneration(b []byte) (g journal.Generation) {
+	g.Major, g.Minor = binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
+	copy(g.ID[:], b[8:24])
+	g.First = journal.LSN(binary.LittleEndian.Uint64(b[24:]))
+	g.Chain = binary.LittleEndian.Uint64(b[32:])
+	return g
+}

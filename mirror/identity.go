@@ -1,0 +1,278 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"mirror-agent/blockdev"
+	"mirror-agent/journal"
+)
+
+// Opening a volume by its files. The journal's anchor says which mirror a
+// volume belongs to; a device file bears the mirror's name as an extended
+// attribute beside that, where the filesystem has those, so that a device is
+// known also when its journal is not at hand.
+
+const deviceAttribute = "user.mirror-agent"
+
+// opened is a volume and what was found when it was opened.
+type opened struct {
+	v        *Volume
+	fresh    bool // created now
+	recovery *journal.Recovery
+}
+
+func (c *Config) journalPath() string {
+	if c.Journal != "" {
+		return c.Journal
+	}
+	return c.Device + ".journal"
+}
+
+func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
+
+// openVolumeFiles opens the volume that c describes or, when there is none,
+// creates it. A device or journal of another mirror is never touched.
+func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
+	jpath := c.journalPath()
+	if jpath == c.Device {
+		return nil, fmt.Errorf("%s: journal and device must be two files; choose another --journal", jpath)
+	}
+	st, err := os.Stat(jpath)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return createVolume(c)
+	case err != nil:
+		return nil, fmt.Errorf("journal: %w", err)
+	case st.IsDir():
+		return nil, fmt.Errorf("journal %s is a directory; choose another --journal", jpath)
+	}
+	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	a, err := journal.ReadAnchor(jf)
+	if errors.Is(err, journal.ErrNoAnchor) && blankFile(jf) {
+		if err := jf.Close(); err != nil {
+			return nil, err
+		}
+		return createVolume(c)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("journal %s cannot be used: %w; if it is not this mirror's journal choose another --journal, "+
+			"else restore it or move it and %s away and let the mirror be resynced", jpath, err, c.Device), jf.Close())
+	}
+	if err := c.fits(a); err != nil {
+		return nil, errors.Join(err, jf.Close())
+	}
+	dev, err := blockdev.OpenFile(c.Device, blockdev.FileOptions{})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("device of the journal %s: %w", jpath, err), jf.Close())
+	}
+	if err := c.bears(a.Name); err != nil {
+		return nil, errors.Join(err, jf.Close(), dev.Close())
+	}
+	v, rec, err := openVolume(jf, dev, c.volumeOptions())
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", c.Device, explainOpen(err, jpath))
+	}
+	if err := resumeMerge(v, c.stagingPath()); err != nil {
+		return nil, errors.Join(err, v.Abort())
+	}
+	return &opened{v: v, recovery: rec}, nil
+}
+
+// explainOpen adds the way out to what the journal says.
+func explainOpen(err error, jpath string) error {
+	if errors.Is(err, journal.ErrCorrupt) {
+		return fmt.Errorf("%w; nothing was changed: restore %s from a good copy, or promote the other side and resync this one", err, jpath)
+	}
+	if errors.Is(err, journal.ErrTooSmall) {
+		return fmt.Errorf("%w; nothing was changed: %s was cut short, restore it from a good copy, or promote the other side and resync this one", err, jpath)
+	}
+	return err
+}
+
+func (c *Config) volumeOptions() VolumeOptions {
+	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval}
+}
+
+// fits checks that a's volume is the one that c means.
+func (c *Config) fits(a journal.Anchor) error {
+	id := uuid.UUID(a.Mirror).String()
+	if a.Name != c.Name {
+		return fmt.Errorf("%s belongs to mirror %q (uuid %s), not %q: refuse to touch it; choose another --device and --journal, or run this mirror as --name %s",
+			c.Device, a.Name, id, c.Name, a.Name)
+	}
+	if c.Size != 0 && c.Size != a.DeviceSize {
+		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out or set it to that", c.Size, c.journalPath(), a.DeviceSize)
+	}
+	return nil
+}
+
+// bears checks the name that a device file bears.
+func (c *Config) bears(name string) error {
+	b := make([]byte, 256)
+	n, err := unix.Getxattr(c.Device, deviceAttribute, b)
+	if err != nil {
+		return nil // no such attribute, or a filesystem without any
+	}
+	owner, _, _ := strings.Cut(string(b[:n]), " ")
+	if owner != name {
+		return fmt.Errorf("%s belongs to mirror %q, not %q: refuse to touch it; choose another --device (or, if that mirror is gone for good, setfattr -x %s %s)",
+			c.Device, owner, name, deviceAttribute, c.Device)
+	}
+	return nil
+}
+
+func (c *Config) mark() {
+	// Best effort: block devices and some filesystems have no attributes, and
+	// the journal knows the owner anyway.
+	_ = unix.Setxattr(c.Device, deviceAttribute, []byte(c.Name), 0)
+}
+
+func (c *Config) marked() bool {
+	n, err := unix.Getxattr(c.Device, deviceAttribute, nil)
+	return err == nil && n > 0
+}
+
+// createVolume makes what is missing: device, then journal. The journal's
+// anchor is the last thing written; a crash before it leaves an empty device
+// that the next start takes. What was created is removed again on an error.
+func createVolume(c *Config) (_ *opened, err error) {
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, p := range made {
+				_ = os.Remove(p)
+			}
+		}
+	}()
+	_, statErr := os.Stat(c.Device)
+	create := errors.Is(statErr, os.ErrNotExist)
+	if create {
+		if c.Size == 0 {
+			return nil, fmt.Errorf("device %s does not exist: give --size to create it", c.Device)
+		}
+		made = append(made, c.Device)
+	} else if err := c.adoptable(); err != nil {
+		return nil, err
+	}
+	dev, err := blockdev.OpenFile(c.Device, blockdev.FileOptions{Create: create, Size: c.Size})
+	if err != nil {
+		return nil, fmt.Errorf("device: %w", err)
+	}
+	size, err := c.checkDevice(dev, create)
+	if err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	jpath := c.journalPath()
+	if _, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
+		made = append(made, jpath)
+	}
+	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: c.journalSizeFor(size), Preallocate: true})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
+	}
+	if err := journal.Format(jf, c.firstAnchor(size)); err != nil {
+		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
+	}
+	c.mark()
+	v, rec, err := openVolume(jf, dev, c.volumeOptions())
+	if err != nil {
+		return nil, err
+	}
+	if c.Role == RolePrimary {
+		if _, err := v.beginGeneration(true); err != nil {
+			return nil, errors.Join(err, v.Abort())
+		}
+	}
+	return &opened{v: v, fresh: true, recovery: rec}, nil
+}
+
+// adoptable: may a device that exists, and has no journal, become this
+// mirror's?
+func (c *Config) adoptable() error {
+	if err := c.bears(c.Name); err != nil {
+		return err
+	}
+	if c.marked() {
+		return fmt.Errorf("%s was in use by mirror %q, but its journal %s is missing: give back the journal (--journal), "+
+			"or move the device away and let the mirror be resynced", c.Device, c.Name, c.journalPath())
+	}
+	return nil
+}
+
+// checkDevice returns the mirrored size of a device just opened or created.
+func (c *Config) checkDevice(dev *blockdev.File, created bool) (int64, error) {
+	size, err := dev.Size()
+	if err != nil {
+		return 0, fmt.Errorf("device: %w", err)
+	}
+	if c.Size != 0 && c.Size != size {
+		return 0, fmt.Errorf("size %d does not fit: %s has %d bytes; leave --size out or choose another --device", c.Size, c.Device, size)
+	}
+	if size <= 0 || size%sectorBytes != 0 {
+		return 0, fmt.Errorf("device %s has %d bytes: must be a positive multiple of %d", c.Device, size, sectorBytes)
+	}
+	if c.Role == RoleSecondary && !created && !c.Adopt && !blankFile(dev) {
+		return 0, fmt.Errorf("device %s holds data that belongs to no mirror, and a target is overwritten: choose another --device, or say --adopt", c.Device)
+	}
+	return size, nil
+}
+
+func (c *Config) journalSizeFor(device int64) int64 {
+	if c.JournalSize != 0 {
+		return c.JournalSize
+	}
+	n := min(max(device/10, 64<<20), 4<<30)
+	return n &^ (1<<20 - 1)
+}
+
+// firstLSN is where a new log begins: 0 stays free to mean "none".
+const firstLSN = journal.LSN(4096)
+
+func (c *Config) firstAnchor(size int64) journal.Anchor {
+	a := journal.Anchor{Name: c.Name, DeviceSize: size, Role: uint8(c.Role), Tail: firstLSN, Applied: firstLSN}
+	if c.Role == RolePrimary {
+		id := uuid.New()
+		a.Mirror = id
+		// Logs of different mirrors never chain.
+		for i := range 8 {
+			a.AppliedChain = a.AppliedChain<<8 | uint64(id[i])
+		}
+		a.TailChain = a.AppliedChain
+	} else {
+		a.State = stateBlank
+	}
+	return a
+}
+
+// blankFile: f holds no data, as far as that is quickly known.
+func blankFile(f *blockdev.File) bool {
+	off := int64(0)
+	buf := make([]byte, 1<<20)
+	for read := 0; read < 16; read++ {
+		start, end, err := f.NextData(off)
+		if errors.Is(err, io.EOF) {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		// Allocated is not yet data: an allocated area of zeroes is blank.
+		n := min(int64(len(buf)), end-start)
+		if _, err := f.ReadAt(buf[:n], start); err != nil || !allZero(buf[:n]) {
+			return false
+		}
+		off = end
+	}
+	return false
+}

@@ -1,0 +1,82 @@
+package mirror
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Mode says what a write and a FLUSH of the application wait for. It is a
+// property of the mirror and may be changed while it runs.
+type Mode string
+
+// The modes this version serves. What each one loses when the source burns
+// down: ModeAsync what was in flight, ModeFlush nothing that was flushed.
+const (
+	ModeAsync Mode = "async"
+	ModeFlush Mode = "flush"
+)
+
+// ParseMode reads a mode's name.
+func ParseMode(s string) (Mode, error) {
+	switch m := Mode(strings.ToLower(s)); m {
+	case ModeAsync, ModeFlush:
+		return m, nil
+	}
+	return "", fmt.Errorf("unknown mode %q: choose async or flush", s)
+}
+
+// OnLoss says what the source does when no target counts for the mode.
+type OnLoss string
+
+// OnLossContinue goes on alone and raises an alarm; OnLossFreeze lets writes
+// and flushes wait until a target is back.
+const (
+	OnLossContinue OnLoss = "continue"
+	OnLossFreeze   OnLoss = "freeze"
+)
+
+// ParseOnLoss reads a policy's name.
+func ParseOnLoss(s string) (OnLoss, error) {
+	switch o := OnLoss(strings.ToLower(s)); o {
+	case OnLossContinue, OnLossFreeze:
+		return o, nil
+	}
+	return "", fmt.Errorf("unknown on-loss policy %q: choose continue or freeze", s)
+}
+
+// SwitchMode says who starts the switch-over to a backup target.
+type SwitchMode string
+
+// SwitchManual waits for the operator, SwitchAuto for nobody.
+const (
+	SwitchManual SwitchMode = "manual"
+	SwitchAuto   SwitchMode = "auto"
+)
+
+// ParseSwitchMode reads a switch mode's name.
+func ParseSwitchMode(s string) (SwitchMode, error) {
+	switch m := SwitchMode(strings.ToLower(s)); m {
+	case SwitchManual, SwitchAuto:
+		return m, nil
+	}
+	return "", fmt.Errorf("unknown switch mode %q: choose manual or auto", s)
+}
+
+// Alone says what a restarted source does when no follower answers within
+// Config.StartWait.
+type Alone string
+
+// AloneServe opens the front all the same, AloneRefuse waits for a follower.
+const (
+	AloneServe  Alone = "serve"
+	AloneRefuse Alone = "refuse"
+)
+
+// ParseAlone reads a policy's name.
+func ParseAlone(s string) (Alone, error) {
+	switch a := Alone(strings.ToLower(s)); a {
+	case AloneServe, AloneRefuse:
+		return a, nil
+	}
+	return "", fmt.Errorf("unknown alone policy %q: choose serve or refuse", s)
+}

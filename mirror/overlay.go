@@ -1,0 +1,237 @@
+package mirror
+
+import (
+	"sync"
+
+	"github.com/tidwall/btree"
+
+	"mirror-agent/journal"
+)
+
+// extent is one piece of the overlay: the bytes [off, end) of the device are,
+// since the record at lsn, the bytes at data in the log, or zeroes.
+type extent struct {
+	off, end int64
+	lsn      journal.LSN
+	data     journal.LSN // position in the log of the byte at off
+	zero     bool
+	trim     bool // zero, and the space may be given back
+	base     bool // not in the log: to be read from the backing device
+}
+
+func (e extent) len() int64 { return e.end - e.off }
+
+// slice returns the part of e inside [off, end).
+func (e extent) slice(off, end int64) extent {
+	off, end = max(off, e.off), min(end, e.end)
+	if !e.zero {
+		e.data += journal.LSN(off - e.off)
+	}
+	e.off, e.end = off, end
+	return e
+}
+
+// layer holds the extents of the log's records between the previous layer's
+// end and its own end, newest only. It is an immutable thing once frozen.
+type layer struct {
+	end     journal.LSN // all records below are in this layer or an older one
+	bytes   int64       // log bytes that went in
+	added   int64       // device bytes that went in, overwritten ones counted again
+	extents *btree.BTreeG[extent]
+}
+
+func newLayer(at journal.LSN) *layer {
+	return &layer{end: at, extents: btree.NewBTreeGOptions(func(a, b extent) bool { return a.off < b.off },
+		btree.Options{NoLocks: true, Degree: 64})}
+}
+
+// insert puts x over what is there.
+func (l *layer) insert(x extent) {
+	if x.off >= x.end {
+		return
+	}
+	var cutLeft, cutRight extent
+	var gone [8]int64
+	del := gone[:0]
+	// The extent that begins before x may reach into it.
+	l.extents.Descend(extent{off: x.off - 1}, func(e extent) bool {
+		if e.end > x.off {
+			cutLeft = e
+		}
+		return false
+	})
+	if cutLeft.end > x.off {
+		left := cutLeft.slice(cutLeft.off, x.off)
+		l.extents.Set(left)
+		if cutLeft.end > x.end {
+			l.extents.Set(cutLeft.slice(x.end, cutLeft.end))
+		}
+	}
+	l.extents.Ascend(extent{off: x.off}, func(e extent) bool {
+		if e.off >= x.end {
+			return false
+		}
+		if e.end > x.end {
+			cutRight = e
+		}
+		del = append(del, e.off)
+		return true
+	})
+	for _, off := range del {
+		l.extents.Delete(extent{off: off})
+	}
+	if cutRight.end > x.end {
+		l.extents.Set(cutRight.slice(x.end, cutRight.end))
+	}
+	l.extents.Set(x)
+}
+
+// lookup calls hit for every piece of [off, end) that the layer holds and miss
+// for every other piece, in order.
+func (l *layer) lookup(off, end int64, hit func(extent), miss func(off, end int64)) {
+	if l.extents.Len() == 0 {
+		miss(off, end)
+		return
+	}
+	start := off
+	l.extents.Descend(extent{off: off}, func(e extent) bool {
+		if e.end > off {
+			start = e.off
+		}
+		return false
+	})
+	at := off
+	l.extents.Ascend(extent{off: start}, func(e extent) bool {
+		if e.off >= end {
+			return false
+		}
+		if e.off > at {
+			miss(at, e.off)
+		}
+		x := e.slice(off, end)
+		hit(x)
+		at = x.end
+		return true
+	})
+	if at < end {
+		miss(at, end)
+	}
+}
+
+// overlay is the ordered map of everything that is in the log and not yet in
+// the backing device: an active layer that takes the new records and frozen
+// ones, oldest first, that wait to be applied. Its memory is bounded by the
+// ring: every extent has a record of at least 64 bytes in it, or is one of
+// the at most three pieces that a later record cut from one.
+type overlay struct {
+	mu     sync.RWMutex // guards all below; a frozen layer's tree needs no lock
+	active *layer
+	frozen []*layer
+	size   int64 // device bytes of the log records inside, for statistics
+}
+
+func newOverlay(at journal.LSN) *overlay { return &overlay{active: newLayer(at)} }
+
+// add puts records in, in LSN order; end is where the last one ends. The
+// active layer is frozen when it has grown to layerBytes of log.
+func (o *overlay) add(xs []extent, end journal.LSN, layerBytes int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, x := range xs {
+		o.active.insert(x)
+		o.active.added += x.len()
+	}
+	o.active.bytes += int64(end - o.active.end)
+	o.active.end = end
+	if o.active.bytes >= layerBytes {
+		o.freezeLocked()
+	}
+}
+
+// end is where the newest record that reads see ends.
+func (o *overlay) end() journal.LSN {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.active.end
+}
+
+// freeze closes the active layer, unless it holds no record.
+func (o *overlay) freeze() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.freezeLocked()
+}
+
+func (o *overlay) freezeLocked() {
+	if o.active.bytes == 0 {
+		return
+	}
+	o.frozen = append(o.frozen, o.active)
+	o.active = newLayer(o.active.end)
+}
+
+// oldest returns the oldest frozen layer, or nil.
+func (o *overlay) oldest() *layer {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if len(o.frozen) == 0 {
+		return nil
+	}
+	return o.frozen[0]
+}
+
+// drop takes the oldest frozen layer out, after it was applied.
+func (o *overlay) drop(l *layer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.frozen) == 0 || o.frozen[0] != l {
+		panic("mirror: overlay layer dropped out of order")
+	}
+	o.frozen[0] = nil
+	o.frozen = o.frozen[1:]
+}
+
+// reset empties the overlay; the next record begins at at.
+func (o *overlay) reset(at journal.LSN) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.active, o.frozen = newLayer(at), nil
+}
+
+// pending returns the log bytes in frozen layers and in the active one, and
+// the number of extents.
+func (o *overlay) pending() (frozen, active int64, extents int) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, l := range o.frozen {
+		frozen += l.bytes
+		extents += l.extents.Len()
+	}
+	return frozen, o.active.bytes, extents + o.active.extents.Len()
+}
+
+// lookup appends the pieces of [off, end) to pieces, newest data first found;
+// a base piece is to be read from the backing device.
+func (o *overlay) lookup(pieces []extent, off, end int64) []extent {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.active.extents.Len() == 0 && len(o.frozen) == 0 {
+		return append(pieces, extent{off: off, end: end, base: true})
+	}
+	return o.search(pieces, len(o.frozen), off, end)
+}
+
+// search looks into layer depth (len(frozen) is the active one) and below.
+func (o *overlay) search(pieces []extent, depth int, off, end int64) []extent {
+	if depth < 0 {
+		return append(pieces, extent{off: off, end: end, base: true})
+	}
+	l := o.active
+	if depth < len(o.frozen) {
+		l = o.frozen[depth]
+	}
+	l.lookup(off, end,
+		func(x extent) { pieces = append(pieces, x) },
+		func(a, b int64) { pieces = o.search(pieces, depth-1, a, b) })
+	return pieces
+}

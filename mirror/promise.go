@@ -1,0 +1,168 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"mirror-agent/blockdev"
+	"mirror-agent/journal"
+)
+
+// promise is the gate of a primary that has followers: it holds the mode's
+// word. A FLUSH is answered when the active target is durable up to it; when
+// no target counts, on-loss decides.
+//
+// A target that was in sync and lost its connection is still expected: what
+// would break the word waits for it until it is given up (unreachable,
+// refused, suspended, or away for longer than a reconnect takes).
+type promise struct {
+	frozen atomic.Bool // writes must wait: the fast path of admit
+
+	mu       sync.Mutex // guards all below
+	mode     Mode
+	onLoss   OnLoss
+	remote   bool        // there is any target configured
+	counts   bool        // the active target is in sync
+	expected bool        // it was, and is not given up yet
+	durable  journal.LSN // the active target is durable up to here
+	wanted   journal.LSN // a FLUSH waits for this
+	answered journal.LSN // a FLUSH was answered up to here
+	closed   bool
+	moved    chan struct{} // closed when anything above changed
+	kick     func()        // wakes the sender; must not block
+}
+
+func newPromise(mode Mode, onLoss OnLoss, remote bool, answered journal.LSN) *promise {
+	p := &promise{mode: mode, onLoss: onLoss, remote: remote, answered: answered, moved: make(chan struct{}), kick: func() {}}
+	p.update(func() {})
+	return p
+}
+
+// update changes the state under the lock and wakes who waits.
+func (p *promise) update(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+	p.frozen.Store(p.remote && p.onLoss == OnLossFreeze && !p.counts && !p.closed)
+	close(p.moved)
+	p.moved = make(chan struct{})
+}
+
+func (p *promise) admit(ctx context.Context) error {
+	for p.frozen.Load() {
+		p.mu.Lock()
+		moved := p.moved
+		p.mu.Unlock()
+		if !p.frozen.Load() {
+			break
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (p *promise) request(lsn journal.LSN) {
+	p.mu.Lock()
+	need := p.mode != ModeAsync && lsn > p.wanted
+	if need {
+		p.wanted = lsn
+	}
+	kick := p.kick
+	p.mu.Unlock()
+	if need {
+		kick()
+	}
+}
+
+func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
+	for {
+		p.mu.Lock()
+		if p.doneLocked(lsn) {
+			p.answered = max(p.answered, lsn)
+			p.mu.Unlock()
+			return nil
+		}
+		if p.closed {
+			p.mu.Unlock()
+			return blockdev.ErrShutdown
+		}
+		moved := p.moved
+		p.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// doneLocked: may a FLUSH up to lsn be answered, given that lsn is durable here?
+func (p *promise) doneLocked(lsn journal.LSN) bool {
+	switch {
+	case !p.remote:
+		return true
+	case p.counts:
+		return p.mode == ModeAsync || p.durable >= lsn
+	case p.onLoss == OnLossFreeze:
+		return false
+	case p.mode == ModeAsync:
+		return true
+	}
+	return !p.expected && !p.closed
+}
+
+// acknowledge takes a follower's durable LSN. It starts to count once it has
+// everything that a FLUSH was answered for (behind: and not more than
+// maxBehind is missing). Reports whether it counts now.
+func (p *promise) acknowledge(durable, head journal.LSN) (counts, began bool) {
+	p.mu.Lock()
+	before, was := p.durable, p.counts
+	ready := was || durable >= p.answered && int64(head-min(head, durable)) <= maxBehindBytes
+	p.mu.Unlock()
+	if durable == before && ready == was {
+		return was, false
+	}
+	p.update(func() {
+		p.durable = max(p.durable, durable)
+		// answered may have moved since: decide again under the lock.
+		if !p.counts && ready && p.durable >= p.answered {
+			p.counts, p.expected, began = true, true, true
+		}
+		counts = p.counts
+	})
+	return counts, began
+}
+
+// maxBehindBytes: a follower that lacks more of the log than this is not yet
+// in sync; a FLUSH would wait for all of it.
+const maxBehindBytes = 16 << 20
+
+// session: a new session begins; what its follower has is not known yet.
+func (p *promise) session() {
+	p.update(func() { p.counts, p.durable = false, 0 })
+}
+
+// lost: the session is gone, the target still expected.
+func (p *promise) lost() { p.session() }
+
+// giveUp: the target does not count until it is in sync again.
+func (p *promise) giveUp() {
+	p.update(func() { p.counts, p.expected, p.durable = false, false, 0 })
+}
+
+// close lets everybody go who waits; their flush is not answered.
+func (p *promise) close() { p.update(func() { p.closed = true }) }
+
+func (p *promise) want() journal.LSN {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wanted
+}
+
+// setKick says whom a new wish wakes; f must not block.
+func (p *promise) setKick(f func()) { p.update(func() { p.kick = f }) }

@@ -1,0 +1,247 @@
+package mirror
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"mirror-agent/journal"
+)
+
+// The messages between a source and a follower. They travel in order over one
+// session of the data port; the first byte says the kind. Handshakes are
+// JSON, since they are rare and grow; what carries data is binary:
+//
+//	records  source → follower, Send
+//	  0 kind u8   1 flags u8   2 zero 6
+//	  8 from u64 (LSN of the first record)   16 declared u64 (source durable up to here)
+//	 24 head u64 (source's log)              32 wanted u64 (be durable up to here, and say so)
+//	 40 the records as the log holds them
+//	ack      follower → source, Send
+//	  0 kind u8   1 zero 7   8 received u64   16 durable u64   24 applied u64
+//	hashes   source → follower, Call
+//	  0 kind u8   1 zero 3   4 block u32   8 offset u64   16 length u64   24 key 32
+//	  reply: 16 bytes per block
+//	block    source → follower, Send
+//	  0 kind u8   1 flags u8 (1: zeroes)   2 zero 2   4 length u32   8 offset u64   16 done u64
+//	 24 data
+const (
+	kindHello     byte = 1 // Call, hello → follower state
+	kindStart     byte = 2 // Call, start → startReply
+	kindRecords   byte = 3
+	kindAck       byte = 4
+	kindResync    byte = 5 // Call, resyncBegin → resyncReply
+	kindHashes    byte = 6
+	kindBlock     byte = 7
+	kindResyncEnd byte = 8  // Call, resyncEnd → resyncReply
+	kindBye       byte = 9  // Call: the source ends cleanly
+	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
+)
+
+const (
+	protocolVersion    = 1
+	recordsHeaderBytes = 40
+	ackBytes           = 32
+	hashesHeaderBytes  = 56
+	blockHeaderBytes   = 24
+	hashBytes          = 16
+	blockZero          = 1
+	// resyncBlockBytes is the unit in which equal blocks are skipped.
+	resyncBlockBytes = 64 << 10
+	// resyncChunkBytes is compared by one call.
+	resyncChunkBytes = 4 << 20
+)
+
+var errMessage = errors.New("mirror: malformed message")
+
+// hello opens a session: what the source is.
+type hello struct {
+	Version     int                  `json:"version"`
+	Mirror      string               `json:"mirror"`
+	Name        string               `json:"name"`
+	Size        int64                `json:"size"`
+	Node        string               `json:"node"`
+	Generations []journal.Generation `json:"generations"`
+	Head        journal.LSN          `json:"head"`
+	Durable     journal.LSN          `json:"durable"`
+}
+
+func (h *hello) generation() journal.Generation {
+	if len(h.Generations) == 0 {
+		return journal.Generation{}
+	}
+	return h.Generations[len(h.Generations)-1]
+}
+
+// followerState answers a hello: what the follower has.
+type followerState struct {
+	Refused     string               `json:"refused,omitempty"`
+	Primary     bool                 `json:"primary,omitempty"`
+	Mirror      string               `json:"mirror"`
+	Name        string               `json:"name"`
+	Node        string               `json:"node"`
+	Size        int64                `json:"size"`
+	Blank       bool                 `json:"blank"`
+	Zeroed      bool                 `json:"zeroed"` // blank, and the device reads as zeroes all over
+	Seen        journal.Generation   `json:"seen"`
+	Generations []journal.Generation `json:"generations"`
+	Head        journal.LSN          `json:"head"`
+	Chain       uint64               `json:"chain"`
+	Committed   journal.LSN          `json:"committed"`
+	Ring        int64                `json:"ring"`
+}
+
+// start tells the follower where the stream begins; what it has from there on
+// it cuts.
+type start struct {
+	At    journal.LSN `json:"at"`
+	Chain uint64      `json:"chain"`
+}
+
+type startReply struct {
+	Refused string `json:"refused,omitempty"`
+}
+
+// resyncBegin announces a fuzzy copy; records from From on follow in between.
+type resyncBegin struct {
+	From journal.LSN `json:"from"`
+	Size int64       `json:"size"`
+}
+
+type resyncReply struct {
+	Refused string `json:"refused,omitempty"`
+}
+
+// resyncEnd says that the copy and all records below At make a state that
+// the source's device had; the follower's log begins there.
+type resyncEnd struct {
+	At          journal.LSN          `json:"at"`
+	Chain       uint64               `json:"chain"`
+	Generations []journal.Generation `json:"generations"`
+}
+
+func encodeJSON(kind byte, v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("mirror: " + err.Error()) // plain structs: cannot happen
+	}
+	return append([]byte{kind}, b...)
+}
+
+func decodeJSON(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %w", errMessage, err)
+	}
+	return nil
+}
+
+type recordsHeader struct {
+	From, Declared, Head, Wanted journal.LSN
+}
+
+func (h recordsHeader) put(b []byte) {
+	clear(b[:8])
+	b[0] = kindRecords
+	binary.LittleEndian.PutUint64(b[8:], uint64(h.From))
+	binary.LittleEndian.PutUint64(b[16:], uint64(h.Declared))
+	binary.LittleEndian.PutUint64(b[24:], uint64(h.Head))
+	binary.LittleEndian.PutUint64(b[32:], uint64(h.Wanted))
+}
+
+func decodeRecords(b []byte) (h recordsHeader, raw []byte, err error) {
+	if len(b) < recordsHeaderBytes {
+		return h, nil, fmt.Errorf("%w: records of %d bytes", errMessage, len(b))
+	}
+	h.From = journal.LSN(binary.LittleEndian.Uint64(b[8:]))
+	h.Declared = journal.LSN(binary.LittleEndian.Uint64(b[16:]))
+	h.Head = journal.LSN(binary.LittleEndian.Uint64(b[24:]))
+	h.Wanted = journal.LSN(binary.LittleEndian.Uint64(b[32:]))
+	return h, b[recordsHeaderBytes:], nil
+}
+
+type ack struct {
+	Received, Durable, Applied journal.LSN
+}
+
+func (a ack) encode() []byte {
+	b := make([]byte, ackBytes)
+	b[0] = kindAck
+	binary.LittleEndian.PutUint64(b[8:], uint64(a.Received))
+	binary.LittleEndian.PutUint64(b[16:], uint64(a.Durable))
+	binary.LittleEndian.PutUint64(b[24:], uint64(a.Applied))
+	return b
+}
+
+func decodeAck(b []byte) (a ack, err error) {
+	if len(b) != ackBytes {
+		return a, fmt.Errorf("%w: acknowledgement of %d bytes", errMessage, len(b))
+	}
+	a.Received = journal.LSN(binary.LittleEndian.Uint64(b[8:]))
+	a.Durable = journal.LSN(binary.LittleEndian.Uint64(b[16:]))
+	a.Applied = journal.LSN(binary.LittleEndian.Uint64(b[24:]))
+	return a, nil
+}
+
+type hashRequest struct {
+	Offset, Length int64
+	Key            [32]byte
+}
+
+func (r hashRequest) encode() []byte {
+	b := make([]byte, hashesHeaderBytes)
+	b[0] = kindHashes
+	binary.LittleEndian.PutUint32(b[4:], resyncBlockBytes)
+	binary.LittleEndian.PutUint64(b[8:], uint64(r.Offset))
+	binary.LittleEndian.PutUint64(b[16:], uint64(r.Length))
+	copy(b[24:], r.Key[:])
+	return b
+}
+
+func decodeHashRequest(b []byte, size int64) (r hashRequest, err error) {
+	if len(b) != hashesHeaderBytes {
+		return r, fmt.Errorf("%w: hash request of %d bytes", errMessage, len(b))
+	}
+	if n := binary.LittleEndian.Uint32(b[4:]); n != resyncBlockBytes {
+		return r, fmt.Errorf("%w: blocks of %d bytes, %d are possible", errMessage, n, resyncBlockBytes)
+	}
+	off, length := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
+	if length > resyncChunkBytes || off > uint64(size) || length > uint64(size)-off {
+		return r, fmt.Errorf("%w: hashes of %d bytes at %d on a device of %d", errMessage, length, off, size)
+	}
+	r.Offset, r.Length = int64(off), int64(length)
+	copy(r.Key[:], b[24:])
+	return r, nil
+}
+
+type blockHeader struct {
+	Zero         bool
+	Length       int64
+	Offset, Done int64
+}
+
+func (h blockHeader) put(b []byte) {
+	clear(b[:4])
+	b[0] = kindBlock
+	if h.Zero {
+		b[1] = blockZero
+	}
+	binary.LittleEndian.PutUint32(b[4:], uint32(h.Length))
+	binary.LittleEndian.PutUint64(b[8:], uint64(h.Offset))
+	binary.LittleEndian.PutUint64(b[16:], uint64(h.Done))
+}
+
+func decodeBlock(b []byte, size int64) (h blockHeader, data []byte, err error) {
+	if len(b) < blockHeaderBytes {
+		return h, nil, fmt.Errorf("%w: block of %d bytes", errMessage, len(b))
+	}
+	h.Zero = b[1]&blockZero != 0
+	length := uint64(binary.LittleEndian.Uint32(b[4:]))
+	off, done := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
+	data = b[blockHeaderBytes:]
+	if off > uint64(size) || length > uint64(size)-off || done > uint64(size) || !h.Zero && uint64(len(data)) != length || h.Zero && len(data) != 0 {
+		return h, nil, fmt.Errorf("%w: block %d+%d with %d bytes on a device of %d", errMessage, off, length, len(data), size)
+	}
+	h.Length, h.Offset, h.Done = int64(length), int64(off), int64(done)
+	return h, data, nil
+}

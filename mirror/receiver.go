@@ -1,0 +1,329 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"mirror-agent/journal"
+)
+
+const (
+	// followerSyncEvery is a follower's own pace: what it received is durable
+	// about that soon, also when no FLUSH asks.
+	followerSyncEvery = 100 * time.Millisecond
+	// ackEvery bounds how long a received record goes unacknowledged.
+	ackEvery = 50 * time.Millisecond
+)
+
+// receiver is a follower's side of one session. Messages come in order, one
+// at a time; acknowledgements leave from its own goroutine.
+type receiver struct {
+	v      *Volume
+	l      link
+	mirror string
+	name   string
+	node   string
+	// accept is asked before a hello is acted upon; the reason refuses it.
+	accept func(*hello) (refused string)
+	// adopt is called when the mirror's uuid becomes known to a blank volume.
+	adopt func(uuid string) error
+	// accepted is called, under busy, when a hello was: no other session may
+	// feed the volume from here on.
+	accepted func()
+	// resynced is called when a resync is complete.
+	resynced func()
+
+	closed   bool     // guarded by busy
+	staging  *staging // while a resync runs
+	newStage func() (*staging, error)
+
+	// busy: one message at a time over all receivers of a volume, and none
+	// while one is closed; guards staging and closed.
+	busy *sync.Mutex
+
+	mu         sync.Mutex // guards below
+	started    bool
+	why        string // the stream broke, not yet told
+	received   journal.LSN
+	wanted     journal.LSN
+	sourceHead journal.LSN
+	lastSeen   time.Time
+	resyncDone int64
+	resyncAll  int64
+	resyncAt   time.Time
+
+	wake chan struct{}
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func newReceiver(v *Volume, l link) *receiver {
+	ctx, stop := context.WithCancel(context.Background())
+	r := &receiver{
+		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, busy: new(sync.Mutex),
+	}
+	go r.acknowledge(ctx)
+	return r
+}
+
+// close ends the receiver; the session may go on but is not answered.
+func (r *receiver) close() {
+	r.busy.Lock()
+	defer r.busy.Unlock()
+	r.closeLocked()
+}
+
+func (r *receiver) closeLocked() {
+	r.stop()
+	<-r.done
+	r.closed = true
+	r.dropStaging()
+}
+
+func (r *receiver) dropStaging() {
+	if r.staging != nil {
+		r.staging.suspend()
+		r.staging = nil
+	}
+}
+
+// handle takes one message. An error of a call goes back to the source. An
+// error of anything else breaks the stream: the source is told, and all is
+// dropped until it shakes hands again.
+func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, errMessage
+	}
+	r.busy.Lock()
+	defer r.busy.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	r.mu.Lock()
+	r.lastSeen = time.Now()
+	started := r.started || r.staging != nil
+	r.mu.Unlock()
+	switch b[0] {
+	case kindHello:
+		return r.hello(b[1:])
+	case kindStart:
+		return r.start(b[1:])
+	case kindResync:
+		return r.beginResync(b[1:])
+	case kindBye:
+		return nil, nil
+	case kindHashes, kindResyncEnd:
+		if r.staging == nil {
+			return nil, fmt.Errorf("%w: kind %d outside of a resync", errMessage, b[0])
+		}
+		return r.resyncCall(b)
+	case kindRecords, kindBlock:
+		if !started {
+			return nil, nil
+		}
+		var err error
+		if b[0] == kindRecords {
+			err = r.records(ctx, b)
+		} else {
+			err = r.block(b)
+		}
+		if err != nil {
+			r.breakOff(err)
+		}
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: unknown kind %d", errMessage, b[0])
+}
+
+// breakOff stops taking the stream and lets the source know.
+func (r *receiver) breakOff(err error) {
+	r.dropStaging()
+	r.mu.Lock()
+	r.started, r.why, r.resyncAll = false, err.Error(), 0
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *receiver) hello(b []byte) ([]byte, error) {
+	var h hello
+	if err := decodeJSON(b, &h); err != nil {
+		return nil, err
+	}
+	head, chain := r.v.log.HeadChain()
+	a := r.v.log.Anchor()
+	f := followerState{
+		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.size, Primary: r.v.Role() == RolePrimary,
+		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
+		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
+	}
+	switch {
+	case h.Version != protocolVersion:
+		f.Refused = fmt.Sprintf("%s speaks version %d of the protocol, %s version %d: update the older", h.Node, h.Version, r.node, protocolVersion)
+	case !f.Blank && h.Mirror != r.mirror:
+		f.Refused = fmt.Sprintf("%s holds mirror %q (uuid %s), not %q (uuid %s)", r.node, r.name, r.mirror, h.Name, h.Mirror)
+	default:
+		f.Refused = r.accept(&h)
+	}
+	if f.Refused == "" && compareRank(a.Seen, h.generation()) <= 0 && !f.Primary {
+		r.accepted()
+		r.dropStaging()
+		r.mu.Lock()
+		r.started = false
+		r.mu.Unlock()
+		if f.Blank {
+			if err := r.adopt(h.Mirror); err != nil {
+				return nil, err
+			}
+			f.Zeroed = r.v.reads0()
+		}
+		// G5: stored before anything of it is taken.
+		if err := r.v.see(h.generation()); err != nil {
+			return nil, err
+		}
+	}
+	return encodeJSON(0, f)[1:], nil
+}
+
+func (r *receiver) start(b []byte) ([]byte, error) {
+	var s start
+	if err := decodeJSON(b, &s); err != nil {
+		return nil, err
+	}
+	refuse := func(format string, args ...any) ([]byte, error) {
+		return encodeJSON(0, startReply{Refused: fmt.Sprintf(format, args...)})[1:], nil
+	}
+	if r.v.Role() != RoleSecondary || r.v.flags()&stateBlank != 0 {
+		return refuse("%s cannot continue a log: it is %s", r.node, r.v.Role())
+	}
+	chain, err := r.v.log.ChainAt(s.At)
+	if err != nil {
+		return refuse("%s has no record boundary at LSN %d: %v", r.node, s.At, err)
+	}
+	if chain != s.Chain {
+		return refuse("the log of %s differs at LSN %d", r.node, s.At)
+	}
+	if head := r.v.log.Head(); s.At < head {
+		if err := r.v.cut(s.At); err != nil {
+			if errors.Is(err, journal.ErrCommitted) {
+				return refuse("%s: %v", r.node, err)
+			}
+			return nil, err
+		}
+	}
+	r.begin(s.At)
+	return encodeJSON(0, startReply{})[1:], nil
+}
+
+func (r *receiver) begin(at journal.LSN) {
+	r.mu.Lock()
+	r.started, r.received = true, at
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *receiver) records(ctx context.Context, b []byte) error {
+	h, raw, err := decodeRecords(b)
+	if err != nil {
+		return err
+	}
+	if r.staging != nil {
+		return r.stageRecords(h, raw)
+	}
+	r.mu.Lock()
+	at := r.received
+	r.sourceHead = h.Head
+	r.mu.Unlock()
+	if h.From != at {
+		return fmt.Errorf("records from LSN %d, expected %d: %w", h.From, at, ErrBehind)
+	}
+	if len(raw) > 0 {
+		if at, err = r.v.appendRaw(ctx, at, raw); err != nil {
+			return fmt.Errorf("append at LSN %d: %w", h.From, err)
+		}
+	}
+	r.v.declare(h.Declared)
+	r.mu.Lock()
+	r.received = at
+	r.wanted = max(r.wanted, h.Wanted)
+	r.mu.Unlock()
+	r.poke()
+	return nil
+}
+
+func (r *receiver) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// acknowledge makes durable what was received and tells the source.
+func (r *receiver) acknowledge(ctx context.Context) {
+	defer close(r.done)
+	tick := time.NewTicker(ackEvery)
+	defer tick.Stop()
+	told := ack{Durable: ^journal.LSN(0)} // the first one is always news
+	var lastSync time.Time
+	for {
+		var due bool
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.l.Done():
+			return
+		case <-r.wake:
+		case <-tick.C:
+			due = true
+		}
+		r.mu.Lock()
+		started, received, wanted, why := r.started, r.received, r.wanted, r.why
+		r.why = ""
+		r.mu.Unlock()
+		if why != "" {
+			if _, err := r.l.Send(ctx, append([]byte{kindBroken}, why...)); err != nil {
+				return
+			}
+		}
+		if !started {
+			continue
+		}
+		durable := r.v.log.Durable()
+		if durable < received && (durable < min(wanted, received) || due && time.Since(lastSync) >= followerSyncEvery) {
+			var err error
+			if durable, err = r.v.log.Sync(received); err != nil {
+				_ = r.v.journalError(err)
+				return
+			}
+			lastSync = time.Now()
+			r.v.changed()
+		}
+		a := ack{Received: received, Durable: min(durable, received), Applied: r.v.log.Applied()}
+		if a.Durable == told.Durable && (a.Received == told.Received || !due) && (a.Applied == told.Applied || !due) {
+			continue
+		}
+		if _, err := r.l.Send(ctx, a.encode()); err != nil {
+			return
+		}
+		told = a
+	}
+}
+
+// progress of the resync under way, or nil.
+func (r *receiver) progress() *Progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.resyncAll == 0 {
+		return nil
+	}
+	return &Progress{DoneBytes: r.resyncDone, TotalBytes: r.resyncAll, Started: r.resyncAt}
+}
+
+func (r *receiver) isStreaming() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.started && r.resyncAll == 0
+}

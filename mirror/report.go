@@ -1,0 +1,229 @@
+package mirror
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"mirror-agent/journal"
+)
+
+// stateReport is the agent's state in the operator's words: what it is, why,
+// since when, and what can be done.
+type stateReport struct {
+	state, reason, next string
+	since               time.Time
+}
+
+func pathName(id int) string { return strconv.Itoa(id) }
+
+// noteState computes the state, and makes an event of a new one.
+func (a *Agent) noteState() {
+	failed := a.v.Err()
+	a.mu.Lock()
+	s := a.stateLocked(failed)
+	changed := s.state != a.state.state
+	s.since = a.state.since
+	if changed {
+		s.since = time.Now()
+	}
+	a.state = s
+	a.mu.Unlock()
+	if changed {
+		a.event("state", "", "%s%s", s.state, reasonSuffix(s.reason))
+	}
+}
+
+func reasonSuffix(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+func (a *Agent) stateLocked(failed error) stateReport {
+	switch {
+	case failed != nil:
+		return stateReport{
+			state: "failed", reason: failed.Error(),
+			next: "mend the disk, then restart the agent; meanwhile the other side can be promoted",
+		}
+	case a.startError != nil:
+		return stateReport{state: "failed", reason: a.startError.Error(), next: "mend that, then restart the agent"}
+	case a.fenced != "":
+		return stateReport{
+			state: "fenced", reason: a.fenced,
+			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
+		}
+	case a.v.Role() == RolePrimary:
+		return a.primaryStateLocked()
+	}
+	return a.secondaryStateLocked()
+}
+
+func (a *Agent) primaryStateLocked() stateReport {
+	if a.starting != "" {
+		return stateReport{state: "starting", reason: a.starting, next: "the front opens as soon as a follower has answered; start the target, or wait"}
+	}
+	if len(a.followers) == 0 {
+		return stateReport{state: "standalone", reason: "no target is configured", next: "start this source with --target HOST:PORT to mirror it"}
+	}
+	f := a.followers[min(a.current, len(a.followers)-1)]
+	switch f.state {
+	case FollowerStreaming:
+		return stateReport{state: "in sync", reason: f.target + " is streaming"}
+	case FollowerResync:
+		return stateReport{state: "resync", reason: fmt.Sprintf("%s is being copied: %s", f.target, f.reason), next: "wait; the follower counts when the copy is complete"}
+	case FollowerCatchUp:
+		return stateReport{state: "catch-up", reason: f.target + " reads what it missed from the log", next: "wait"}
+	case FollowerSuspended:
+		return stateReport{state: "suspended", reason: "by the operator", next: "mirror-agent resume"}
+	}
+	s := stateReport{state: "degraded", reason: fmt.Sprintf("%s is %s%s", f.target, f.state, reasonSuffix(f.reason))}
+	if a.c.OnLoss == OnLossFreeze {
+		s.reason += "; writes wait for it (on-loss: freeze)"
+	} else {
+		s.reason += "; writes continue on this host only (on-loss: continue)"
+	}
+	s.next = "it is retried by itself"
+	if len(a.c.Backups) > 0 && a.c.Switch == SwitchManual {
+		s.next += "; or mirror-agent switch backup"
+	}
+	return s
+}
+
+func (a *Agent) secondaryStateLocked() stateReport {
+	blank := a.v.flags()&stateBlank != 0
+	in := a.inbound
+	if in != nil {
+		if p := in.receiver.progress(); p != nil {
+			return stateReport{state: "resync", reason: fmt.Sprintf("a copy from %s is under way", in.link.Peer()), next: "wait"}
+		}
+		if in.receiver.isStreaming() {
+			return stateReport{state: "streaming", reason: "fed by " + in.link.Peer()}
+		}
+	}
+	if blank {
+		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
+	}
+	return stateReport{
+		state: "waiting", reason: "no source is connected",
+		next: "start the source; or, when it is lost, mirror-agent promote",
+	}
+}
+
+// Status may be called at any time from any goroutine.
+func (a *Agent) Status() Status {
+	a.noteState()
+	log := a.v.log
+	_, _, extents := a.v.overlay.pending()
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Status{
+		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
+		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), Switch: string(a.c.Switch),
+		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
+		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size},
+		Log: LogStatus{
+			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
+			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(), OverlayExtents: extents,
+		},
+		NBD: a.front.Stats(), Followers: []FollowerStatus{}, Alarms: []Alarm{},
+	}
+	if a.c.Key != nil {
+		s.Key = shownKey(&a.c)
+	}
+	if s.NBD.Address == "" && a.serving {
+		s.NBD.Address = a.nbd
+	}
+	if a.v.Role() == RolePrimary {
+		a.followerStatusLocked(&s, now)
+	} else {
+		s.Source = a.sourceStatusLocked()
+	}
+	a.alarmsLocked(&s, now)
+	return s
+}
+
+func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
+	head := a.v.log.Head()
+	for i, f := range a.followers {
+		x := f.last
+		if f.sender != nil {
+			x = f.sender.lastAck()
+		}
+		fs := FollowerStatus{
+			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
+			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
+		}
+		if i == a.current {
+			s.ActiveTarget = f.target
+			fs.Paths = append(fs.Paths, a.transport.paths()...)
+		}
+		known := x.Durable >= firstLSN
+		if known {
+			fs.LagBytes = uint64(head - min(head, x.Durable))
+			fs.RPOSeconds = a.rpo(x.Durable, head, now)
+		} else {
+			fs.LagBytes = uint64(head)
+		}
+		if f.sender != nil {
+			fs.Resync = f.sender.resync.status()
+			if fs.Resync != nil {
+				fs.DirtyBytes = fs.Resync.TotalBytes - fs.Resync.DoneBytes
+			}
+		}
+		s.Followers = append(s.Followers, fs)
+	}
+}
+
+// rpo is the age of the oldest write that is not durable at lsn, in seconds.
+func (a *Agent) rpo(lsn, head journal.LSN, now time.Time) float64 {
+	if lsn >= head {
+		return 0
+	}
+	var oldest int64
+	_ = a.v.log.Scan(max(lsn, a.v.log.Tail()), head, func(r journal.Record) error {
+		oldest = r.Time
+		return errStopScan
+	})
+	if oldest == 0 {
+		return 0
+	}
+	return max(0, now.Sub(time.Unix(0, oldest)).Seconds())
+}
+
+var errStopScan = fmt.Errorf("enough")
+
+func (a *Agent) sourceStatusLocked() *SourceStatus {
+	in := a.inbound
+	if in == nil {
+		return &SourceStatus{Paths: []PathStatus{}}
+	}
+	r := in.receiver
+	r.mu.Lock()
+	s := &SourceStatus{
+		Peer: in.link.Peer(), Connected: true, LastSeen: r.lastSeen, Received: uint64(r.received),
+		Durable: uint64(a.v.log.Durable()), SourceHead: uint64(r.sourceHead), Paths: []PathStatus{},
+	}
+	r.mu.Unlock()
+	s.Resync = r.progress()
+	s.Paths = append(s.Paths, linkPaths(in.link)...)
+	return s
+}
+
+func (a *Agent) alarmsLocked(s *Status, now time.Time) {
+	switch s.State {
+	case "failed", "fenced", "degraded":
+		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
+	}
+	if used := float64(s.Log.Head-s.Log.Applied) / float64(s.Log.SizeBytes); used > 0.8 {
+		s.Alarms = append(s.Alarms, Alarm{
+			Name: "log-full", Since: now, Reason: fmt.Sprintf("%.0f %% of the log's %s are not yet applied", used*100, humanize.IBytes(uint64(s.Log.SizeBytes))),
+			NextStep: "the backing device is slower than the writes: writers are slowed to its pace",
+		})
+	}
+}

@@ -1,0 +1,345 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"mirror-agent/journal"
+)
+
+const (
+	// batchBytes is the most log that one message carries; a longer record
+	// goes alone.
+	batchBytes = 256 << 10
+	// inFlightBatches bounds the sender's memory: messages not yet taken.
+	inFlightBatches = 24
+	// declareEvery is how often the durable LSN alone is worth a message.
+	declareEvery = 100 * time.Millisecond
+)
+
+// sender feeds one follower over one session: handshake, resync if need be,
+// then the log's records as they come. It ends with the session.
+type sender struct {
+	v       *Volume
+	l       link
+	promise *promise
+	mirror  string // uuid
+	name    string
+	node    string
+	report  func(followerEvent, string) // state of the follower, for the operator
+	resync  resyncProgress
+
+	ring     int64 // capacity of the follower's log
+	sent     journal.LSN
+	declared journal.LSN
+	wanted   journal.LSN
+	kick     chan struct{}
+	buffers  bufferQueue
+
+	received, durable, applied atomic.Uint64
+	told                       atomic.Uint64 // declared to the follower and sent
+	streaming                  atomic.Bool   // acknowledgements count
+	breaks                     chan string   // capacity 1: the follower cannot go on
+}
+
+// refusedError: the follower or the histories do not allow a stream. The
+// session stays of no use until something changes on either side.
+type refusedError struct {
+	kind   outcomeKind
+	reason string
+}
+
+func (e *refusedError) Error() string { return e.reason }
+
+func newSender(v *Volume, l link, p *promise) *sender {
+	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), report: func(followerEvent, string) {}}
+}
+
+func (s *sender) poke() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run blocks until the session ends, ctx is cancelled or the follower refuses
+// (a *refusedError).
+func (s *sender) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer s.v.release()
+	defer s.buffers.drop()
+	// Nothing that this handshake may count on leaves the log under it.
+	s.v.hold(s.v.log.Tail())
+	out, err := s.handshake(ctx)
+	if err != nil {
+		return err
+	}
+	switch out.kind {
+	case outcomeStream:
+		s.sent = out.at
+		s.report(followerStream, "")
+	case outcomeResync:
+		s.report(followerNeedsResync, out.reason)
+		if err := s.runResync(ctx); err != nil {
+			return err
+		}
+		s.report(followerCopied, "")
+	default:
+		return &refusedError{kind: out.kind, reason: out.reason}
+	}
+	s.v.hold(s.sent)
+	s.streaming.Store(true)
+	s.count() // the acknowledgement may have come before
+	// A generation's own record is part of every FLUSH: ask at once.
+	s.promise.request(s.v.log.Durable())
+	return s.stream(ctx)
+}
+
+func (s *sender) handshake(ctx context.Context) (outcome, error) {
+	h := hello{
+		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size,
+		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(),
+	}
+	b, err := s.l.Call(ctx, encodeJSON(kindHello, h))
+	if err != nil {
+		return outcome{}, fmt.Errorf("hello: %w", err)
+	}
+	var f followerState
+	if err := decodeJSON(b, &f); err != nil {
+		return outcome{}, fmt.Errorf("hello: %w", err)
+	}
+	s.ring = f.Ring
+	out := decide(sourceView{
+		mirror: s.mirror, size: s.v.size, generations: h.Generations,
+		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt,
+	}, f)
+	if out.kind == outcomeResync {
+		s.resync.zeroed = f.Zeroed
+	}
+	if out.kind != outcomeStream {
+		return out, nil
+	}
+	b, err = s.l.Call(ctx, encodeJSON(kindStart, start{At: out.at, Chain: out.chain}))
+	if err != nil {
+		return outcome{}, fmt.Errorf("start: %w", err)
+	}
+	var r startReply
+	if err := decodeJSON(b, &r); err != nil {
+		return outcome{}, fmt.Errorf("start: %w", err)
+	}
+	if r.Refused != "" {
+		return outcome{kind: outcomeDiverged, reason: r.Refused}, nil
+	}
+	return out, nil
+}
+
+// stream sends the log as it grows, until the session or ctx ends.
+func (s *sender) stream(ctx context.Context) error {
+	tick := time.NewTicker(declareEvery)
+	defer tick.Stop()
+	for {
+		changed := s.v.log.Changed()
+		if err := s.v.Err(); err != nil {
+			return err
+		}
+		if s.sent < s.v.log.Head() {
+			if err := s.sendRecords(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if s.promise.want() > s.wanted {
+			if err := s.sendHeader(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-s.kick:
+		case <-tick.C:
+			if s.v.log.Durable() > s.declared {
+				if err := s.sendHeader(ctx); err != nil {
+					return err
+				}
+			}
+		case why := <-s.breaks:
+			return fmt.Errorf("%s cannot go on: %s", s.l.Peer(), why)
+		case <-s.l.Done():
+			return s.l.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// sendRecords sends the next records of the log in one message.
+func (s *sender) sendRecords(ctx context.Context) error {
+	// A follower's ring must never be full of what it may not commit, since
+	// the word that it may comes behind these records.
+	if undeclared := int64(s.sent - min(s.sent, s.v.log.Durable())); s.ring > 0 && undeclared > min(s.ring/4, 64<<20) {
+		if _, err := s.v.log.Sync(s.sent); err != nil {
+			return s.v.journalError(err)
+		}
+	}
+	buf, err := s.buffers.get(ctx, s.l)
+	if err != nil {
+		return err
+	}
+	n, err := s.v.log.ReadRaw(s.sent, buf[recordsHeaderBytes:])
+	var short journal.ErrShortBuffer
+	if errors.As(err, &short) {
+		buf = make([]byte, recordsHeaderBytes+short.Need)
+		n, err = s.v.log.ReadRaw(s.sent, buf[recordsHeaderBytes:])
+	}
+	if errors.Is(err, io.EOF) {
+		s.buffers.putBack(buf)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the log at LSN %d: %w", s.sent, s.v.journalError(err))
+	}
+	return s.sendMessage(ctx, buf, n)
+}
+
+func (s *sender) sendHeader(ctx context.Context) error {
+	buf, err := s.buffers.get(ctx, s.l)
+	if err != nil {
+		return err
+	}
+	return s.sendMessage(ctx, buf, 0)
+}
+
+func (s *sender) sendMessage(ctx context.Context, buf []byte, n int) error {
+	h := recordsHeader{From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head(), Wanted: s.promise.want()}
+	h.put(buf)
+	r, err := s.l.Send(ctx, buf[:recordsHeaderBytes+n])
+	if err != nil {
+		return err
+	}
+	s.buffers.put(buf, r)
+	s.sent += journal.LSN(n)
+	s.declared, s.wanted = h.Declared, h.Wanted
+	s.told.Store(uint64(h.Declared))
+	return nil
+}
+
+// broken: the follower dropped the stream; run ends with the reason.
+func (s *sender) broken(why string) {
+	select {
+	case s.breaks <- why:
+	default:
+	}
+}
+
+func (s *sender) lastAck() ack {
+	return ack{
+		Received: journal.LSN(s.received.Load()), Durable: journal.LSN(s.durable.Load()), Applied: journal.LSN(s.applied.Load()),
+	}
+}
+
+// farewell waits until the follower is durable up to head and has been told
+// that the source is, then takes leave. Called beside run, which must be
+// streaming.
+func (s *sender) farewell(ctx context.Context, head journal.LSN) {
+	s.promise.request(head)
+	tick := time.NewTicker(declareEvery / 4)
+	defer tick.Stop()
+	for journal.LSN(s.durable.Load()) < head || journal.LSN(s.told.Load()) < head {
+		select {
+		case <-tick.C:
+		case <-s.l.Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	// The reply says that all before it was taken.
+	_, _ = s.l.Call(ctx, []byte{kindBye})
+}
+
+// acknowledged takes an ack of the follower. It is called from the link's
+// delivery, concurrently with run.
+func (s *sender) acknowledged(a ack) {
+	s.received.Store(uint64(a.Received))
+	s.durable.Store(uint64(a.Durable))
+	s.applied.Store(uint64(a.Applied))
+	if s.streaming.Load() {
+		s.v.hold(a.Received)
+		s.count()
+	}
+	s.poke()
+}
+
+// count lets what the follower has count for the mode.
+func (s *sender) count() {
+	durable := journal.LSN(s.durable.Load())
+	if durable == 0 {
+		return
+	}
+	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
+		s.report(followerCaughtUp, "")
+	}
+}
+
+// bufferQueue holds the messages that the link still owns, oldest first, and
+// reuses their memory.
+type bufferQueue struct {
+	free  [][]byte
+	queue []queuedBuffer
+}
+
+type queuedBuffer struct {
+	buf []byte
+	r   receipt
+}
+
+// get returns a buffer of batchBytes and a header; it waits for the oldest
+// message when inFlightBatches are under way.
+func (q *bufferQueue) get(ctx context.Context, l link) ([]byte, error) {
+	for len(q.queue) > 0 {
+		if len(q.queue) < inFlightBatches {
+			select {
+			case <-q.queue[0].r.Done():
+			default:
+				return q.take(), nil
+			}
+		} else {
+			select {
+			case <-q.queue[0].r.Done():
+			case <-l.Done():
+				return nil, l.Err()
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		q.putBack(q.queue[0].buf)
+		q.queue = q.queue[1:]
+	}
+	return q.take(), nil
+}
+
+func (q *bufferQueue) take() []byte {
+	if n := len(q.free); n > 0 {
+		b := q.free[n-1]
+		q.free = q.free[:n-1]
+		return b
+	}
+	return make([]byte, recordsHeaderBytes+batchBytes)
+}
+
+func (q *bufferQueue) putBack(b []byte) {
+	if cap(b) >= recordsHeaderBytes+batchBytes && cap(b) <= 2*batchBytes {
+		q.free = append(q.free, b[:recordsHeaderBytes+batchBytes])
+	}
+}
+
+func (q *bufferQueue) put(b []byte, r receipt) { q.queue = append(q.queue, queuedBuffer{b, r}) }
+
+// drop forgets all: the link may still own what is queued.
+func (q *bufferQueue) drop() { q.free, q.queue = nil, nil }

@@ -1,0 +1,326 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"mirror-agent/blockdev"
+	"mirror-agent/journal"
+)
+
+// staging is where a follower builds the state that a resync leads to. A
+// volume that was never consistent builds it in place. All others keep their
+// last consistent state, promotable at any time (G4), and build the new one
+// beside it: a sparse file of the device's size whose blocks, where there are
+// any, lie over the volume. One durable anchor takes it over; then it is
+// merged into the device, again after a crash until that is done.
+//
+// Not for concurrent use.
+type staging struct {
+	v      *Volume
+	file   stageFile // nil: in place
+	staged []bool    // per resyncBlockBytes: the file holds it
+	buf    []byte
+	remove func() error
+}
+
+type stageFile interface {
+	blockdev.Device
+	blockdev.DataFinder
+}
+
+// openStaging opens the place for a resync of v: path is where the file
+// beside the volume goes, or already is from an earlier try.
+func openStaging(v *Volume, path string) (*staging, error) {
+	if v.flags()&stateBlank != 0 {
+		return &staging{v: v}, nil
+	}
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: v.size})
+	if err != nil {
+		return nil, fmt.Errorf("staging file: %w", err)
+	}
+	return newStaging(v, f, func() error { return os.Remove(path) })
+}
+
+// newStaging uses f, whose blocks with data count as staged.
+func newStaging(v *Volume, f stageFile, remove func() error) (*staging, error) {
+	st := &staging{v: v, file: f, remove: remove, buf: make([]byte, resyncBlockBytes)}
+	st.staged = make([]bool, (v.size+resyncBlockBytes-1)/resyncBlockBytes)
+	for off := int64(0); off < v.size; {
+		start, end, err := f.NextData(off)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("staging file: %w", err), f.Close())
+		}
+		for i := start / resyncBlockBytes; i*resyncBlockBytes < min(end, v.size); i++ {
+			st.staged[i] = true
+		}
+		off = end
+	}
+	return st, nil
+}
+
+// read reads the new state as far as it is built.
+func (st *staging) read(p []byte, off int64) error {
+	if st.file == nil {
+		_, err := st.v.dev.ReadAt(p, off)
+		return err
+	}
+	for len(p) > 0 {
+		i := off / resyncBlockBytes
+		n := min(int64(len(p)), (i+1)*resyncBlockBytes-off)
+		var err error
+		if st.staged[i] {
+			_, err = st.file.ReadAt(p[:n], off)
+		} else {
+			_, err = st.v.ReadAt(p[:n], off)
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// write puts p (nil: zeroes) over [off, off+n) of the new state.
+func (st *staging) write(p []byte, off, n int64, trim bool) error {
+	if st.file == nil {
+		switch {
+		case p != nil:
+			_, err := st.v.dev.WriteAt(p, off)
+			return err
+		case trim:
+			return st.v.dev.Trim(off, n)
+		}
+		return st.v.dev.Zero(off, n)
+	}
+	for n > 0 {
+		i := off / resyncBlockBytes
+		start := i * resyncBlockBytes
+		size := min(int64(resyncBlockBytes), st.v.size-start)
+		m := min(n, start+size-off)
+		b := st.buf[:size]
+		if m < size {
+			if err := st.read(b, start); err != nil {
+				return err
+			}
+		}
+		if p == nil {
+			clear(b[off-start : off-start+m])
+		} else {
+			copy(b[off-start:off-start+m], p)
+			p = p[m:]
+		}
+		// Zeroes are written, not left out: a hole means "as before".
+		if _, err := st.file.WriteAt(b, start); err != nil {
+			return err
+		}
+		st.staged[i] = true
+		off, n = off+m, n-m
+	}
+	return nil
+}
+
+// finish takes the new state over: it is the volume's at lsn, durably, when
+// the anchor is written; the merge that follows may be interrupted.
+func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation) error {
+	if st.file == nil {
+		if err := st.v.dev.Sync(); err != nil {
+			return st.v.fail("device", err)
+		}
+		return st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State &^= stateBlank })
+	}
+	if err := st.file.Sync(); err != nil {
+		return fmt.Errorf("sync the staging file: %w", err)
+	}
+	if err := st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State |= stateMerging }); err != nil {
+		return err
+	}
+	return st.merge()
+}
+
+// merge copies the staged blocks into the device and ends the staging.
+func (st *staging) merge() error {
+	for i, ok := range st.staged {
+		if !ok {
+			continue
+		}
+		off := int64(i) * resyncBlockBytes
+		b := st.buf[:min(int64(resyncBlockBytes), st.v.size-off)]
+		if _, err := st.file.ReadAt(b, off); err != nil {
+			return fmt.Errorf("staging file at %d: %w", off, err)
+		}
+		if _, err := st.v.dev.WriteAt(b, off); err != nil {
+			return st.v.fail("device", err)
+		}
+	}
+	if err := st.v.dev.Sync(); err != nil {
+		return st.v.fail("device", err)
+	}
+	if err := st.v.setFlags(0, stateMerging); err != nil {
+		return err
+	}
+	return errors.Join(st.file.Close(), st.remove())
+}
+
+// suspend leaves the staging for a later try.
+func (st *staging) suspend() {
+	if st.file != nil {
+		_ = st.file.Close()
+	}
+}
+
+// resumeMerge ends a merge that a crash interrupted, before the volume is
+// used. The staging file is part of the volume until then.
+func resumeMerge(v *Volume, path string) error {
+	if v.flags()&stateMerging == 0 {
+		return nil
+	}
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
+	if err != nil {
+		return fmt.Errorf("%s is part of the volume, a resync was being taken over: %w", path, err)
+	}
+	st, err := newStaging(v, f, func() error { return os.Remove(path) })
+	if err != nil {
+		return err
+	}
+	return st.merge()
+}
+
+// reads0: the device is known to read as zeroes all over.
+func (v *Volume) reads0() bool {
+	f, ok := v.dev.(blockdev.DataFinder)
+	if !ok {
+		return false
+	}
+	_, _, err := f.NextData(0)
+	return errors.Is(err, io.EOF)
+}
+
+// beginResync, block, resyncCall and stageRecords are the receiver's part.
+
+func (r *receiver) beginResync(b []byte) ([]byte, error) {
+	var m resyncBegin
+	if err := decodeJSON(b, &m); err != nil {
+		return nil, err
+	}
+	refuse := func(format string, args ...any) ([]byte, error) {
+		return encodeJSON(0, resyncReply{Refused: fmt.Sprintf(format, args...)})[1:], nil
+	}
+	if r.v.Role() != RoleSecondary {
+		return refuse("%s is %s", r.node, r.v.Role())
+	}
+	if m.Size > r.v.size || m.Size <= 0 {
+		return refuse("%s has a device of %d bytes, %d are needed", r.node, r.v.size, m.Size)
+	}
+	r.dropStaging()
+	st, err := r.newStage()
+	if err != nil {
+		return refuse("%s: %v", r.node, err)
+	}
+	r.staging = st
+	r.mu.Lock()
+	r.started, r.received = false, m.From
+	r.resyncDone, r.resyncAll, r.resyncAt = 0, m.Size, time.Now()
+	r.mu.Unlock()
+	return encodeJSON(0, resyncReply{})[1:], nil
+}
+
+func (r *receiver) block(b []byte) error {
+	if r.staging == nil {
+		return fmt.Errorf("%w: block outside of a resync", errMessage)
+	}
+	h, data, err := decodeBlock(b, r.v.size)
+	if err != nil {
+		return err
+	}
+	if h.Zero {
+		data = nil
+	}
+	if err := r.staging.write(data, h.Offset, h.Length, false); err != nil {
+		return fmt.Errorf("resync: block at %d: %w", h.Offset, err)
+	}
+	r.mu.Lock()
+	r.resyncDone = h.Done
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *receiver) resyncCall(b []byte) ([]byte, error) {
+	if b[0] == kindHashes {
+		return r.hashes(b)
+	}
+	var m resyncEnd
+	if err := decodeJSON(b[1:], &m); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	at := r.received
+	r.mu.Unlock()
+	if m.At != at {
+		return nil, fmt.Errorf("resync ends at LSN %d, records came up to %d: %w", m.At, at, ErrBehind)
+	}
+	st := r.staging
+	r.staging = nil
+	if err := st.finish(m.At, m.Chain, m.Generations); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.resyncAll = 0
+	r.mu.Unlock()
+	r.begin(m.At)
+	r.resynced()
+	return encodeJSON(0, resyncReply{})[1:], nil
+}
+
+func (r *receiver) hashes(b []byte) ([]byte, error) {
+	req, err := decodeHashRequest(b, r.v.size)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, resyncChunkBytes/resyncBlockBytes*hashBytes)
+	block := make([]byte, resyncBlockBytes)
+	for off := req.Offset; off < req.Offset+req.Length; off += resyncBlockBytes {
+		p := block[:min(int64(resyncBlockBytes), req.Offset+req.Length-off)]
+		if err := r.staging.read(p, off); err != nil {
+			return nil, fmt.Errorf("resync: read at %d: %w", off, err)
+		}
+		out = out[:len(out)+hashBytes]
+		hashBlock(out[len(out)-hashBytes:], &req.Key, p)
+	}
+	return out, nil
+}
+
+// stageRecords applies records that came during a resync to its staging.
+func (r *receiver) stageRecords(h recordsHeader, raw []byte) error {
+	r.mu.Lock()
+	at := r.received
+	r.sourceHead = h.Head
+	r.mu.Unlock()
+	if h.From != at {
+		return fmt.Errorf("records from LSN %d, expected %d: %w", h.From, at, ErrBehind)
+	}
+	err := journal.ParseRaw(raw, func(rec journal.Record, payload []byte) error {
+		x, ok, err := r.v.extentOf(rec.Op, rec.Offset, rec.Length, rec.LSN, 0)
+		if err != nil || !ok {
+			return err
+		}
+		if x.zero {
+			payload = nil
+		}
+		return r.staging.write(payload, x.off, x.len(), x.trim)
+	})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.received = at + journal.LSN(len(raw))
+	r.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,372 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mirror-agent/blockdev"
+	"mirror-agent/journal"
+)
+
+// Volume is a log and a backing device on one host: the same thing on source
+// and target. A primary is fed by its front (WriteAt, WriteBatch, Zero, Trim,
+// Sync), a secondary by the data port (appendRaw, declare).
+//
+// All methods may be called from any goroutine. Lock order: applyMu, then
+// the overlay's lock, then stateMu.
+type Volume struct {
+	log  *journal.Log
+	dev  blockdev.Device
+	size int64
+	opts VolumeOptions
+
+	overlay *overlay
+	// layerBytes of log make a layer of the overlay; a frozen layer is
+	// applied as one.
+	layerBytes int64
+
+	role     atomic.Uint32 // Role
+	declared atomic.Uint64 // secondary: what the source has declared durable
+
+	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
+
+	refused atomic.Pointer[error] // why nothing may be written any more
+
+	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time
+
+	stateMu     sync.Mutex // guards all below
+	generations []journal.Generation
+	failed      error
+	closed      bool
+	holdAt      journal.LSN // tail may not pass it while holding
+	holding     bool
+	waiting     int           // writers that wait for room in the log
+	moved       chan struct{} // closed when applied, committed, declared or failed moved
+
+	kick    chan struct{} // wakes the background goroutine, capacity 1
+	stop    context.CancelFunc
+	stopped chan struct{}
+
+	applyBuf []byte
+}
+
+// VolumeOptions of a Volume.
+type VolumeOptions struct {
+	// SyncInterval and SyncBytes: the log's own pace, see Config.
+	SyncInterval time.Duration
+	SyncBytes    int64
+	// ApplyInterval is the longest time that a committed record waits for the
+	// applier.
+	ApplyInterval time.Duration
+	// Now is the clock of the records' time stamps; nil means time.Now.
+	Now func() time.Time
+}
+
+// gate is what the writes and flushes of a primary pass: the mode.
+type gate interface {
+	// admit returns once a write may enter the log.
+	admit(ctx context.Context) error
+	// request asks the followers to become durable up to lsn, without waiting.
+	request(lsn journal.LSN)
+	// wait returns once the mode's promise of a FLUSH holds for lsn.
+	wait(ctx context.Context, lsn journal.LSN) error
+}
+
+type gateBox struct{ gate }
+
+// openGate lets everything pass: a volume alone.
+type openGate struct{}
+
+func (openGate) admit(context.Context) error             { return nil }
+func (openGate) request(journal.LSN)                     {}
+func (openGate) wait(context.Context, journal.LSN) error { return nil }
+
+// State flags in the anchor.
+const (
+	// stateBlank: the device has never been consistent, a first resync is not
+	// complete. Not promotable.
+	stateBlank uint32 = 1 << iota
+	// stateMerging: a resync is complete in the staging file, which is being
+	// merged into the device; until then it lies over it.
+	stateMerging
+	// stateFenced: a higher generation was met; never serve again unasked.
+	stateFenced
+)
+
+// openVolume opens the volume of f (its log) and dev, recovers it, and starts
+// its background goroutine. The volume owns both from now on, also when an
+// error is returned.
+func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, *journal.Recovery, error) {
+	v := &Volume{dev: dev, opts: o, moved: make(chan struct{}), kick: make(chan struct{}, 1)}
+	v.gate.Store(&gateBox{openGate{}})
+	a, err := journal.ReadAnchor(f)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close(), dev.Close())
+	}
+	v.size = a.DeviceSize
+	v.overlay = newOverlay(a.Applied)
+	v.layerBytes = 64 << 20
+	var found []journal.Record
+	l, rec, err := journal.Open(f, journal.Options{
+		OnAppend: v.onAppend,
+		OnRecover: func(r journal.Record) error {
+			if r.Op == journal.OpGeneration {
+				found = append(found, r)
+			}
+			return v.recovered(r)
+		},
+		Now: o.Now,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close(), dev.Close())
+	}
+	v.log = l
+	v.layerBytes = min(64<<20, l.Capacity()/8)
+	v.role.Store(uint32(a.Role))
+	v.generations = append([]journal.Generation(nil), a.Generations...)
+	if err := v.recoverGenerations(found); err != nil {
+		return nil, nil, errors.Join(err, v.closeFiles())
+	}
+	if err := v.checkSize(); err != nil {
+		return nil, nil, errors.Join(err, v.closeFiles())
+	}
+	if a.Clean {
+		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false }); err != nil {
+			return nil, nil, errors.Join(err, v.closeFiles())
+		}
+	}
+	// What a crash left committed on a secondary is at least what was applied
+	// before it; the source declares the rest anew.
+	v.declared.Store(uint64(l.Applied()))
+	ctx, stop := context.WithCancel(context.Background())
+	v.stop, v.stopped = stop, make(chan struct{})
+	go v.background(ctx)
+	return v, rec, nil
+}
+
+func (v *Volume) checkSize() error {
+	n, err := v.dev.Size()
+	if err != nil {
+		return fmt.Errorf("size of the device: %w", err)
+	}
+	if n < v.size {
+		return fmt.Errorf("the device has %d bytes, its journal was made for %d: it was shrunk or replaced; give back the old device", n, v.size)
+	}
+	return nil
+}
+
+// recovered puts a record that recovery found back into the overlay.
+func (v *Volume) recovered(r journal.Record) error {
+	x, ok, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, r.Data())
+	if err != nil {
+		return err
+	}
+	if ok {
+		v.overlay.add([]extent{x}, r.End(), v.layerBytes)
+	} else {
+		v.overlay.add(nil, r.End(), v.layerBytes)
+	}
+	return nil
+}
+
+func (v *Volume) extentOf(op journal.Op, off uint64, length uint32, lsn, data journal.LSN) (extent, bool, error) {
+	switch op {
+	case journal.OpWrite, journal.OpZero, journal.OpTrim:
+	default:
+		return extent{}, false, nil
+	}
+	if off > uint64(v.size) || uint64(length) > uint64(v.size)-off {
+		return extent{}, false, fmt.Errorf("record at LSN %d: extent %d+%d lies outside the device of %d bytes", lsn, off, length, v.size)
+	}
+	x := extent{off: int64(off), end: int64(off) + int64(length), lsn: lsn, data: data}
+	if op != journal.OpWrite {
+		x.zero, x.trim, x.data = true, op == journal.OpTrim, 0
+	}
+	return x, true, nil
+}
+
+// onAppend is called by the log in LSN order, before the writers are answered.
+func (v *Volume) onAppend(es []*journal.Entry) {
+	var room [64]extent
+	xs := room[:0]
+	var end journal.LSN
+	for _, e := range es {
+		x, ok, err := v.extentOf(e.Op, e.Offset, e.Length, e.LSN, e.Data)
+		if err != nil {
+			// Both feeds check extents before they append.
+			panic("mirror: " + err.Error())
+		}
+		if ok {
+			xs = append(xs, x)
+		}
+		end = e.End
+	}
+	v.overlay.add(xs, end, v.layerBytes)
+}
+
+// Role of the volume now.
+func (v *Volume) Role() Role { return Role(v.role.Load()) }
+
+// Committed is how far the log may reach the backing device (G3): what is
+// durable here and, on a secondary, declared durable by the source.
+func (v *Volume) Committed() journal.LSN {
+	d := v.log.Durable()
+	if v.Role() == RolePrimary {
+		return d
+	}
+	return min(d, journal.LSN(v.declared.Load()))
+}
+
+// Generation returns the newest generation in the volume's history.
+func (v *Volume) Generation() journal.Generation {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	if len(v.generations) == 0 {
+		return journal.Generation{}
+	}
+	return v.generations[len(v.generations)-1]
+}
+
+// History returns a copy of the volume's generations, oldest first.
+func (v *Volume) History() []journal.Generation {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	return append([]journal.Generation(nil), v.generations...)
+}
+
+// changed wakes everybody who waits on wait.
+func (v *Volume) changed() {
+	v.stateMu.Lock()
+	v.changedLocked()
+	v.stateMu.Unlock()
+}
+
+func (v *Volume) changedLocked() {
+	close(v.moved)
+	v.moved = make(chan struct{})
+}
+
+// watch returns the channel that is closed at the next change and the reason
+// why the volume does not go on, if any.
+func (v *Volume) watch() (<-chan struct{}, error) {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	return v.moved, v.stuckLocked()
+}
+
+// awaitRoom waits until the background goroutine has moved something; moved
+// was taken before the log was found full.
+func (v *Volume) awaitRoom(ctx context.Context, moved <-chan struct{}) error {
+	v.stateMu.Lock()
+	v.waiting++
+	v.stateMu.Unlock()
+	defer func() {
+		v.stateMu.Lock()
+		v.waiting--
+		v.stateMu.Unlock()
+	}()
+	v.poke()
+	select {
+	case <-moved:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (v *Volume) stuckLocked() error {
+	switch {
+	case v.failed != nil:
+		return v.failed
+	case v.closed:
+		return blockdev.ErrShutdown
+	}
+	return nil
+}
+
+// Err returns why the volume stopped, or nil.
+func (v *Volume) Err() error {
+	if err := v.log.Failed(); err != nil {
+		v.fail("journal", err)
+	}
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	return v.failed
+}
+
+// fail stops the volume for good; the first reason counts.
+func (v *Volume) fail(part string, err error) error {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	if v.failed == nil {
+		v.failed = &FailedError{Part: part, Err: err}
+		v.changedLocked()
+	}
+	return v.failed
+}
+
+// journalError turns an error of the log into the volume's state.
+func (v *Volume) journalError(err error) error {
+	if err != nil && errors.Is(err, journal.ErrFailed) {
+		return v.fail("journal", err)
+	}
+	return err
+}
+
+// refuse lets no write or flush pass from now on.
+func (v *Volume) refuse(why error) {
+	v.refused.Store(&why)
+	v.changed()
+}
+
+func (v *Volume) poke() {
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
+
+// closeFiles ends without applying or flushing anything.
+func (v *Volume) closeFiles() error {
+	return errors.Join(v.log.Close(), v.dev.Close())
+}
+
+// Close ends the volume cleanly: everything committed is applied and the
+// anchor says so. Nothing may be written any more. May be called twice.
+func (v *Volume) Close() error {
+	v.stateMu.Lock()
+	if v.closed {
+		v.stateMu.Unlock()
+		return nil
+	}
+	v.closed = true
+	failed := v.failed
+	v.changedLocked()
+	v.stateMu.Unlock()
+	v.stop()
+	<-v.stopped
+	var err error
+	if failed == nil {
+		err = v.settle()
+	}
+	return errors.Join(err, v.closeFiles())
+}
+
+// Abort ends the volume as a crash would: nothing is applied or flushed.
+func (v *Volume) Abort() error {
+	v.stateMu.Lock()
+	if v.closed {
+		v.stateMu.Unlock()
+		return nil
+	}
+	v.closed = true
+	v.changedLocked()
+	v.stateMu.Unlock()
+	v.stop()
+	<-v.stopped
+	return v.closeFiles()
+}

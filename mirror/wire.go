@@ -1,0 +1,225 @@
+package mirror
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"sync"
+
+	"mirror-agent/dataport"
+)
+
+// This file is the only one that knows the data port: it turns its sessions
+// into links and its events into calls of the agent.
+
+// sessionLink is a dataport session as a link.
+type sessionLink struct{ *dataport.Session }
+
+func (l sessionLink) Send(ctx context.Context, parts ...[]byte) (receipt, error) {
+	r, err := l.Session.Send(ctx, parts...)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (l sessionLink) Peer() string {
+	p := l.Session.Peer()
+	if p.Name != "" {
+		return p.Name
+	}
+	return p.Target
+}
+
+// transport is what the agent asks of the data port.
+type transport interface {
+	open(c *Config) error
+	addresses() []string
+	switchTo(ctx context.Context, target int) error // -1: the next one
+	target() int
+	suspend() error
+	resume() error
+	session() (link, uint64) // the current one towards a follower, or nil
+	paths() []PathStatus
+	resetPath(id int) error
+	close() error
+}
+
+// portTransport is the real one: a node with one registration and, on a
+// primary with targets, one port.
+type portTransport struct {
+	node *dataport.Node
+	reg  *dataport.Registration
+	a    *Agent
+
+	mu   sync.Mutex // guards port; a leaf
+	port *dataport.Port
+}
+
+// registrationPrefix keeps the names of mirrors apart from other clients.
+const registrationPrefix = "mirror/"
+
+func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
+	dc := dataport.DefaultConfig()
+	dc.Listen, dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Listen, c.Key, c.Peers, c.Insecure, c.Log
+	dc.LocalAddrs = c.Local
+	if c.NodeName != "" {
+		dc.Name = c.NodeName
+	}
+	dc.Timing.UnreachableAfter = c.UnreachableAfter
+	dc.Timing.PathDownAfter = min(c.PathDownAfter, c.UnreachableAfter*3/4)
+	dc.Timing.SuspectAfter = min(dc.Timing.SuspectAfter, dc.Timing.PathDownAfter/2)
+	dc.Timing.Heartbeat = min(dc.Timing.Heartbeat, dc.Timing.SuspectAfter/4)
+	node, err := dataport.NewNode(dc)
+	if err != nil {
+		return nil, err
+	}
+	t := &portTransport{node: node, a: a}
+	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a}); err != nil {
+		return nil, errors.Join(err, node.Close())
+	}
+	return t, nil
+}
+
+func (t *portTransport) open(c *Config) error {
+	mode := dataport.Manual
+	if c.Switch == SwitchAuto {
+		mode = dataport.Auto
+	}
+	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: c.Target, Backups: c.Backups, Switch: mode})
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.port = port
+	t.mu.Unlock()
+	return nil
+}
+
+func (t *portTransport) thePort() *dataport.Port {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.port
+}
+
+func (t *portTransport) addresses() []string { return t.node.Addrs() }
+
+var errNoTarget = errors.New("no target is configured: give --target HOST:PORT")
+
+func (t *portTransport) switchTo(ctx context.Context, target int) error {
+	p := t.thePort()
+	if p == nil {
+		return errNoTarget
+	}
+	return p.Switch(ctx, target)
+}
+
+func (t *portTransport) target() int {
+	p := t.thePort()
+	if p == nil {
+		return 0
+	}
+	i, _ := p.Target()
+	return i
+}
+
+func (t *portTransport) suspend() error {
+	if p := t.thePort(); p != nil {
+		return p.Suspend()
+	}
+	return errNoTarget
+}
+
+func (t *portTransport) resume() error {
+	if p := t.thePort(); p != nil {
+		return p.Resume()
+	}
+	return errNoTarget
+}
+
+func (t *portTransport) resetPath(id int) error {
+	if p := t.thePort(); p != nil {
+		return p.ResetPath(dataport.PathID(id))
+	}
+	return errNoTarget
+}
+
+func (t *portTransport) session() (link, uint64) {
+	if p := t.thePort(); p != nil {
+		if s := p.Session(); s != nil {
+			return sessionLink{s}, uint64(s.ID())
+		}
+	}
+	return nil, 0
+}
+
+func (t *portTransport) paths() []PathStatus {
+	p := t.thePort()
+	if p == nil {
+		return nil
+	}
+	return pathStatus(p.Stats().Paths)
+}
+
+// linkPaths are the paths of a session that came in.
+func linkPaths(l link) []PathStatus {
+	if s, ok := l.(sessionLink); ok {
+		return pathStatus(s.Stats().Paths)
+	}
+	return nil
+}
+
+// shownKey is this node's public key as peers configure it.
+func shownKey(c *Config) string {
+	return dataport.FormatPublicKey(c.Key.Public().(ed25519.PublicKey))
+}
+
+func pathStatus(ps []dataport.PathStats) []PathStatus {
+	out := make([]PathStatus, 0, len(ps))
+	for _, p := range ps {
+		out = append(out, PathStatus{
+			ID: int(p.ID), Local: p.Local, Remote: p.Remote, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
+			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason,
+		})
+	}
+	return out
+}
+
+func (t *portTransport) close() error {
+	if p := t.thePort(); p != nil {
+		_ = p.Close()
+	}
+	t.reg.Close()
+	return t.node.Close()
+}
+
+// portClient hands what the port says to the agent.
+type portClient struct{ a *Agent }
+
+func (c portClient) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
+	return c.a.onMessage(ctx, sessionLink{m.Session}, uint64(m.Session.ID()), m.Session.Peer().Inbound, m.Payload)
+}
+
+func (c portClient) OnEvent(e dataport.Event) {
+	x := portEvent{text: e.Reason, target: e.Target}
+	if e.Path != 0 {
+		x.path = int(e.Path)
+	}
+	if e.Session != nil {
+		x.link, x.session, x.inbound = sessionLink{e.Session}, uint64(e.Session.ID()), e.Session.Peer().Inbound
+	}
+	kind, ok := portEventKinds[e.Kind]
+	if !ok {
+		return
+	}
+	x.kind = kind
+	c.a.onPortEvent(x)
+}
+
+var portEventKinds = map[dataport.EventKind]portEventKind{
+	dataport.PathUp: portPathUp, dataport.PathSuspect: portPathSuspect, dataport.PathDown: portPathDown,
+	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
+	dataport.TargetUnreachable: portUnreachable, dataport.Switching: portSwitching, dataport.Switched: portSwitched,
+	dataport.PeerRestarted: portPeerRestarted, dataport.PeerRefused: portPeerRefused,
+	dataport.Suspended: portSuspended, dataport.Resumed: portResumed,
+}
