@@ -100,7 +100,10 @@ func TestCrashShowsEverything(t *testing.T) {
 		a.WriteAt(bytes.Repeat([]byte{1}, 2048), 0)
 		b.WriteAt([]byte{9}, 100)
 		a.WriteAt(bytes.Repeat([]byte{2}, 512), 4096)
-		p.Cut()
+		p.CutAfter(1)
+		if _, err := a.WriteAt(bytes.Repeat([]byte{3}, 1024), 6144); !errors.Is(err, ErrPowerLost) {
+			t.Fatal("the write that the cut hits:", err)
+		}
 		p.Restore(rand.New(rand.NewPCG(seed, 7)))
 		var got, other [8192]byte
 		a.ReadAt(got[:], 0)
@@ -117,11 +120,13 @@ func TestCrashShowsEverything(t *testing.T) {
 		if kept > 0 && kept < 4 && got[(kept-1)*512] == 1 && got[kept*512] == 0 {
 			seen["torn prefix"]++
 		}
+		seen[fmt.Sprintf("hit by the cut: %v %v", got[6144] == 3, got[6144+512] == 3)]++
 		seen[fmt.Sprintf("other device %v", other[100] == 9)]++
 	}
 	for _, want := range []string{
 		"first 0 of 4", "first 1 of 4", "first 2 of 4", "first 3 of 4", "first 4 of 4", "second true", "second false",
 		"later without earlier", "torn prefix", "other device true", "other device false",
+		"hit by the cut: true true", "hit by the cut: true false", "hit by the cut: false true", "hit by the cut: false false",
 	} {
 		if seen[want] < 5 {
 			t.Errorf("%s: %d times of 300", want, seen[want])

@@ -56,7 +56,7 @@ func newAgent(t testing.TB, dir, name string, args ...string) *agent {
 	}
 	t.Cleanup(func() {
 		a.kill()
-		if t.Failed() {
+		if _, err := os.Stat(a.log); err == nil && t.Failed() {
 			t.Logf("log of %s:\n%s", name, tail(a.log, 12<<10))
 		}
 		if raceBinary() && strings.Contains(tail(a.log, 1<<20), "DATA RACE") {

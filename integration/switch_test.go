@@ -105,9 +105,12 @@ func TestPromote(t *testing.T) {
 	}
 	checkOneLine(t, r.stderr, "--force")
 
-	ld := l.startLoad(c, newRand(t), 8, 10)
+	// On a slow link much is under way at any time: what was flushed must not be.
+	m.toTarget[0].Delay(10 * time.Millisecond)
+	ld := l.startLoad(c, newRand(t), 16, 10)
 	ld.untilAnswered(t, 1500)
 	m.source.kill()
+	m.toTarget[0].Delay(0)
 	if err := ld.join(); err != nil {
 		t.Fatal(err)
 	}

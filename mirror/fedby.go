@@ -3,13 +3,9 @@ package mirror
 import (
 	"context"
 	"fmt"
-	"time"
 )
 
 // The agent's side towards the source that feeds a secondary.
-
-// aliveWithin: a source heard from within this time counts as alive.
-const aliveWithin = 2 * time.Second
 
 // onFollowerMessage takes a source's message: its session's receiver does.
 func (a *Agent) onFollowerMessage(ctx context.Context, l link, session uint64, b []byte) ([]byte, error) {
@@ -136,7 +132,9 @@ func (a *Agent) inboundLink() link {
 	return a.inbound.link
 }
 
-// sourceAlive says whether the source is connected and heard of.
+// sourceAlive says whether the source is connected and heard of on a path
+// just now. That it is not does not prove it dead: with two members only the
+// operator can tell a dead source from a cut cable.
 func (a *Agent) sourceAlive() (string, bool) {
 	l := a.inboundLink()
 	if l == nil {
@@ -147,7 +145,7 @@ func (a *Agent) sourceAlive() (string, bool) {
 		return "", false
 	default:
 	}
-	if h, ok := l.(interface{ LastHeard() time.Time }); ok && time.Since(h.LastHeard()) > aliveWithin {
+	if !linkAlive(l) {
 		return "", false
 	}
 	return l.Peer(), true

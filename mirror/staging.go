@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
@@ -38,9 +40,16 @@ func openStaging(v *Volume, path string) (*staging, error) {
 	if v.flags()&stateBlank != 0 {
 		return &staging{v: v}, nil
 	}
+	_, statErr := os.Stat(path)
 	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: v.size})
 	if err != nil {
 		return nil, fmt.Errorf("staging file: %w", err)
+	}
+	if errors.Is(statErr, os.ErrNotExist) {
+		// What is not in the file must be told from zeroes in it.
+		if _, _, err := f.NextData(0); !errors.Is(err, io.EOF) {
+			return nil, errors.Join(fmt.Errorf("staging file %s: its filesystem knows no holes; put the journal on ext4, xfs, btrfs or tmpfs", path), f.Close(), os.Remove(path))
+		}
 	}
 	return newStaging(v, f, func() error { return os.Remove(path) })
 }
@@ -310,6 +319,9 @@ func (r *receiver) stageRecords(h recordsHeader, raw []byte) error {
 		x, ok, err := r.v.extentOf(rec.Op, rec.Offset, rec.Length, rec.LSN, 0)
 		if err != nil || !ok {
 			return err
+		}
+		if xxhash.Sum64(payload) != rec.PayloadHash { // these pass no log that would check it
+			return &journal.CorruptError{LSN: rec.LSN, Reason: "payload does not match its hash"}
 		}
 		if x.zero {
 			payload = nil

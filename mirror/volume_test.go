@@ -28,6 +28,8 @@ type host struct {
 	power   *blockdev.Power
 	journal *blockdev.Memory
 	device  *blockdev.Memory
+	stage   *blockdev.Memory // of a resync
+	removed bool             // stage was
 }
 
 func newHost(t testing.TB, role Role) *host {

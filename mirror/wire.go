@@ -169,6 +169,20 @@ func linkPaths(l link) []PathStatus {
 	return nil
 }
 
+// linkAlive: a path of the session is heard right now.
+func linkAlive(l link) bool {
+	s, ok := l.(sessionLink)
+	if !ok {
+		return true
+	}
+	for _, p := range s.Stats().Paths {
+		if p.State == dataport.PathActive {
+			return true
+		}
+	}
+	return false
+}
+
 // shownKey is this node's public key as peers configure it.
 func shownKey(c *Config) string {
 	return dataport.FormatPublicKey(c.Key.Public().(ed25519.PublicKey))

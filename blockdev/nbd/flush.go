@@ -49,7 +49,7 @@ func (c *conn) runFlusher() {
 		c.room.Broadcast()
 		c.flushMu.Unlock()
 
-		value := errnoOK
+		value := errno(cmdFlush, c.device.Sync())
 		out = out[:0]
 		k := &c.s.count
 		for _, r := range rs {

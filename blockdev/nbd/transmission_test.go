@@ -401,6 +401,11 @@ func TestShutdown(t *testing.T) {
 		t.Fatal("Shutdown did not wait for a request in flight:", err)
 	default:
 	}
+	// And it goes on so for as long as the request takes.
+	for began := time.Now(); time.Since(began) < 3*shutdownGrace; {
+		c.put(request(cmdRead, 0, 5, 0, 512))
+		c.expect(108, 5)
+	}
 	leave <- nil
 	c.expect(0, 1)
 	c.put(request(cmdDisc, 0, 0, 0, 0))

@@ -29,9 +29,10 @@ func parseLevel(w string) (zerolog.Level, error) {
 
 // newLogger writes to stderr: stdout is for what a command was asked for.
 func newLogger(a *app, s *settings) zerolog.Logger {
-	log := zerolog.New(a.stderr)
+	out := zerolog.SyncWriter(a.stderr) // one line at a time, whoever writes
+	log := zerolog.New(out)
 	if s.logFormat == logConsole {
-		log = zerolog.New(zerolog.ConsoleWriter{Out: a.stderr, NoColor: !a.logColour, TimeFormat: time.DateTime + ".000"})
+		log = zerolog.New(zerolog.ConsoleWriter{Out: out, NoColor: !a.logColour, TimeFormat: time.DateTime + ".000"})
 	}
 	return log.Level(s.logLevel).With().Timestamp().Logger()
 }
