@@ -93,6 +93,10 @@ func TestBadInput(t *testing.T) {
 			writeFile(t, filepath.Join(dir, "d.img"), strings.Repeat("precious", 1<<20))
 			return source(dir, "--size", "16MiB")
 		}, nil, []string{"DIR/d.img", "size"}},
+		{"a target on data of somebody's", func(t *testing.T, dir string) []string {
+			writeFile(t, filepath.Join(dir, "d.img"), strings.Repeat("precious", 2<<20))
+			return []string{"target", "--name", mirrorName, "--device", filepath.Join(dir, "d.img"), "--listen", "127.0.0.1:0", "--insecure"}
+		}, nil, []string{"DIR/d.img", "--adopt"}},
 		{"journal too small", func(_ *testing.T, dir string) []string {
 			return source(dir, "--size", "16MiB", "--journal-size", "1MiB")
 		}, []int{1, 2}, []string{"journal", "16"}},

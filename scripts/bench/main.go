@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	agent   string
+	rounds  int
+	seconds int
+	sizeMiB int
+	journal string
+	dir     string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.agent, "agent", "bin/mirror-agent", "the binary")
+	flag.IntVar(&o.rounds, "rounds", 5, "turns; each runs every peer with every load once")
+	flag.IntVar(&o.seconds, "seconds", 3, "length of each run")
+	flag.IntVar(&o.sizeMiB, "size", 512, "device in MiB")
+	flag.StringVar(&o.journal, "journal", "256MiB", "journal of the agents")
+	flag.StringVar(&o.dir, "dir", ".", "where the files go: the disk that is measured")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	o.agent, err = filepath.Abs(o.agent)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(o.dir, "bench-data")
+	if err != nil {
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// Sockets have short names of their own: a unix address holds 108 bytes.
+	sockets, err := os.MkdirTemp("", "mab")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(sockets)
+
+	b := &bench{o: o, dir: dir, sockets: sockets}
+	defer b.end()
+	progress("filling %d MiB", o.sizeMiB)
+	if err := b.fill(); err != nil {
+		return err
+	}
+	peers := []*peer{{name: "nbdkit", flush: "this disk, not mirrored"}, {name: "mirror-agent", flush: "both disks"}, {name: "qemu", flush: "this disk; the other has it in memory"}}
+	start := []func(context.Context, *peer) error{b.startNbdkit, b.startAgents, b.startQemu}
+	for i, p := range peers {
+		progress("starting %s", p.name)
+		if err := start[i](ctx, p); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	loads := []load{{"randwrite 4k, depth 32", nil}, {"the same, flush every 32", []string{"--fsync=32"}}}
+	for round := range o.rounds + 1 { // the first one warms up
+		for _, l := range loads {
+			for _, p := range peers {
+				r, err := b.measure(ctx, p, l)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", p.name, l.name, err)
+				}
+				progress("turn %d of %d: %-12s %-26s %8.0f writes/s, %.3f CPU s per 1000", round, o.rounds, p.name, l.name, r.iops, r.cpu)
+				if round > 0 {
+					p.keep(l, r)
+				}
+			}
+		}
+	}
+	report(os.Stdout, o, peers, loads)
+	return nil
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
