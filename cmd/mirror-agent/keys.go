@@ -43,6 +43,7 @@ var keys = []key{
 	text("device", "backing `FILE` or block device; a missing file is created with --size", func(s *settings) *string { return &s.config.Device }),
 	text("node", "this host's `NAME` as the other hosts show it (default the host's name)", func(s *settings) *string { return &s.config.NodeName }),
 	size("size", "`SIZE` of the device, like 64GiB (default what the device has)", func(s *settings) *int64 { return &s.config.Size }),
+	{"adopt", "a target takes a device that holds data and overwrites it where it differs", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Adopt })},
 	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
 	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
@@ -58,7 +59,7 @@ var keys = []key{
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
-	{"insecure", "plain TCP without keys, in a laboratory only", boolFlag, setInsecure},
+	{"insecure", "plain TCP without keys, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},
 	duration("sync-interval", "`TIME` after which the log is made durable without any FLUSH", func(s *settings) *time.Duration { return &s.config.SyncInterval }),
 	duration("unreachable-after", "`TIME` of silence on all paths that makes a target unreachable", func(s *settings) *time.Duration { return &s.config.UnreachableAfter }),
 	duration("path-down-after", "`TIME` of silence that takes one path down", func(s *settings) *time.Duration { return &s.config.PathDownAfter }),
@@ -197,16 +198,14 @@ func setPeerKeys(s *settings, words []string) error {
 	return nil
 }
 
-func setInsecure(s *settings, words []string) error {
-	return parsed(func(w string) (bool, error) {
-		switch w {
-		case "true", "1":
-			return true, nil
-		case "false", "0":
-			return false, nil
-		}
-		return false, fmt.Errorf("%q: give true or false", w)
-	}, func(s *settings) *bool { return &s.config.Insecure })(s, words)
+func parseBool(w string) (bool, error) {
+	switch w {
+	case "true", "1":
+		return true, nil
+	case "false", "0":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q: give true or false", w)
 }
 
 func parseNBD(w string) (string, error) {

@@ -31,6 +31,7 @@ name: vol0
 node: nyc1
 device: /srv/vol0.img
 size: 64GiB
+adopt: true
 nbd: unix:/run/vol0.nbd
 listen: 10.1.0.5:7400
 target: [10.1.0.9:7400, 10.2.0.9:7400]
@@ -65,6 +66,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	want := defaultSettings()
 	c := &want.config
 	c.Name, c.Role, c.Device, c.Size, c.NBD = "vol0", mirror.RolePrimary, "/srv/vol0.img", 64<<30, "unix:/run/vol0.nbd"
+	c.Adopt = true
 	c.NodeName, c.Listen = "nyc1", []string{"10.1.0.5:7400"}
 	c.Target = []string{"10.1.0.9:7400", "10.2.0.9:7400"}
 	c.Backups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}

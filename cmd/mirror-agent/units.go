@@ -62,6 +62,9 @@ func formatSpan(d time.Duration) string {
 
 // formatSeconds shows a measured time.
 func formatSeconds(s float64) string {
+	if s < 0.0995 {
+		return fmt.Sprintf("%.1f ms", s*1000)
+	}
 	if s < 9.995 {
 		return fmt.Sprintf("%.2f s", s)
 	}
