@@ -82,16 +82,6 @@ func (s *status) follower(kind string) follower {
 	return follower{}
 }
 
-// path returns the state of the follower's path to a remote address.
-func (f *follower) path(remote string) string {
-	for _, p := range f.Paths {
-		if p.Remote == remote {
-			return p.State
-		}
-	}
-	return "none"
-}
-
 // status asks the agent; it may not be up yet, which is an error.
 func (a *agent) status() (status, error) {
 	a.t.Helper()

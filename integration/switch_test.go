@@ -109,8 +109,11 @@ func TestPromote(t *testing.T) {
 	m.toTarget[0].Delay(10 * time.Millisecond)
 	ld := l.startLoad(c, newRand(t), 16, 10)
 	ld.untilAnswered(t, 1500)
+	m.toTarget[0].Blackhole(true) // what is under way dies with the host
+	time.Sleep(5 * time.Millisecond)
 	m.source.kill()
 	m.toTarget[0].Delay(0)
+	m.toTarget[0].Blackhole(false)
 	if err := ld.join(); err != nil {
 		t.Fatal(err)
 	}

@@ -220,6 +220,20 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	case "failed", "fenced", "degraded":
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
+	for _, f := range s.Followers {
+		if !f.Active || f.State != string(FollowerStreaming) {
+			continue
+		}
+		for _, p := range f.Paths {
+			if p.State == "active" {
+				continue
+			}
+			s.Alarms = append(s.Alarms, Alarm{
+				Name: "path-down", Since: p.Since, Reason: fmt.Sprintf("path %d to %s is %s%s; the other paths carry the data", p.ID, p.Remote, p.State, reasonSuffix(p.Reason)),
+				NextStep: "it is dialled again by itself; mend the link, or mirror-agent path reset",
+			})
+		}
+	}
 	if used := float64(s.Log.Head-s.Log.Applied) / float64(s.Log.SizeBytes); used > 0.8 {
 		s.Alarms = append(s.Alarms, Alarm{
 			Name: "log-full", Since: now, Reason: fmt.Sprintf("%.0f %% of the log's %s are not yet applied", used*100, humanize.IBytes(uint64(s.Log.SizeBytes))),

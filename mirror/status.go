@@ -99,6 +99,8 @@ type PathStatus struct {
 	BytesReceived uint64 `json:"bytes_received"`
 	ResentFrames  uint64 `json:"resent_frames"`
 	Reason        string `json:"reason,omitempty"`
+
+	Since time.Time `json:"since"` // in this state
 }
 
 // Alarm is a condition that wants the operator's attention.

@@ -193,7 +193,7 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 	for _, p := range ps {
 		out = append(out, PathStatus{
 			ID: int(p.ID), Local: p.Local, Remote: p.Remote, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
-			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason,
+			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason, Since: p.Since,
 		})
 	}
 	return out

@@ -84,7 +84,7 @@ func (b *bench) start(p *peer, name string, args ...string) error {
 	}
 	p.procs = append(p.procs, cmd)
 	b.started = append(b.started, cmd)
-	p.commands = append(p.commands, strings.NewReplacer(b.dir, "DIR", b.sockets, "SOCK").Replace(name+" "+strings.Join(args, " ")))
+	p.commands = append(p.commands, strings.NewReplacer(b.dir, "DIR", b.sockets, "SOCK").Replace(filepath.Base(name)+" "+strings.Join(args, " ")))
 	return nil
 }
 
@@ -92,9 +92,10 @@ func (b *bench) start(p *peer, name string, args ...string) error {
 func (b *bench) end() {
 	for i := len(b.started) - 1; i >= 0; i-- {
 		cmd := b.started[i]
-		cmd.Process.Signal(syscall.SIGTERM)
-		late := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
-		cmd.Wait()
+		// It may have ended by itself: nothing here is an error that matters.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
 		late.Stop()
 	}
 }
