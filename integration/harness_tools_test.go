@@ -64,7 +64,7 @@ type fioJob struct {
 
 // fioArgs are the arguments of a job on an agent's NBD address.
 func fioArgs(addr string, args ...string) []string {
-	return append([]string{"--name=t", "--ioengine=nbd", "--uri=" + nbdURI(addr), "--output-format=json", "--randrepeat=0"}, args...)
+	return append([]string{"--name=t", "--ioengine=nbd", "--uri=" + nbdURI(addr), "--output-format=json", "--randrepeat=0", "--verify_state_save=0"}, args...)
 }
 
 // fio runs a job to its end.

@@ -77,7 +77,11 @@ func (l *loader) load(role mirror.Role) (settings, error) {
 			continue
 		}
 		if err := k.set(&s, words); err != nil {
-			return s, fmt.Errorf("%s: %w", where, err)
+			err = fmt.Errorf("%s: %w", where, err)
+			if where == "--"+k.name { // the command line itself is wrong, not what it points at
+				err = &usageError{err}
+			}
+			return s, err
 		}
 	}
 	return s, nil

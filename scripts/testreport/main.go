@@ -145,10 +145,11 @@ func (r *report) take(e event) {
 // line goes out at once.
 func (r *report) keep(key string, e event) {
 	closing := e.Test == "" && (strings.HasPrefix(e.Output, "ok ") || strings.HasPrefix(e.Output, "FAIL\t") || strings.HasPrefix(e.Output, "?  "))
-	if r.verbose || closing {
+	switch {
+	case r.verbose || closing:
 		fmt.Fprint(r.out, e.Output)
-	}
-	if r.verbose || closing {
+		return
+	case strings.HasPrefix(e.Output, "=== "): // RUN, PAUSE, CONT, NAME
 		return
 	}
 	o := r.output[key]
