@@ -25,27 +25,32 @@ func TestFaultRules(t *testing.T) {
 		fail []bool
 	}{
 		{
-			"the second write only", Rule{Op: OpWrite, Nth: 2, Times: 1, Err: unix.EIO},
+			"the second write only",
+			Rule{Op: OpWrite, Nth: 2, Times: 1, Err: unix.EIO},
 			[]func(*Faulty) error{write(0), read(0), write(0), write(0)},
 			[]bool{false, false, true, false},
 		},
 		{
-			"from the second on", Rule{Op: OpRead, Nth: 2, Err: unix.EIO},
+			"from the second on",
+			Rule{Op: OpRead, Nth: 2, Err: unix.EIO},
 			[]func(*Faulty) error{read(0), write(0), read(0), read(0)},
 			[]bool{false, false, true, true},
 		},
 		{
-			"a range", Rule{Op: OpWrite, Offset: 1000, Length: 100, Err: unix.EIO},
+			"a range",
+			Rule{Op: OpWrite, Offset: 1000, Length: 100, Err: unix.EIO},
 			[]func(*Faulty) error{write(0), write(512), write(1024), write(1100), sync},
 			[]bool{false, true, true, false, false},
 		},
 		{
-			"everything once", Rule{Op: OpAny, Times: 1, Err: unix.EIO},
+			"everything once",
+			Rule{Op: OpAny, Times: 1, Err: unix.EIO},
 			[]func(*Faulty) error{zero, trim, sync, write(0)},
 			[]bool{true, false, false, false},
 		},
 		{
-			"trim", Rule{Op: OpTrim, Err: unix.EIO},
+			"trim",
+			Rule{Op: OpTrim, Err: unix.EIO},
 			[]func(*Faulty) error{trim, zero, sync},
 			[]bool{true, false, false},
 		},

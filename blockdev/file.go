@@ -139,7 +139,7 @@ func (f *File) give(o FileOptions) error {
 	if o.Preallocate {
 		_, err := ignoringEINTR(func() (int, error) { return 0, unix.Fallocate(f.fd, 0, 0, o.Size) })
 		if err != nil && !unsupported(err) {
-			unix.Ftruncate(f.fd, 0)
+			_ = unix.Ftruncate(f.fd, 0)
 			return fmt.Errorf("allocate %d bytes: %w", o.Size, err)
 		}
 	}
@@ -341,7 +341,7 @@ func (f *File) Close() error {
 func ignoringEINTR(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

@@ -25,8 +25,10 @@ const (
 	PortClosed                             // the last event of a port
 )
 
-var eventNames = [...]string{"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
-	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed"}
+var eventNames = [...]string{
+	"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
+	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed",
+}
 
 func (k EventKind) String() string {
 	if k == 0 || int(k) >= len(eventNames) {

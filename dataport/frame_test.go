@@ -17,8 +17,10 @@ func sampleHeader() header {
 }
 
 func sampleHello() hello {
-	h := hello{kind: helloJoin, session: 77, incarnation: 5, port: 6, path: 2, maxMessage: 1 << 20, credit: 1 << 24,
-		name: "alpha", client: "vol", reason: "", addrs: []string{"10.0.0.1:7001", "10.0.1.1:7001"}}
+	h := hello{
+		kind: helloJoin, session: 77, incarnation: 5, port: 6, path: 2, maxMessage: 1 << 20, credit: 1 << 24,
+		name: "alpha", client: "vol", reason: "", addrs: []string{"10.0.0.1:7001", "10.0.1.1:7001"},
+	}
 	h.nonce[0], h.proof[1], h.secret[2] = 1, 2, 3
 	return h
 }

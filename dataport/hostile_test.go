@@ -167,8 +167,10 @@ func TestCreditIsEnforced(t *testing.T) {
 	s := n.sessionsOf(nil)[0]
 	payload := make([]byte, 8<<10)
 	for seq := uint64(2); seq < 40; seq++ { // never the first: nothing can be delivered
-		h := header{typ: frameData, flags: flagFirst | flagLast, session: id, client: clientID("test"), seq: seq, ack: 1, consumed: 1,
-			payload: uint32(len(payload)), message: uint32(len(payload)), payloadHash: sumOf(payload)}
+		h := header{
+			typ: frameData, flags: flagFirst | flagLast, session: id, client: clientID("test"), seq: seq, ack: 1, consumed: 1,
+			payload: uint32(len(payload)), message: uint32(len(payload)), payloadHash: sumOf(payload),
+		}
 		b := make([]byte, headerBytes)
 		h.encode(b)
 		if _, err := c.Write(append(b, payload...)); err != nil {

@@ -22,7 +22,6 @@ type list struct {
 	got    map[dataport.SessionID][]int
 	events []dataport.Event
 	last   *dataport.Session
-	pause  func() // in OnMessage
 }
 
 func (l *list) OnMessage(_ context.Context, m dataport.Message) ([]byte, error) {
@@ -242,9 +241,12 @@ func TestThresholds(t *testing.T) {
 			kind dataport.EventKind
 			at   time.Duration
 		}{
-			{dataport.PathSuspect, 200 * time.Millisecond}, {dataport.PathSuspect, 200 * time.Millisecond},
-			{dataport.PathDown, time.Second}, {dataport.PathDown, time.Second},
-			{dataport.SessionDown, 3 * time.Second}, {dataport.TargetUnreachable, 3 * time.Second},
+			{dataport.PathSuspect, 200 * time.Millisecond},
+			{dataport.PathSuspect, 200 * time.Millisecond},
+			{dataport.PathDown, time.Second},
+			{dataport.PathDown, time.Second},
+			{dataport.SessionDown, 3 * time.Second},
+			{dataport.TargetUnreachable, 3 * time.Second},
 		}
 		w.source.mu.Lock()
 		defer w.source.mu.Unlock()

@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -71,7 +72,8 @@ func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
 		return nil, ctx.Err()
 	}
 	if c.err != nil && c.reply == nil {
-		if _, remote := c.err.(*RemoteError); !remote {
+		var remote *RemoteError
+		if !errors.As(c.err, &remote) {
 			return nil, c.err
 		}
 	}

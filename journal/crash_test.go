@@ -376,8 +376,14 @@ func (w *world) step(n int) string {
 		weight int
 		do     func()
 	}{
-		{"append", 40, w.append}, {"sync", 12, w.sync}, {"anchor", 16, w.moveTail}, {"cut", 7, w.cutLog},
-		{"reset", 2, w.resetLog}, {"role", 6, w.changeRole}, {"reopen", 3, w.reopen}, {"power", 6, w.powerCycle},
+		{"append", 40, w.append},
+		{"sync", 12, w.sync},
+		{"anchor", 16, w.moveTail},
+		{"cut", 7, w.cutLog},
+		{"reset", 2, w.resetLog},
+		{"role", 6, w.changeRole},
+		{"reopen", 3, w.reopen},
+		{"power", 6, w.powerCycle},
 	}
 	for _, op := range ops {
 		if n -= op.weight; n < 0 {

@@ -1,6 +1,9 @@
 package journal
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Cut and Reset drop records, and what was dropped must never come back (wipe.go). One anchor is the point where it
 // happens; the anchor says what remains to be done, and Open does it when the power went in between:
@@ -67,7 +70,7 @@ func (l *Log) drop(plan func(next *diskAnchor) (point, error)) error {
 	defer l.amu.Unlock()
 	next := l.anchor.Load().clone()
 	end, err := plan(next)
-	if err == errNothing {
+	if errors.Is(err, errNothing) {
 		return nil
 	}
 	if err != nil {

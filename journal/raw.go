@@ -16,7 +16,6 @@ type rawScratch struct {
 	entries []Entry
 	es      []*Entry
 	points  []point
-	vec     [1][]byte
 }
 
 // AppendRaw appends whole records exactly as ReadRaw gave them; at must be the head. Everything is checked before anything is

@@ -53,8 +53,9 @@ func (l *Log) walk(p point, end LSN, windowBytes int) walker {
 
 // lost explains why a record ≥ from and below the head could not be read, begun in epoch.
 func (l *Log) lost(at LSN, from LSN, epoch uint64, err error) error {
-	switch _, stop := err.(errStop); {
-	case !stop:
+	var stop errStop
+	switch {
+	case !errors.As(err, &stop):
 		return err
 	case from < l.Tail():
 		return fmt.Errorf("read journal at LSN %d: %w", from, ErrGone)

@@ -89,7 +89,7 @@ func (c *nbdClient) negotiate(export string) error {
 		return errors.New("the server does not speak fixed newstyle")
 	}
 	var out bytes.Buffer
-	put := func(v any) { binary.Write(&out, binary.BigEndian, v) } // a buffer takes everything
+	put := func(v any) { _ = binary.Write(&out, binary.BigEndian, v) } // a buffer takes everything
 	put(uint32(hello.HandshakeFlags & (protocol.NEGOTIATION_HANDSHAKE_FLAG_FIXED_NEWSTYLE | nbdFlagNoZeroes)))
 	put(protocol.NegotiationOptionHeader{
 		OptionMagic: protocol.NEGOTIATION_MAGIC_OPTION, ID: protocol.NEGOTIATION_ID_OPTION_GO,
@@ -259,7 +259,7 @@ func (c *nbdClient) Close() error {
 	if c.err == nil {
 		c.err = errNBDClosed
 		// Best effort: the server may be gone.
-		binary.Write(c.conn, binary.BigEndian, protocol.TransmissionRequestHeader{
+		_ = binary.Write(c.conn, binary.BigEndian, protocol.TransmissionRequestHeader{
 			RequestMagic: protocol.TRANSMISSION_MAGIC_REQUEST, Type: protocol.TRANSMISSION_TYPE_REQUEST_DISC,
 		})
 	}

@@ -92,7 +92,7 @@ func (n *node) start(s *spawner, exe string, args []string) error {
 	n.cmd, n.ended = cmd, make(chan struct{})
 	go func(ended chan struct{}) {
 		defer close(ended)
-		cmd.Wait() // the state is read from cmd.ProcessState
+		_ = cmd.Wait() // the state is read from cmd.ProcessState
 	}(n.ended)
 	return nil
 }
@@ -124,7 +124,7 @@ func (n *node) running() bool {
 // kill ends the process as a crash would.
 func (n *node) kill() time.Time {
 	now := time.Now()
-	n.cmd.Process.Kill() // an error means that it has ended
+	_ = n.cmd.Process.Kill() // an error means that it has ended
 	<-n.ended
 	return now
 }
@@ -137,7 +137,7 @@ func (n *node) end() error {
 	if !n.running() {
 		return nil
 	}
-	n.cmd.Process.Signal(syscall.SIGTERM)
+	_ = n.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-n.ended:
 	case <-time.After(endTimeout):
@@ -158,7 +158,7 @@ func (n *node) tail() string {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && info.Size() > maxLogTailLen {
-		f.Seek(-maxLogTailLen, 2)
+		_, _ = f.Seek(-maxLogTailLen, 2)
 	}
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(f); err != nil || b.Len() == 0 {

@@ -81,7 +81,7 @@ func (c *cutter) forward(near net.Conn) {
 	pump := func(to, from net.Conn) {
 		defer to.Close()
 		defer from.Close()
-		io.Copy(&gated{c, to}, from)
+		_, _ = io.Copy(&gated{c, to}, from)
 	}
 	both.Go(func() { pump(far, near) })
 	both.Go(func() { pump(near, far) })

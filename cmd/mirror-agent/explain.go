@@ -141,8 +141,8 @@ func (v view) explainFollower(row rowWriter, f *mirror.FollowerStatus) {
 		s += ", " + f.Reason
 	}
 	row(label, "%s", s)
-	switch {
-	case f.Durable == 0:
+	switch f.Durable {
+	case 0:
 		row("", "nothing is there yet")
 	default:
 		row("", "%s not yet there, RPO %.1f s", formatSize(max(f.LagBytes, uint64(max(f.DirtyBytes, 0)))), f.RPOSeconds)

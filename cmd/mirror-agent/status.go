@@ -112,7 +112,7 @@ func (a *app) watch(ctx context.Context, cl *control.Client, interval time.Durat
 // draw replaces what is on the terminal's screen.
 func (a *app) draw(screen string) {
 	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K\n", "\x1b[J"
-	io.WriteString(a.stdout, home+strings.ReplaceAll(screen, "\n", clearLine)+clearBelow)
+	_, _ = io.WriteString(a.stdout, home+strings.ReplaceAll(screen, "\n", clearLine)+clearBelow)
 }
 
 func (a *app) printJSON(v any) error {

@@ -10,8 +10,14 @@ func TestParseSize(t *testing.T) {
 		in   string
 		want int64
 	}{
-		{"4096", 4096}, {"64MiB", 64 << 20}, {"1G", 1 << 30}, {"2k", 2048}, {"1.5GiB", 3 << 29},
-		{"10GB", 10_000_000_000}, {" 1 TiB ", 1 << 40}, {"0", 0},
+		{"4096", 4096},
+		{"64MiB", 64 << 20},
+		{"1G", 1 << 30},
+		{"2k", 2048},
+		{"1.5GiB", 3 << 29},
+		{"10GB", 10_000_000_000},
+		{" 1 TiB ", 1 << 40},
+		{"0", 0},
 	} {
 		if got, err := parseSize(tt.in); err != nil || got != tt.want {
 			t.Errorf("%q: %d, %v, want %d", tt.in, got, err, tt.want)

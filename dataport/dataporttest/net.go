@@ -163,9 +163,9 @@ func (s *stream) changed() {
 func (s *stream) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err == nil || err == errReset {
+	if s.err == nil || errors.Is(err, errReset) {
 		s.err = err
-		if err == errReset {
+		if errors.Is(err, errReset) {
 			s.parts, s.bytes = nil, 0
 		}
 		s.changed()

@@ -1,6 +1,7 @@
 package dataporttest
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -226,7 +227,7 @@ func (p *Proxy) carry(c *pipe, d Direction, from, to net.Conn) {
 	// A close passes too, but not through a hole: the other side must not learn of it.
 	silent := (p.black|c.lost)&d != 0 && !p.closed
 	p.mu.Unlock()
-	if err != io.EOF && !silent {
+	if !errors.Is(err, io.EOF) && !silent {
 		c.reset()
 	}
 	close(queue)
