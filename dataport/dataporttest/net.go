@@ -183,7 +183,7 @@ func (s *stream) write(p []byte, deadline *deadline) (int, error) {
 		case s.err != nil:
 			err := s.err
 			s.mu.Unlock()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = errReset
 			}
 			return 0, err
@@ -221,7 +221,7 @@ func (s *stream) read(p []byte, deadline *deadline) (int, error) {
 				s.mu.Unlock()
 				return n, nil
 			}
-		} else if s.err != nil && !(s.lost && s.err == io.EOF) { // an end does not pass a hole either
+		} else if s.err != nil && !(s.lost && errors.Is(s.err, io.EOF)) { // an end does not pass a hole either
 			err := s.err
 			s.mu.Unlock()
 			return 0, err

@@ -90,6 +90,7 @@ func (a *fakeAgent) SetMode(ctx context.Context, m mirror.Mode) error {
 	}
 	return err
 }
+
 func (a *fakeAgent) Switch(ctx context.Context, to string) error {
 	return a.order(ctx, "switch %s", to)
 }
