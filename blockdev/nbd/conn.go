@@ -37,11 +37,11 @@ type conn struct {
 
 	writeMu sync.Mutex // replies go out one batch at a time
 
-	flushMu  sync.Mutex // guards what follows
-	pending  []syncRequest
-	spare    []syncRequest // the flusher's other slice
-	flushing bool
-	room     *sync.Cond // on flushMu; pending got shorter
+	flushMu   sync.Mutex // guards what follows
+	pending   []syncRequest
+	spare     []syncRequest // the flusher's other slice
+	flushing  bool
+	unblocked *sync.Cond // on flushMu; pending got shorter
 
 	// Owned by the leader.
 	skip     uint64    // bytes of payload still to be thrown away
@@ -58,7 +58,7 @@ type skipReply struct {
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.gone, c.room = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
+	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
 	return c
 }
 
@@ -97,7 +97,7 @@ func (c *conn) kill() {
 	c.cancel()
 	c.nc.Close()
 	c.flushMu.Lock()
-	c.room.Broadcast()
+	c.unblocked.Broadcast()
 	c.flushMu.Unlock()
 }
 
