@@ -3,7 +3,7 @@
 //
 //	Server      listeners, connections, limits, Shutdown and Close
 //	Export      a device under a name
-//	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation
+//	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation; starttls
 //	reply       the format of replies; ask: requests that change nothing; extent: what is data and what a hole
 //	conn        one connection in transmission; work: the buffers and requests of one of its goroutines
 //	memory      the buffers of all connections, bounded
@@ -43,6 +43,8 @@
 //     where a read failed.
 //   - An extent is called a hole, which reads as zeroes, when the device says so (blockdev.DataFinder); everything else is data. A reply has
 //     a bounded number of extents; the client asks again for the rest.
+//   - With Options.TLSRequired nothing but STARTTLS and ABORT is answered in the clear, and what was negotiated before TLS is
+//     forgotten. The handshake reads no byte ahead, so nothing said in the clear is ever taken for said by TLS.
 //   - While it drains the server finishes what the device has, answers everything else with ESHUTDOWN and closes.
 //
 // Lock order: Server.mu, conn.flushMu, conn.mu. conn.writeMu is held alone.

@@ -35,6 +35,7 @@ type handshake struct {
 	maximum uint32 // payload, bytes
 	going   func() bool
 
+	security   security
 	structured bool    // the client takes structured replies
 	allocation *Export // for which base:allocation is set; it counts when the client chooses the same
 }
@@ -54,6 +55,9 @@ func (h *handshake) run() (*export, error) {
 	}
 	if h.flags&^(clientFixedNewstyle|clientNoZeroes) != 0 {
 		return nil, errBadFlags
+	}
+	if h.security.required && h.flags&clientFixedNewstyle == 0 {
+		return nil, errPlain // such a client cannot be told
 	}
 	for range maxOptions {
 		e, err := h.option()
@@ -83,6 +87,9 @@ func (h *handshake) option() (*export, error) {
 		if _, err := io.CopyN(io.Discard, h.rw, int64(o.Length)); err != nil {
 			return nil, err
 		}
+		if h.security.refuses(o.ID) {
+			return nil, h.reply(o.ID, replyErrTLS, []byte("TLS is required"))
+		}
 		return nil, h.reply(o.ID, replyErrTooBig, []byte("option is too large"))
 	}
 	data := make([]byte, o.Length)
@@ -92,6 +99,12 @@ func (h *handshake) option() (*export, error) {
 	if o.ID == protocol.NEGOTIATION_ID_OPTION_ABORT {
 		h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) // the client may be gone already
 		return nil, errAborted
+	}
+	if h.security.refuses(o.ID) {
+		if o.ID == optionExportName {
+			return nil, errPlain
+		}
+		return nil, h.reply(o.ID, replyErrTLS, []byte("TLS is required"))
 	}
 	if h.going() {
 		if o.ID == optionExportName { // it has no error reply
@@ -106,6 +119,8 @@ func (h *handshake) option() (*export, error) {
 		return nil, h.list(data)
 	case protocol.NEGOTIATION_ID_OPTION_INFO, protocol.NEGOTIATION_ID_OPTION_GO:
 		return h.info(o.ID, data)
+	case optionStartTLS:
+		return nil, h.startTLS(data)
 	case optionStructuredReply:
 		return nil, h.structuredReply(data)
 	case optionListMetaContext, optionSetMetaContext:

@@ -256,7 +256,7 @@ func (c *conn) readPayload(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	c.nc.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	c.socket.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
 	for len(p) > 0 {
 		n, err := c.read(p)
 		p = p[n:]
@@ -268,7 +268,7 @@ func (c *conn) readPayload(p []byte) error {
 		}
 	}
 	if c.grace.IsZero() {
-		c.nc.SetReadDeadline(time.Time{})
+		c.socket.SetReadDeadline(time.Time{})
 	}
 	if c.s.draining.Load() {
 		c.kick()

@@ -14,12 +14,15 @@ const (
 	clientNoZeroes      = uint32(1 << 1) // NBD_FLAG_C_NO_ZEROES
 
 	optionExportName      = uint32(1)  // NBD_OPT_EXPORT_NAME
+	optionStartTLS        = uint32(5)  // NBD_OPT_STARTTLS
 	optionStructuredReply = uint32(8)  // NBD_OPT_STRUCTURED_REPLY
 	optionListMetaContext = uint32(9)  // NBD_OPT_LIST_META_CONTEXT
 	optionSetMetaContext  = uint32(10) // NBD_OPT_SET_META_CONTEXT
 
 	replyMetaContext = uint32(4)         // NBD_REP_META_CONTEXT
+	replyErrPolicy   = uint32(1<<31 | 2) // NBD_REP_ERR_POLICY
 	replyErrInvalid  = uint32(1<<31 | 3) // NBD_REP_ERR_INVALID
+	replyErrTLS      = uint32(1<<31 | 5) // NBD_REP_ERR_TLS_REQD
 	replyErrShutdown = uint32(1<<31 | 7) // NBD_REP_ERR_SHUTDOWN
 	replyErrTooBig   = uint32(1<<31 | 9) // NBD_REP_ERR_TOO_BIG
 
