@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -23,6 +24,10 @@ type Options struct {
 	// MaxMemoryBytes is for the buffers of all connections. Default 512 MiB. It is raised to what MaxConnections and
 	// MaxPayloadBytes need at least.
 	MaxMemoryBytes int64
+	// TLS, when set, is what clients may have by STARTTLS. ClientAuth and ClientCAs in it say whom to let in.
+	TLS *tls.Config
+	// TLSRequired refuses everything before STARTTLS. It needs TLS.
+	TLSRequired bool
 	// Log tells of connections at debug level, and of refused ones at warn.
 	Log zerolog.Logger
 }
@@ -83,7 +88,7 @@ func NewServer(o Options, exports ...Export) *Server {
 	for i := range exports {
 		exports[i].check()
 	}
-	o = o.withDefaults()
+	o = o.withDefaults().withTLS()
 	return &Server{
 		options: o, exports: append([]Export(nil), exports...), memory: newMemory(o),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, idle: make(chan struct{}),

@@ -1,9 +1,6 @@
 package nbd
 
-import (
-	"net"
-	"time"
-)
+import "time"
 
 // maxHelpers is how many former leaders of one connection may be inside the device.
 const maxHelpers = 16
@@ -113,15 +110,4 @@ func (s *Server) look() (busy bool) {
 		c.seen = turn
 	}
 	return busy
-}
-
-// sendTwo sends two pieces one after the other.
-func (c *conn) sendTwo(a, b []byte) {
-	bufs := net.Buffers{a, b}
-	c.writeMu.Lock()
-	_, err := bufs.WriteTo(c.nc)
-	c.writeMu.Unlock()
-	if err != nil {
-		c.kill()
-	}
 }

@@ -34,11 +34,23 @@ func TestErrorCodes(t *testing.T) {
 	}{
 		{"unknown command", Export{Device: good}, request(77, 0, 1, 0, 4096), 22},
 		{"block status", Export{Device: good}, request(7, 0, 1, 0, 4096), 22},
-		{"cache", Export{Device: good}, request(5, 0, 1, 0, 4096), 22},
+		{"cache", Export{Device: good}, request(cmdCache, 0, 1, 0, 4096), 0},
+		{"cache with a flag", Export{Device: good}, request(cmdCache, 1<<3, 1, 0, 4096), 22},
+		{"cache outside", Export{Device: good}, request(cmdCache, 0, 1, size, 1), 22},
+		{"cache of a device that has none", Export{Device: plain{good}}, request(cmdCache, 0, 1, 0, 4096), 22},
 		{"read with an unknown flag", Export{Device: good}, request(cmdRead, 1<<9, 1, 0, 4096), 22},
 		{"read with DF", Export{Device: good}, request(cmdRead, 1<<2, 1, 0, 4096), 22},
 		{"write with an unknown flag", Export{Device: good}, request(cmdWrite, 1<<1, 1, 0, 4096, data), 22},
-		{"zero with FAST_ZERO", Export{Device: good}, request(cmdWriteZeroes, 1<<4, 1, 0, 4096), 22},
+		{"fast zero", Export{Device: good}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 0},
+		{"fast zero without a hole", Export{Device: good}, request(cmdWriteZeroes, cmdFlagFastZero|cmdFlagNoHole, 1, 0, 4096), 0},
+		{"fast zero of a device that does not know", Export{Device: plain{good}}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero that is not fast", Export{Device: fail(blockdev.OpTrim, syscall.EOPNOTSUPP)}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero of a device without, wrapped", Export{Device: blockdev.NewFaulty(plain{good})}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero EIO", Export{Device: fail(blockdev.OpTrim, syscall.EIO)}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 5},
+		{"fast zero outside", Export{Device: plain{good}}, request(cmdWriteZeroes, cmdFlagFastZero, 1, size, 1), 28},
+		{"fast zero read-only", Export{Device: good, ReadOnly: true}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 1},
+		{"zero that is not supported is not refused as slow", Export{Device: fail(blockdev.OpTrim, syscall.EOPNOTSUPP)}, request(cmdWriteZeroes, 0, 1, 0, 4096), 5},
+		{"fast write", Export{Device: good}, request(cmdWrite, cmdFlagFastZero, 1, 0, 4096, data), 22},
 		{"trim with NO_HOLE", Export{Device: good}, request(cmdTrim, cmdFlagNoHole, 1, 0, 4096), 22},
 		{"flush with an offset", Export{Device: good}, request(cmdFlush, 0, 1, 1, 0), 22},
 		{"flush with a length", Export{Device: good}, request(cmdFlush, 0, 1, 0, 1), 22},
@@ -447,6 +459,7 @@ func TestRandomRequests(t *testing.T) {
 	done := make(chan error, conns)
 	for i := range conns {
 		c := connect(t, path)
+		c.SetDeadline(time.Now().Add(time.Minute)) // hundreds of fdatasyncs
 		rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
 		go func() { done <- randomRequests(c, rng, uint64(i*part), part, rounds) }()
 	}
