@@ -147,6 +147,10 @@ func (a *Agent) serve(address string) error {
 // served is the volume as the front sees it: its end is the agent's business.
 type served struct{ *Volume }
 
+// NextData lets clients skip holes: what neither the log nor the backing
+// device has data in (blockdev.DataFinder).
+func (s served) NextData(off int64) (start, end int64, err error) { return s.nextData(off) }
+
 // Close does nothing: the agent closes the volume.
 func (served) Close() error { return nil }
 

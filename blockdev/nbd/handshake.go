@@ -12,15 +12,14 @@ import (
 
 // Why a handshake ended without a device. None of them is the server's fault; they are logged and nothing more.
 var (
-	errBadMagic   = errors.New("wrong magic number")
-	errBadFlags   = errors.New("unknown client flags")
-	errTooBig     = errors.New("option is too large")
-	errNoExport   = errors.New("no such export")
-	errAborted    = errors.New("the client aborted the handshake")
-	errTooMany    = errors.New("too many options")
-	errBadOption  = errors.New("malformed option")
-	errGoingAway  = errors.New("the server is shutting down")
-	errBadPayload = errors.New("the payload did not arrive")
+	errBadMagic  = errors.New("wrong magic number")
+	errBadFlags  = errors.New("unknown client flags")
+	errTooBig    = errors.New("option is too large")
+	errNoExport  = errors.New("no such export")
+	errAborted   = errors.New("the client aborted the handshake")
+	errTooMany   = errors.New("too many options")
+	errBadOption = errors.New("malformed option")
+	errGoingAway = errors.New("the server is shutting down")
 )
 
 // handshake is the fixed newstyle negotiation:
@@ -97,7 +96,7 @@ func (h *handshake) option() (*export, error) {
 		return nil, err
 	}
 	if o.ID == protocol.NEGOTIATION_ID_OPTION_ABORT {
-		h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) // the client may be gone already
+		_ = h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) // the client may be gone already
 		return nil, errAborted
 	}
 	if h.security.refuses(o.ID) {

@@ -150,7 +150,7 @@ func (s *Server) untrack(l net.Listener) {
 // accept starts a connection, or closes it when there is no room.
 func (s *Server) accept(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
-		tcp.SetNoDelay(true)
+		_ = tcp.SetNoDelay(true)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

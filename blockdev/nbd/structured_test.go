@@ -144,8 +144,12 @@ func TestStructuredReplies(t *testing.T) {
 		{"short read", Export{}, request(cmdRead, 0, 1, 10, 100), "data 10+100"},
 		{"read of a short hole", Export{}, request(cmdRead, 0, 1, 2*mib, 4*k), "data 2097152+4096"},
 		{"read with holes", Export{}, request(cmdRead, 0, 1, 32*k, 128*k), "hole 32768+32768 data 65536+65536 hole 131072+32768"},
-		{"large read with holes", Export{}, request(cmdRead, 0, 1, 0, 4*mib),
-			"hole 0+65536 data 65536+65536 hole 131072+917504 data 1048576+65536 hole 1114112+3080192"},
+		{
+			"large read with holes",
+			Export{},
+			request(cmdRead, 0, 1, 0, 4*mib),
+			"hole 0+65536 data 65536+65536 hole 131072+917504 data 1048576+65536 hole 1114112+3080192",
+		},
 		{"read of a hole", Export{}, request(cmdRead, 0, 1, 2*mib, mib), "hole 2097152+1048576"},
 		{"read of data", Export{}, request(cmdRead, 0, 1, 64*k, 64*k), "data 65536+65536"},
 		{"DF", Export{}, request(cmdRead, cmdFlagDF, 1, 0, 4*mib), "data 0+4194304"},
@@ -157,10 +161,16 @@ func TestStructuredReplies(t *testing.T) {
 		{"DF read too large", Export{}, request(cmdRead, cmdFlagDF, 1, 0, 32*mib+1), "error 75"},
 		{"read with a wrong flag", Export{}, request(cmdRead, cmdFlagReqOne, 1, 0, 1), "error 22"},
 		{"read EIO", Export{Device: fail(blockdev.Rule{Op: blockdev.OpRead, Err: syscall.EIO})}, request(cmdRead, 0, 1, 512, 512), "error 5 at 512"},
-		{"read EIO in the middle", Export{Device: fail(blockdev.Rule{Op: blockdev.OpRead, Err: syscall.EIO, Short: 1024})},
-			request(cmdRead, 0, 1, 512, 4096), "error 5 at 1536"},
-		{"large read EIO at its second piece", Export{Device: fail(blockdev.Rule{Op: blockdev.OpRead, Nth: 2, Err: syscall.EIO, Short: 512})},
-			request(cmdRead, 0, 1, 0, 4*mib), fmt.Sprintf("error 5 at %d", mib+512)},
+		{
+			"read EIO in the middle",
+			Export{Device: fail(blockdev.Rule{Op: blockdev.OpRead, Err: syscall.EIO, Short: 1024})},
+			request(cmdRead, 0, 1, 512, 4096), "error 5 at 1536",
+		},
+		{
+			"large read EIO at its second piece",
+			Export{Device: fail(blockdev.Rule{Op: blockdev.OpRead, Nth: 2, Err: syscall.EIO, Short: 512})},
+			request(cmdRead, 0, 1, 0, 4*mib), fmt.Sprintf("error 5 at %d", mib+512),
+		},
 		{"write", Export{}, request(cmdWrite, 0, 1, 0, 4, []byte("data")), "simple 0"},
 		{"write outside", Export{}, request(cmdWrite, 0, 1, 4*mib, 4, []byte("data")), "error 28"},
 		{"write to a read-only export", Export{ReadOnly: true}, request(cmdWrite, 0, 1, 0, 4, []byte("data")), "error 1"},
@@ -181,14 +191,26 @@ func TestStructuredReplies(t *testing.T) {
 		{"status of nothing", Export{}, request(cmdBlockStatus, 0, 1, 0, 0), "error 22"},
 		{"misaligned status", Export{BlockMin: 512}, request(cmdBlockStatus, 0, 1, 1, 512), "error 22"},
 		{"status with a wrong flag", Export{}, request(cmdBlockStatus, cmdFlagDF, 1, 0, 512), "error 22"},
-		{"status EIO", Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, syscall.EIO }}},
-			request(cmdBlockStatus, 0, 1, 0, 512), "error 5"},
-		{"status of a device that makes no progress", Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, nil }}},
-			request(cmdBlockStatus, 0, 1, 0, 512), "error 5"},
-		{"status of a device that lies", Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return -5, math.MaxInt64, nil }}},
-			request(cmdBlockStatus, 0, 1, 0, 512), "512:0"},
-		{"read of a device that makes no progress", Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, nil }}},
-			request(cmdRead, 0, 1, 0, mib), "data 0+1048576"},
+		{
+			"status EIO",
+			Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, syscall.EIO }}},
+			request(cmdBlockStatus, 0, 1, 0, 512), "error 5",
+		},
+		{
+			"status of a device that makes no progress",
+			Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, nil }}},
+			request(cmdBlockStatus, 0, 1, 0, 512), "error 5",
+		},
+		{
+			"status of a device that lies",
+			Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return -5, math.MaxInt64, nil }}},
+			request(cmdBlockStatus, 0, 1, 0, 512), "512:0",
+		},
+		{
+			"read of a device that makes no progress",
+			Export{Device: finder{sparse(t), func(int64) (int64, int64, error) { return 0, 0, nil }}},
+			request(cmdRead, 0, 1, 0, mib), "data 0+1048576",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.export.Device == nil {
@@ -391,8 +413,12 @@ func TestWhenStatusMayBeAsked(t *testing.T) {
 		{"set to nothing after", []option{structured, set, {optionSetMetaContext, metaData("first")}}, option{optGo, goData("first")}, "error 22"},
 		{"failed after", []option{structured, set, {optionSetMetaContext, metaData("third", "base:")}}, option{optGo, goData("first")}, "error 22"},
 		{"malformed after", []option{structured, set, {optionSetMetaContext, nil}}, option{optGo, goData("first")}, "error 22"},
-		{"too large after", []option{structured, set, {optionSetMetaContext, []any{make([]byte, maxOptionSize+1)}}},
-			option{optGo, goData("first")}, "error 22"},
+		{
+			"too large after",
+			[]option{structured, set, {optionSetMetaContext, []any{make([]byte, maxOptionSize+1)}}},
+			option{optGo, goData("first")},
+			"error 22",
+		},
 		{"info in between", []option{structured, set, {optInfo, goData("second")}}, option{optGo, goData("first")}, "512:3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
