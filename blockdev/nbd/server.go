@@ -152,6 +152,9 @@ func (s *Server) accept(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		tcp.SetNoDelay(true)
 	}
+	if unix, ok := nc.(*net.UnixConn); ok {
+		_ = unix.SetWriteBuffer(socketBuffer) // as much of it as the system allows
+	}
 	if s.admit(nc) {
 		return
 	}
