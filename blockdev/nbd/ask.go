@@ -60,7 +60,7 @@ func (c *conn) readChunks(w *work, p []byte, r readRequest) ([]byte, uint64, err
 		n, err := c.device.ReadAt(p[len(p):len(p)+int(r.length)], int64(r.offset))
 		return p[:len(p)+int(r.length)], r.offset + uint64(max(n, 0)), err
 	}
-	w.extents = c.export.plan(w.extents[:0], r)
+	c.export.plan(w, r)
 	if len(w.extents) == 0 {
 		return appendChunk(p, chunkDone, chunkNone, r.cookie, 0), 0, nil
 	}
@@ -101,7 +101,7 @@ func (c *conn) appendReadError(p []byte, r readRequest, failedAt uint64, err err
 // readLarge reads into a buffer of its own. Headers and data go out in one writev.
 func (c *conn) readLarge(w *work, r readRequest) (lead bool) {
 	c.enter(w)
-	w.extents = c.export.plan(w.extents[:0], r)
+	c.export.plan(w, r)
 	size := 0
 	for _, x := range w.extents {
 		if !x.hole {

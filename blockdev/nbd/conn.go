@@ -45,10 +45,12 @@ type conn struct {
 	unblocked *sync.Cond // on flushMu; pending got shorter
 
 	// Owned by the leader.
-	skip     uint64    // bytes of payload still to be thrown away
-	skipped  skipReply // and what is answered then
-	lastRead time.Time // when the last read from the socket returned
-	grace    time.Time // when a connection that drains ends; zero before
+	poller     *poller   // nil where there is no socket to look at
+	afterLarge bool      // the last write was a large one
+	skip       uint64    // bytes of payload still to be thrown away
+	skipped    skipReply // and what is answered then
+	lastRead   time.Time // when the last read from the socket returned
+	grace      time.Time // when a connection that drains ends; zero before
 }
 
 type skipReply struct {
@@ -81,6 +83,9 @@ func (c *conn) serve() {
 		return
 	}
 	w := c.s.memory.work()
+	if c.nc == c.socket {
+		c.poller = newPoller(c.socket)
+	}
 	c.export, c.device = e, e.device
 	c.socket.SetDeadline(time.Time{})
 	if c.s.draining.Load() { // a kick may have come before the deadline was taken away

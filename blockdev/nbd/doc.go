@@ -21,8 +21,12 @@
 //	                        │                               the old one: answer what it has, end
 //	                        └ FLUSH and FUA → flusher: one Sync for all that wait
 //
-// A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks once per
-// millisecond and ends when all is quiet, then makes a new leader. FLUSH never runs in the leader. A FUA write goes
+// When a request is there in part only, the rest of it is polled for a few microseconds (poll) before the goroutine is parked: clients send
+// header and payload one after the other. After a large write only a header is read, so that the payload of the next goes where it belongs
+// without a copy.
+//
+// A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks every two
+// milliseconds and ends when all is quiet, then makes a new leader. FLUSH never runs in the leader. A FUA write goes
 // to the device with its group like any write and is answered after the next Sync.
 //
 // # What holds

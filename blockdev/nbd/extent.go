@@ -64,26 +64,32 @@ func (e *export) nextData(off uint64) (start, stop uint64, err error) {
 	return uint64(max(from, 0)), uint64(max(to, 0)), nil
 }
 
-// plan appends the chunks that a read is answered with. What was not looked at, for whatever reason, is data.
-func (e *export) plan(to []extent, r readRequest) []extent {
+// plan sets w.extents to the chunks that a read is answered with. What was not looked at, for whatever reason, is data, and what was
+// data once stays it for w: finding the end of a long extent can take the device longer than reading from it.
+func (e *export) plan(w *work, r readRequest) {
+	w.extents = w.extents[:0]
 	if r.length == 0 {
-		return to
+		return
 	}
 	rest := uint64(r.length)
-	if e.searched(r) {
-		to, _ = e.extents(to, r.offset, rest, maxReadExtents-1)
-		for _, x := range to {
+	if e.searched(r) && (r.offset < w.dataFrom || r.offset+rest > w.dataTo) {
+		start, stop, err := e.nextData(r.offset)
+		if err == nil && start <= r.offset && stop >= r.offset+rest {
+			w.dataFrom, w.dataTo = r.offset, stop
+		} else {
+			w.extents, _ = e.extents(w.extents, r.offset, rest, maxReadExtents-1)
+		}
+		for _, x := range w.extents {
 			rest -= x.length
 		}
 	}
-	switch n := len(to); {
+	switch n := len(w.extents); {
 	case rest == 0:
-	case n > 0 && !to[n-1].hole:
-		to[n-1].length += rest
+	case n > 0 && !w.extents[n-1].hole:
+		w.extents[n-1].length += rest
 	default:
-		to = append(to, extent{rest, false})
+		w.extents = append(w.extents, extent{rest, false})
 	}
-	return to
 }
 
 // searched says whether a read is answered with holes where there are any.

@@ -48,15 +48,28 @@ func (c *conn) lead(w *work) {
 	}
 }
 
-// fill reads more. What is left of the last read is an incomplete request.
+// fill reads more. What is left of the last read is an incomplete request. After a large write only a header is read: when
+// another large one follows, its payload then goes where it belongs at once.
 func (c *conn) fill(w *work) {
+	rest := w.pos < w.end
 	if w.pos == w.end {
 		w.pos, w.end = 0, 0
 	} else if w.pos > 0 && len(w.in)-w.end < len(w.in)/2 {
 		w.end = copy(w.in, w.in[w.pos:w.end])
 		w.pos = 0
 	}
-	n, err := c.read(w.in[w.end:])
+	room := w.in[w.end:]
+	if c.afterLarge && !rest {
+		room = room[:requestSize]
+	}
+	if rest && c.poller != nil && time.Since(c.lastRead) < staleAfter { // else read has to ask whether the client is there
+		if n := c.poller.read(room); n > 0 {
+			w.end += n
+			c.lastRead = time.Now()
+			return
+		}
+	}
+	n, err := c.read(room)
 	w.end += n
 	if err != nil {
 		w.stop = hungup
@@ -116,6 +129,7 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 		w.stop = largeNext
 		return false
 	case write:
+		c.afterLarge = false
 		if w.end-w.pos < requestSize+int(h.Length) {
 			return false
 		}
@@ -217,6 +231,7 @@ func add(n interface{ Add(uint64) uint64 }, k uint64) {
 func (c *conn) runLarge(w *work) bool {
 	large := w.large
 	w.stop = goOn
+	c.afterLarge = true
 	buf, err := c.s.memory.largeBuffer(c.ctx, int(large.length))
 	if err != nil {
 		w.stop = hungup

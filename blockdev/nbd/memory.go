@@ -48,8 +48,11 @@ type work struct {
 	large largeWrite
 
 	extents []extent // of the request that runs
-	heads   []byte   // headers of a large read, for as many extents as it may have
-	vector  [][]byte // what goes out with it
+
+	dataFrom, dataTo uint64 // all of it was data when it was looked at last
+
+	heads  []byte   // headers of a large read, for as many extents as it may have
+	vector [][]byte // what goes out with it
 }
 
 type origin struct {
@@ -84,6 +87,7 @@ func (m *memory) work() *work {
 
 func (m *memory) release(w *work) {
 	w.pos, w.end, w.sent, w.next, w.stop = 0, 0, 0, 0, goOn
+	w.dataFrom, w.dataTo = 0, 0 // the next connection may have another device
 	w.out, w.reads, w.flushes = w.out[:0], w.reads[:0], w.flushes[:0]
 	w.clearGroup()
 	m.pool.Put(w)

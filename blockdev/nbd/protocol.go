@@ -90,6 +90,7 @@ const (
 	reservedZeroes  = 124     // after the answer to EXPORT_NAME
 	defaultPayload  = 32 << 20
 	preferredBlock  = 4096
+	socketBuffer    = 2 << 20 // of a unix socket, for replies
 	maxMinimumBlock = 64 << 10
 )
 

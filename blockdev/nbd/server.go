@@ -152,22 +152,31 @@ func (s *Server) accept(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining.Load() {
-		nc.Close()
+	if unix, ok := nc.(*net.UnixConn); ok {
+		_ = unix.SetWriteBuffer(socketBuffer) // as much of it as the system allows
+	}
+	if s.admit(nc) {
 		return
 	}
-	if len(s.conns) >= s.options.MaxConnections {
+	if !s.draining.Load() {
 		s.count.refusedCon.Add(1)
 		s.options.Log.Warn().Str("client", nc.RemoteAddr().String()).Int("limit", s.options.MaxConnections).
 			Msg("NBD connection refused: too many")
-		nc.Close()
-		return
+	}
+	nc.Close()
+}
+
+// admit starts a connection if it may.
+func (s *Server) admit(nc net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() || len(s.conns) >= s.options.MaxConnections {
+		return false
 	}
 	c := newConn(s, nc)
 	s.conns[c] = struct{}{}
 	s.running.Go(c.serve)
+	return true
 }
 
 // remove is the last thing that a connection does.

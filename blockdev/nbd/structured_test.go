@@ -471,3 +471,24 @@ func TestInfoThenGoAgree(t *testing.T) {
 		}
 	}
 }
+
+// A read within what is known to be data does not ask the device again; on another connection it does.
+func TestSearchIsRemembered(t *testing.T) {
+	asked := 0
+	d := finder{sparse(t), func(off int64) (int64, int64, error) { asked++; return off, 4 * mib, nil }}
+	s, path := start(t, Options{}, Export{Device: d})
+	for range 2 {
+		c := connectStructured(t, path)
+		for i := range uint64(4) {
+			c.put(request(cmdRead, 0, 1, i*mib, mib))
+			c.structured()
+		}
+		c.put(request(cmdDisc, 0, 0, 0, 0))
+		c.ended()
+	}
+	s.Close()
+	s.Wait()
+	if asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+}

@@ -62,7 +62,7 @@ func (c *conn) retire(w *work) {
 }
 
 // tick is how often the monitor looks: a request that is in the device for one to two of them loses the lead.
-const tick = time.Millisecond
+const tick = 2 * time.Millisecond
 
 // watch has the monitor run. It ends by itself when nothing happens.
 func (s *Server) watch() {
