@@ -3,6 +3,7 @@ package dataport_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,9 +121,15 @@ func TestPathIsFrozenForAMoment(t *testing.T) {
 		w.paths[0].Freeze(false)
 	})
 	w.source.awaitEvent(t, dataport.PathUp, 3)
-	if got := w.source.kinds(); got != "PathUp SessionUp PathUp PathSuspect PathUp" {
-		t.Logf("events:\n%s", w.source.list())
-		t.Errorf("events %s", got)
+	// What was frozen arrives late and may say once more that a side was not heard, or the freeze lasted longer than meant on a busy
+	// machine: then the path goes down and comes back. The session lives through all of it.
+	got := w.source.kinds()
+	rest, ok := strings.CutPrefix(got, "PathUp SessionUp PathUp PathSuspect ")
+	for _, kind := range strings.Fields(rest) {
+		ok = ok && strings.HasPrefix(kind, "Path")
+	}
+	if !ok {
+		t.Errorf("events %s\n%s\nand of the target:\n%s", got, w.source.list(), w.target.list())
 	}
 }
 
