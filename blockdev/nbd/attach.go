@@ -29,7 +29,7 @@ import (
 // pause. The requests that had no answer go out again on the new links. That one of them is never applied twice with
 // something else in between is the work of three: the server drops what a dead connection had not yet given to the
 // device and gives the rest to the device in the order in which it came; the device orders what it is given when it is
-// given; and here a link's TCP forgets what it could not deliver before the kernel sends it again (linkUserTimeout).
+// given; and here a link's TCP forgets what it could not deliver before the kernel sends it again (undelivered).
 
 // AttachOptions say what is attached where. Dial is needed, the rest has defaults.
 type AttachOptions struct {
@@ -45,8 +45,9 @@ type AttachOptions struct {
 	// BlockSize in bytes is the sector of the kernel's device, a power of two from 512 to 4096. Default 512, so that a
 	// filesystem is found whatever device it was made on; the server's minimum block when that is larger.
 	BlockSize uint32
-	// Timeout after which the kernel gives up a link that does not answer a request and sends the request again on
-	// another one. 0 waits as long as the link itself lives. The kernel counts whole seconds.
+	// Timeout after which the kernel sends a request without an answer again: on a new link when its own has died, else, with
+	// several connections, on another one, and the silent one is given up. So it is how long requests that were under way
+	// when the server died stay away at least. 0 is the kernel's own 30 s. The kernel counts whole seconds.
 	Timeout time.Duration
 	// DeadConnTimeout is how long requests wait for a new link when all are dead, before they fail; then the device is
 	// dead for good. 0 fails them at once. The kernel counts whole seconds.
@@ -65,12 +66,11 @@ const MaxAttachConnections = 64
 
 const (
 	largestSector = 4096
-	// patientTimeout stands for "no timeout" where there are several connections: there 0 means 30 s to the kernel.
-	patientTimeout = 7 * 24 * time.Hour
-	gatherDeaths   = 100 * time.Millisecond // links die together
-	lookEvery      = 2 * time.Second        // whether the device is attached still
-	redialFirst    = 100 * time.Millisecond
-	redialMost     = 2 * time.Second
+	kernelTimeout = 30 * time.Second       // of a device without one
+	gatherDeaths  = 100 * time.Millisecond // links die together
+	lookEvery     = 2 * time.Second        // whether the device is attached still
+	redialFirst   = 100 * time.Millisecond
+	redialMost    = 2 * time.Second
 )
 
 // Validate fills in the defaults and says what cannot be.
@@ -162,16 +162,18 @@ func (a *Attachment) connect(ctx context.Context) error {
 	}
 	d := kernelDevice{
 		index: o.Index, size: first.size / block * block, blockSize: block, flags: first.flags, sockets: links.fds(),
-		timeout: a.timeout(), deadConnTimeout: o.DeadConnTimeout, identifier: o.Identifier,
+		timeout: o.Timeout, deadConnTimeout: o.DeadConnTimeout, identifier: o.Identifier,
 	}
 	return a.kernel.connect(&d)
 }
 
-func (a *Attachment) timeout() time.Duration {
-	if a.options.Timeout == 0 && a.options.Connections > 1 {
-		return patientTimeout
+// undelivered is how long a link's TCP keeps what nobody acknowledges: less than the kernel waits until it sends it
+// again on another link.
+func (o *AttachOptions) undelivered() time.Duration {
+	if o.Timeout == 0 {
+		return kernelTimeout * 4 / 5
 	}
-	return a.options.Timeout
+	return min(o.Timeout, kernelTimeout) * 4 / 5
 }
 
 // adopt takes over a device that is attached already. Its server may be away.
@@ -295,9 +297,9 @@ func (a *Attachment) repair(ctx context.Context, died <-chan struct{}) error {
 		away := time.Since(began)
 		if err == nil {
 			a.waiting = nil
-			o.Log.Info().Int("device", o.Index).Dur("after", away).Msg("links renewed")
+			o.Log.Info().Int("device", o.Index).Str("after", away.Round(time.Millisecond).String()).Msg("links renewed")
 			if away > o.DeadConnTimeout {
-				o.Log.Warn().Int("device", o.Index).Dur("dead_conn_timeout", o.DeadConnTimeout).
+				o.Log.Warn().Int("device", o.Index).Str("dead_conn_timeout", o.DeadConnTimeout.String()).
 					Msg("requests that waited longer than that have failed; when the device still fails, unmount, detach and attach it")
 			}
 			return nil
@@ -335,7 +337,7 @@ func (a *Attachment) renew(ctx context.Context) error {
 	}
 	o := &a.options
 	d := kernelDevice{
-		index: o.Index, timeout: a.timeout(), deadConnTimeout: o.DeadConnTimeout, identifier: o.Identifier, sockets: links.fds(),
+		index: o.Index, timeout: o.Timeout, deadConnTimeout: o.DeadConnTimeout, identifier: o.Identifier, sockets: links.fds(),
 	}
 	if err := a.kernel.reconfigure(&d); err != nil {
 		return fmt.Errorf("give nbd%d new links: %w", o.Index, err)
@@ -414,6 +416,11 @@ func (a *Attachment) dialOne(ctx context.Context) (*os.File, offer, error) {
 		return nil, offer{}, err
 	}
 	defer c.Close() // the file is a descriptor of its own
+	if tcp, ok := c.(*net.TCPConn); ok {
+		if err := setUserTimeout(tcp, a.options.undelivered()); err != nil {
+			return nil, offer{}, err
+		}
+	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	o, err := negotiate(c, a.options.Export)
 	if !stop() && err == nil {

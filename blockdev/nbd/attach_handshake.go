@@ -28,9 +28,6 @@ const (
 	replyIsError        = uint32(1 << 31)
 	linkKeepAlive       = 5 * time.Second
 	linkKeepAliveProbes = 4
-	// A link whose data nobody acknowledges for so long is dead, and TCP then forgets the requests it had not
-	// delivered yet: they must not arrive after the kernel has sent them again on another link.
-	linkUserTimeout = 25 * time.Second
 )
 
 // offer is what a server says of an export in its answer to GO.
@@ -50,27 +47,19 @@ func Dial(ctx context.Context, address string) (net.Conn, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		return d.DialContext(ctx, "unix", path)
 	}
-	c, err := d.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	if tcp, ok := c.(*net.TCPConn); ok {
-		if err := setUserTimeout(tcp); err != nil {
-			c.Close()
-			return nil, err
-		}
-	}
-	return c, nil
+	return d.DialContext(ctx, "tcp", address)
 }
 
-func setUserTimeout(c *net.TCPConn) error {
+// setUserTimeout has TCP end the connection when nobody acknowledges its data for so long, and forget the requests that
+// it had not delivered: they must not arrive after the kernel has sent them again on another link.
+func setUserTimeout(c *net.TCPConn, d time.Duration) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var set error
 	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(linkUserTimeout.Milliseconds()))
+		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 	})
 	return errors.Join(err, set)
 }

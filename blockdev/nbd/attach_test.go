@@ -131,8 +131,8 @@ func TestAttachSaysWhatWasNegotiated(t *testing.T) {
 		timeout, told   time.Duration
 		blockMin, block uint32
 	}{
-		{name: "several", multi: true, ask: 4, links: 4, told: patientTimeout, block: 512},
-		{name: "several, no promise", ask: 4, links: 1, told: patientTimeout, block: 512},
+		{name: "several", multi: true, ask: 4, links: 4, block: 512},
+		{name: "several, no promise", ask: 4, links: 1, block: 512},
 		{name: "one", multi: true, ask: 1, links: 1, block: 512},
 		{name: "timeout", multi: true, ask: 2, links: 2, timeout: 1500 * time.Millisecond, told: 2 * time.Second, block: 512},
 		{name: "read-only, large blocks", readOnly: true, ask: 1, links: 1, blockMin: 4096, block: 4096},
