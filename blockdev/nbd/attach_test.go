@@ -103,7 +103,7 @@ func (r *restartable) options(connections int) AttachOptions {
 	}
 }
 
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * patience); !ok(); {
 		if time.Now().After(deadline) {
