@@ -1,5 +1,7 @@
 package blockdev
 
+import "errors"
+
 // maxVector bounds the buffers that are joined for one WritevAt; Linux takes 1024 at once.
 const maxVector = 256
 
@@ -60,6 +62,12 @@ func applyRun(d Device, vector VectorWriter, ws []Write) error {
 	w := &ws[0]
 	var err error
 	switch {
+	case w.Fast && (w.Trim || w.Zero):
+		fast, ok := d.(FastZeroer)
+		if !ok {
+			return errors.ErrUnsupported
+		}
+		err = fast.ZeroFast(w.Offset, w.Length, w.Trim)
 	case w.Trim:
 		err = d.Trim(w.Offset, w.Length)
 	case w.Zero:

@@ -28,6 +28,7 @@ type Write struct {
 	Zero   bool   // zero Length bytes instead of writing Data
 	Trim   bool   // trim Length bytes instead of writing Data
 	Length int64  // bytes, for Zero and Trim
+	Fast   bool   // with Zero and Trim, and only for a FastZeroer: do it fast or fail with errors.ErrUnsupported
 	Sync   bool   // durable before the group returns (NBD's FUA)
 	Err    error  // result, set by the device
 }
@@ -56,4 +57,17 @@ type DataFinder interface {
 	// NextData returns the next extent [start, end) at or after off that may hold data, with start >= off;
 	// io.EOF when there is none up to the end of the device.
 	NextData(off int64) (start, end int64, err error)
+}
+
+// FastZeroer is a device that knows when zeroing takes less time than writing the same bytes.
+type FastZeroer interface {
+	// ZeroFast is Trim when hole is set, else Zero, in less time than a write takes; or it changes nothing and returns an
+	// error that is errors.ErrUnsupported.
+	ZeroFast(off, length int64, hole bool) error
+}
+
+// Prefetcher is a device that can make later reads faster.
+type Prefetcher interface {
+	// Prefetch says that the range is going to be read soon. It need not wait until the data is there.
+	Prefetch(off, length int64) error
 }

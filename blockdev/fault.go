@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"io"
 	"sync"
 )
@@ -189,6 +190,29 @@ func (f *Faulty) Trim(off, length int64) error {
 		return err
 	}
 	return f.d.Trim(off, length)
+}
+
+// ZeroFast is a trim or zero of the device below unless a rule for that hits, and not supported when that has none.
+func (f *Faulty) ZeroFast(off, length int64, hole bool) error {
+	op := OpZero
+	if hole {
+		op = OpTrim
+	}
+	if _, err := f.hit(op, off, length); err != nil {
+		return err
+	}
+	if fast, ok := f.d.(FastZeroer); ok {
+		return fast.ZeroFast(off, length, hole)
+	}
+	return errors.ErrUnsupported
+}
+
+// Prefetch is that of the device below, if it has one.
+func (f *Faulty) Prefetch(off, length int64) error {
+	if p, ok := f.d.(Prefetcher); ok {
+		return p.Prefetch(off, length)
+	}
+	return nil
 }
 
 // Sync syncs unless a rule hits.

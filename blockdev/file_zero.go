@@ -39,6 +39,25 @@ func (f *File) Trim(off, length int64) error {
 	return nil
 }
 
+// ZeroFast zeroes only where the filesystem or the block device does it without writing.
+func (f *File) ZeroFast(off, length int64, hole bool) error {
+	if err := f.begin(off, length, true); err != nil {
+		return err
+	}
+	defer f.mu.RUnlock()
+	no, mode := &f.noPunch, uint32(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE)
+	if !hole {
+		if f.block { // the kernel would write where the device cannot
+			return fmt.Errorf("zero %s fast: %w", f.path, errors.ErrUnsupported)
+		}
+		no, mode = &f.noZeroRange, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE
+	}
+	if err := f.fallocate(no, mode, off, length); err != nil {
+		return fmt.Errorf("zero %d bytes at %d of %s fast: %w", length, off, f.path, err)
+	}
+	return nil
+}
+
 func (f *File) zero(off, length int64) error {
 	if length == 0 {
 		return nil
@@ -159,4 +178,19 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 		}
 	}
 	return 0, 0, io.EOF
+}
+
+// Prefetch has the kernel read the range into its cache.
+func (f *File) Prefetch(off, length int64) error {
+	if err := f.begin(off, length, false); err != nil {
+		return err
+	}
+	defer f.mu.RUnlock()
+	if length == 0 { // that would mean everything
+		return nil
+	}
+	if err := unix.Fadvise(f.fd, off, length, unix.FADV_WILLNEED); err != nil {
+		return fmt.Errorf("prefetch %d bytes at %d of %s: %w", length, off, f.path, err)
+	}
+	return nil
 }

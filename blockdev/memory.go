@@ -94,6 +94,17 @@ func (m *Memory) Trim(off, length int64) error {
 	return m.change(off, length, func() []byte { return nil })
 }
 
+// ZeroFast is Trim or Zero: both are fast.
+func (m *Memory) ZeroFast(off, length int64, hole bool) error {
+	if hole {
+		return m.Trim(off, length)
+	}
+	return m.Zero(off, length)
+}
+
+// Prefetch has nothing to do.
+func (m *Memory) Prefetch(off, length int64) error { return CheckRange(off, length, m.size) }
+
 // change applies one write (or zeroes when data returns nil) of length bytes.
 func (m *Memory) change(off, length int64, data func() []byte) error {
 	if err := CheckRange(off, length, m.size); err != nil {

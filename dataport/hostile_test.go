@@ -220,7 +220,9 @@ func TestPreAuthCap(t *testing.T) {
 
 // A path cannot be spliced into a session by someone who does not know its secret.
 func TestJoinNeedsTheSecret(t *testing.T) {
-	n := plainNode(t, nil)
+	n := plainNode(t, func(c *Config) { // hours: the first path stays, silent as it is
+		c.Timing.Heartbeat, c.Timing.SuspectAfter, c.Timing.PathDownAfter, c.Timing.UnreachableAfter = time.Hour, 2*time.Hour, 3*time.Hour, 4*time.Hour
+	})
 	_, id := dialHello(t, n)
 	c, err := net.Dial("tcp", n.Addrs()[0])
 	if err != nil {

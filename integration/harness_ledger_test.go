@@ -42,6 +42,7 @@ type ledgerState struct {
 	last    uint64 // newest issued
 	acked   uint64 // newest answered
 	flushed uint64 // newest that a FLUSH has covered
+	settled uint64 // what was there when the ledger was settled
 }
 
 func newLedger(seed uint64, size int64) *ledger {
@@ -128,6 +129,7 @@ type floor int
 const (
 	allAcked   floor = iota // every answered write (G1)
 	allFlushed              // every write that an answered FLUSH covers (G2)
+	allSettled              // what was there at the last settling, and any state the device had since
 )
 
 // verify reads the whole device through read and judges it. What was in flight
@@ -192,8 +194,11 @@ func (l *ledger) first(block int) uint64 {
 func (l *ledger) judge(block int, got, want []byte, f floor) (uint64, error) {
 	s := &l.state[block]
 	least := s.acked
-	if f == allFlushed {
+	switch f {
+	case allFlushed:
 		least = s.flushed
+	case allSettled:
+		least = s.settled
 	}
 	seq := binary.LittleEndian.Uint64(got)
 	if seq >= uint64(len(l.writes)) || seq != 0 && l.writes[seq].block != block {
@@ -223,7 +228,7 @@ func (l *ledger) settle(read func(off int64, p []byte) error) error {
 	for b := range l.state {
 		s := &l.state[b]
 		seq := binary.LittleEndian.Uint64(p[b*ledgerBlock:])
-		s.last, s.acked = seq, seq
+		s.last, s.acked, s.settled = seq, seq, seq
 		s.flushed = min(s.flushed, seq)
 		if seq != 0 {
 			w := &l.writes[seq]

@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 		}
 		baseSeed = n
 	}
+	if raceBinary() && os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=0") // else every command takes a second
+	}
 	dir, err := os.MkdirTemp("", "mirror-agent-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

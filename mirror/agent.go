@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +43,7 @@ type Agent struct {
 	promise    *promise // nil on a secondary
 	followers  []*follower
 	current    int
+	feeding    chan struct{} // closed when the newest sender has ended; nil before the first
 	serving    bool
 	nbd        string
 	fenced     string // why, when fenced
@@ -107,7 +107,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	}
 	t, err := newPortTransport(&c, a)
 	if err != nil {
-		return nil, errors.Join(err, o.v.Close())
+		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
 	a.transport = t
 	return a, nil
@@ -174,354 +174,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
+// spawn runs f beside the agent; Close waits for it. Once that has begun,
+// nothing is started any more. mu must not be held.
+func (a *Agent) spawn(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return
+	}
+	a.wg.Add(1)
+	go func() {
+		defer a.wg.Done()
+		f()
+	}()
+}
+
 // giveWay: the volume has failed. A follower leaves the port, so that the
 // source turns to a backup; a primary's front goes on answering errors.
 func (a *Agent) giveWay() {
 	if a.v.Role() == RoleSecondary {
 		a.closeInbound()
-		a.wg.Add(1)
-		go func() {
-			defer a.wg.Done()
-			_ = a.transport.close()
-		}()
+		a.spawn(func() { _ = a.transport.close() })
 	}
-}
-
-// startPrimary begins a generation where the last end was not clean, asks the
-// followers for a higher one, and opens the front.
-func (a *Agent) startPrimary(ctx context.Context) error {
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if a.v.flags()&stateFenced != 0 {
-		a.mu.Lock()
-		a.fenced = fmt.Sprintf("generation %s was met before", rankString(a.v.Seen()))
-		a.mu.Unlock()
-		a.event("fenced", "", "a higher generation was met before this start; the front stays closed")
-		return nil
-	}
-	if a.unclean {
-		g, err := a.v.beginGeneration(false)
-		if err != nil {
-			return err
-		}
-		a.event("generation", "", "generation %s after an unclean end", rankString(g))
-	}
-	a.lead()
-	if len(a.c.Target) == 0 {
-		return a.serve("")
-	}
-	if err := a.transport.open(&a.c); err != nil {
-		return err
-	}
-	if a.fresh {
-		return a.serve("")
-	}
-	a.mu.Lock()
-	a.starting = fmt.Sprintf("asking the followers for a higher generation, for up to %s", a.c.StartWait)
-	a.mu.Unlock()
-	a.wg.Add(1)
-	go func() {
-		defer a.wg.Done()
-		a.askFirst(a.tasks)
-	}()
-	return nil
-}
-
-// lead makes the promise of a primary's mode the volume's gate.
-func (a *Agent) lead() {
-	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.c.Target) > 0, a.v.log.Durable())
-	a.mu.Lock()
-	a.promise = p
-	a.mu.Unlock()
-	a.v.gate.Store(&gateBox{p})
-}
-
-// askFirst opens the front of a restarted source once a follower has
-// answered, or when none did in time and alone is allowed.
-func (a *Agent) askFirst(ctx context.Context) {
-	alone := time.NewTimer(a.c.StartWait)
-	defer alone.Stop()
-	select {
-	case <-ctx.Done():
-		return
-	case <-a.verdict:
-	case <-alone.C:
-		if a.c.Alone == AloneRefuse {
-			a.mu.Lock()
-			a.starting = fmt.Sprintf("no follower answered within %s and alone is refuse", a.c.StartWait)
-			a.mu.Unlock()
-			a.event("alone", "", "no follower answered within %s: waiting for one (alone: refuse)", a.c.StartWait)
-			select {
-			case <-ctx.Done():
-				return
-			case <-a.verdict:
-			}
-		} else {
-			a.event("alone", "", "no follower answered within %s: serving alone (alone: serve)", a.c.StartWait)
-		}
-	}
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	a.mu.Lock()
-	blocked := a.fenced != "" || a.closed
-	blocked = blocked || a.serving
-	a.starting = ""
-	a.mu.Unlock()
-	if blocked {
-		return
-	}
-	if err := a.serve(""); err != nil {
-		a.mu.Lock()
-		a.startError = err
-		a.mu.Unlock()
-		a.event("failed", "", "%v", err)
-	}
-}
-
-// serve opens the front. opMu is held.
-func (a *Agent) serve(address string) error {
-	stored := string(a.v.log.Anchor().Extra)
-	if address == "" {
-		address = cmp.Or(a.c.NBD, stored)
-	}
-	if address == "" {
-		return errors.New("nbd: no address to serve at, give --nbd unix:PATH or HOST:PORT")
-	}
-	at, err := a.front.Open(served{a.v}, a.c.Name, address)
-	if err != nil {
-		return fmt.Errorf("nbd: %w", err)
-	}
-	a.mu.Lock()
-	a.serving, a.nbd = true, at
-	a.mu.Unlock()
-	if stored != address && a.c.Role == RoleSecondary {
-		// A promoted target serves there again after a restart.
-		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = []byte(address); a.v.fillAnchor(x) })); err != nil {
-			return err
-		}
-	}
-	a.event("serving", "", "NBD at %s, generation %s", at, rankString(a.v.Generation()))
-	return nil
-}
-
-// served is the volume as the front sees it: its end is the agent's business.
-type served struct{ *Volume }
-
-// Close does nothing: the agent closes the volume.
-func (served) Close() error { return nil }
-
-// fence stops this primary for good: a higher generation exists (G5).
-func (a *Agent) fence(reason string) {
-	a.mu.Lock()
-	if a.fenced != "" {
-		a.mu.Unlock()
-		return
-	}
-	a.fenced = reason
-	a.serving = false
-	p := a.promise
-	a.mu.Unlock()
-	a.v.refuse(ErrFenced)
-	a.front.Abort()
-	if p != nil {
-		p.close()
-	}
-	if err := a.v.setFlags(stateFenced, 0); err != nil {
-		a.log.Error().Err(err).Msg("store that the volume is fenced")
-	}
-	a.event("fenced", "", "%s: the front is closed, nothing more is written here", reason)
-	a.signalVerdict()
-}
-
-func (a *Agent) signalVerdict() {
-	select {
-	case a.verdict <- struct{}{}:
-	default:
-	}
-}
-
-// SetMode changes the mode; what was answered under the old one stays true.
-func (a *Agent) SetMode(_ context.Context, m Mode) error {
-	if _, err := ParseMode(string(m)); err != nil {
-		return err
-	}
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	a.mu.Lock()
-	p := a.promise
-	a.c.Mode = m
-	a.mu.Unlock()
-	if p != nil {
-		p.update(func() { p.mode = m })
-	}
-	a.event("mode", "", "mode is %s", m)
-	return nil
-}
-
-// Switch moves the data flow: "backup" (or "") to the next backup target,
-// "primary" back to the first target, or a target's address. It returns once
-// the port has switched; the follower may still be resynced after that.
-func (a *Agent) Switch(ctx context.Context, to string) error {
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if a.v.Role() != RolePrimary {
-		return fmt.Errorf("this volume is %s: switch is an order for the source; to take over here use promote", a.v.Role())
-	}
-	index := -1
-	switch to {
-	case "", "backup":
-		if len(a.c.Backups) == 0 {
-			return errors.New("no backup is configured: start the source with --backup HOST:PORT")
-		}
-	case "primary":
-		index = 0
-	default:
-		for i, f := range a.followers {
-			if f.target == to {
-				index = i
-			}
-		}
-		if index < 0 {
-			return fmt.Errorf("no target %q: choose backup, primary or one of the addresses that status shows", to)
-		}
-	}
-	return a.transport.switchTo(ctx, index)
-}
-
-// Suspend stops the data flow to the followers, Resume starts it again.
-func (a *Agent) Suspend(context.Context) error { return a.setSuspended(true) }
-
-// Resume starts the data flow again after Suspend.
-func (a *Agent) Resume(context.Context) error { return a.setSuspended(false) }
-
-func (a *Agent) setSuspended(on bool) error {
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if a.v.Role() != RolePrimary {
-		return errors.New("this volume is secondary: suspend and resume are orders for the source")
-	}
-	a.mu.Lock()
-	already := a.suspended == on
-	a.suspended = on
-	p := a.promise
-	a.mu.Unlock()
-	if already {
-		return nil
-	}
-	if on {
-		a.transition(-1, followerSuspend, "by the operator")
-		if p != nil {
-			p.giveUp()
-		}
-		a.stopSender()
-		return a.transport.suspend()
-	}
-	a.transition(-1, followerResume, "")
-	if err := a.transport.resume(); err != nil {
-		return err
-	}
-	a.feedAgain()
-	return nil
-}
-
-// ResetPath closes a path (its ID in Status) so that it is built anew.
-func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
-	a.mu.Lock()
-	known := target == ""
-	for i, f := range a.followers {
-		known = known || f.target == target && i == a.current
-	}
-	a.mu.Unlock()
-	if !known {
-		return fmt.Errorf("%s is not the active target: status shows the paths that can be reset", target)
-	}
-	return a.transport.resetPath(id)
-}
-
-// PromoteOptions are what the operator says when ordering a promotion.
-type PromoteOptions struct {
-	// Force promotes although the source seems alive.
-	Force bool `json:"force"`
-	// NBD is the address to serve at; empty means Config.NBD.
-	NBD string `json:"nbd"`
-}
-
-// PromoteResult tells what a promotion did.
-type PromoteResult struct {
-	Generation string  `json:"generation"`
-	LSN        uint64  `json:"lsn"`
-	NBD        string  `json:"nbd"`
-	Seconds    float64 `json:"seconds"` // from the order to the open front
-}
-
-// Promote makes this secondary a primary of a new generation, durable before
-// anything is served, and opens the front at what its log holds.
-func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
-	began := time.Now()
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if err := a.v.Err(); err != nil {
-		return PromoteResult{}, err
-	}
-	if a.v.Role() == RolePrimary {
-		return a.serveAnyway(o, began)
-	}
-	if a.v.flags()&stateBlank != 0 {
-		return PromoteResult{}, fmt.Errorf("refused: this volume has never been in sync, there is nothing consistent to serve: %w", ErrNotPromotable)
-	}
-	if o.NBD == "" && a.c.NBD == "" {
-		return PromoteResult{}, errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
-	}
-	if peer, alive := a.sourceAlive(); alive && !o.Force {
-		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
-	}
-	a.mu.Lock()
-	a.promoting = true
-	a.mu.Unlock()
-	a.closeInbound() // no record of the old generation from here on
-	g, err := a.v.beginGeneration(true)
-	a.mu.Lock()
-	a.promoting = false
-	a.mu.Unlock()
-	if err != nil {
-		return PromoteResult{}, fmt.Errorf("promote: %w", err)
-	}
-	a.lead()
-	if err := a.serve(o.NBD); err != nil {
-		return PromoteResult{}, err
-	}
-	a.event("promoted", "", "primary of generation %s from LSN %d", rankString(g), g.First)
-	if len(a.c.Target) > 0 {
-		if err := a.transport.open(&a.c); err != nil {
-			a.event("failed", "", "followers: %v", err)
-		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return PromoteResult{Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, Seconds: time.Since(began).Seconds()}, nil
-}
-
-// serveAnyway opens the front of a volume that is primary and does not serve:
-// its address was taken, or it still asks its followers.
-func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, error) {
-	a.mu.Lock()
-	serving, fenced := a.serving, a.fenced
-	a.mu.Unlock()
-	if fenced != "" {
-		return PromoteResult{}, fmt.Errorf("refused: %s: %w", fenced, ErrFenced)
-	}
-	if serving {
-		return PromoteResult{}, errors.New("refused: this volume is already primary and serves")
-	}
-	if err := a.serve(o.NBD); err != nil {
-		return PromoteResult{}, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.starting, a.startError = "", nil
-	return PromoteResult{
-		Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: a.nbd, Seconds: time.Since(began).Seconds(),
-	}, nil
 }
 
 // end is the clean end.
@@ -550,13 +224,8 @@ func (a *Agent) end() error {
 func (a *Agent) partWithFollower() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	a.mu.Lock()
-	var s *sender
-	if a.current < len(a.followers) {
-		s = a.followers[a.current].sender
-	}
-	a.mu.Unlock()
-	if s == nil || !s.streaming.Load() {
+	s := a.streamingSender()
+	if s == nil {
 		return
 	}
 	head := a.v.log.Head()
@@ -596,6 +265,9 @@ func (a *Agent) adopt(id string) error {
 		return fmt.Errorf("%w: mirror uuid %.40q", errMessage, id)
 	}
 	if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) {
+		if x.Mirror != u {
+			x.Seen = journal.Generation{} // of another mirror, see receiver.hello
+		}
 		x.Mirror = u
 		a.v.fillAnchor(x)
 	})); err != nil {

@@ -270,7 +270,7 @@ func (v *Volume) settle() error {
 	if err := v.applyReady(context.Background()); err != nil {
 		return v.applyError(err)
 	}
-	clean := v.log.Applied() == v.log.Head()
+	clean := v.log.Applied() == v.log.Head() && !v.unclean.Load()
 	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Clean = clean
 		v.fillAnchor(a)

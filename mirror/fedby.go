@@ -57,11 +57,7 @@ func (a *Agent) acceptSource(h *hello) string {
 	mine, theirs := a.v.Generation(), h.generation()
 	if compareRank(theirs, mine) > 0 {
 		reason := fmt.Sprintf("%s is primary of generation %s, this is %s", h.Node, rankString(theirs), rankString(mine))
-		a.wg.Add(1)
-		go func() {
-			defer a.wg.Done()
-			a.fence(reason)
-		}()
+		a.spawn(func() { a.fence(reason) })
 		return fmt.Sprintf("%s was primary of generation %s until now and closes; it rejoins when its volume is given up", a.node, rankString(mine))
 	}
 	return fmt.Sprintf("%s is primary of generation %s itself", a.node, rankString(mine))
@@ -84,6 +80,7 @@ func (a *Agent) supersede(session uint64) {
 	a.mu.Unlock()
 	for _, o := range others {
 		o.receiver.closeLocked()
+		a.dismiss(o, "another source feeds "+a.node+" now")
 	}
 	if first && in != nil {
 		a.event("source", in.link.Peer(), "fed by %s", in.link.Peer())
@@ -109,8 +106,20 @@ func (a *Agent) dropReceiver(session uint64) {
 	}
 }
 
-// closeInbound ends every receiver; no record is taken after it.
-func (a *Agent) closeInbound() {
+// dismiss tells a source that it does not feed this volume any more. Its
+// session goes on: it would wait for acknowledgements for ever. It shakes
+// hands again instead, and learns of a higher generation that way.
+func (a *Agent) dismiss(in *inbound, why string) {
+	a.spawn(func() {
+		ctx, cancel := context.WithTimeout(a.tasks, a.c.UnreachableAfter)
+		defer cancel()
+		_, _ = in.link.Send(ctx, append([]byte{kindBroken}, why...))
+	})
+}
+
+// closeInbound ends every receiver and returns them; no record is taken
+// after it.
+func (a *Agent) closeInbound() map[uint64]*inbound {
 	a.feedMu.Lock()
 	defer a.feedMu.Unlock()
 	a.mu.Lock()
@@ -121,6 +130,7 @@ func (a *Agent) closeInbound() {
 	for _, in := range all {
 		in.receiver.closeLocked()
 	}
+	return all
 }
 
 func (a *Agent) inboundLink() link {

@@ -20,6 +20,9 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 	var found []journal.Record
 	err := journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
 		if r.Op == journal.OpGeneration {
+			if err := v.agreed(r, payload); err != nil {
+				return err
+			}
 			found = append(found, r)
 		}
 		_, _, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, 0)
@@ -52,7 +55,20 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 	}
 }
 
-// declare takes the source's word that its log is durable up to lsn (G3).
+// agreed checks a generation record of the source before it is taken: what
+// is in the log has to be readable at the next start, and belongs to a
+// generation that was stored as seen (G5).
+func (v *Volume) agreed(r journal.Record, payload []byte) error {
+	g, err := generationOf(r, payload)
+	if err == nil && compareRank(g, v.Seen()) > 0 {
+		err = fmt.Errorf("generation record at LSN %d: %s is above %s, which was agreed upon", r.LSN, rankString(g), rankString(v.Seen()))
+	}
+	return err
+}
+
+// declare takes the source's word that its log is durable up to lsn (G3). The
+// word is about what this volume has of it: after a cut other records come to
+// lie there, so lsn is never beyond the head.
 func (v *Volume) declare(lsn journal.LSN) {
 	for {
 		old := v.declared.Load()
@@ -79,12 +95,29 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if err := v.log.Cut(lsn); err != nil {
 		return v.journalError(err)
 	}
+	v.declared.Store(min(v.declared.Load(), uint64(lsn)))
 	v.stateMu.Lock()
 	v.generations = keepBelow(v.generations, lsn)
 	v.stateMu.Unlock()
 	v.overlay.reset(v.log.Applied())
 	defer v.changed()
 	return v.log.Scan(v.log.Applied(), lsn, v.recovered)
+}
+
+// undoPromotion drops what a promotion left that a crash kept from its
+// anchor: the volume is still secondary and nothing was served, but a
+// generation record that no source knows would make it diverge from all.
+func (v *Volume) undoPromotion() error {
+	if v.Role() != RoleSecondary {
+		return nil
+	}
+	seen := v.Seen()
+	for _, g := range v.History() {
+		if compareRank(g, seen) > 0 && g.First < v.log.Head() {
+			return v.cut(g.First)
+		}
+	}
+	return nil
 }
 
 func keepBelow(gs []journal.Generation, lsn journal.LSN) []journal.Generation {
@@ -171,13 +204,19 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	v.generations = append(v.generations, g)
 	v.stateMu.Unlock()
 	err := v.log.WriteAnchor(func(a *journal.Anchor) {
-		a.Role, a.Seen, a.State = uint8(RolePrimary), g, a.State&^stateFenced
-		a.Generations = v.History()
+		a.Role, a.Generations = uint8(RolePrimary), v.History()
+		if compareRank(g, a.Seen) > 0 {
+			a.Seen = g
+		}
+		if major {
+			a.State &^= stateFenced | stateLeft
+		}
 	})
 	if err != nil {
 		return g, v.journalError(err)
 	}
 	v.role.Store(uint32(RolePrimary))
+	v.unclean.Store(false)
 	v.changed()
 	return g, nil
 }
@@ -185,16 +224,13 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 // learn takes generation records that were just appended into the history.
 func (v *Volume) learn(found []journal.Record) error {
 	for _, r := range found {
-		p := make([]byte, generationBytes)
-		if r.PayloadLen != generationBytes {
-			return fmt.Errorf("generation record at LSN %d: %d bytes instead of %d", r.LSN, r.PayloadLen, generationBytes)
-		}
+		p := make([]byte, min(r.PayloadLen, generationBytes))
 		if err := v.log.ReadData(p, r.Data()); err != nil {
 			return fmt.Errorf("generation record at LSN %d: %w", r.LSN, err)
 		}
-		g := decodeGeneration(p)
-		if g.First != r.LSN {
-			return fmt.Errorf("generation record at LSN %d says that it began at %d", r.LSN, g.First)
+		g, err := generationOf(r, p)
+		if err != nil {
+			return err
 		}
 		v.stateMu.Lock()
 		if n := len(v.generations); n == 0 || v.generations[n-1].First < g.First {
@@ -211,6 +247,18 @@ func (v *Volume) recoverGenerations(found []journal.Record) error { return v.lea
 // generationBytes is the size of a generation record's payload: major u32,
 // minor u32, id 16 bytes, first LSN u64, chain there u64; little endian.
 const generationBytes = 40
+
+// generationOf reads a generation record; payload is, or begins, its payload.
+func generationOf(r journal.Record, payload []byte) (journal.Generation, error) {
+	if r.PayloadLen != generationBytes {
+		return journal.Generation{}, fmt.Errorf("generation record at LSN %d: %d bytes instead of %d", r.LSN, r.PayloadLen, generationBytes)
+	}
+	g := decodeGeneration(payload)
+	if g.First != r.LSN {
+		return g, fmt.Errorf("generation record at LSN %d says that it began at %d", r.LSN, g.First)
+	}
+	return g, nil
+}
 
 func encodeGeneration(g journal.Generation) []byte {
 	b := make([]byte, generationBytes)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"mirror-agent/journal"
 )
 
 // The agent's side towards followers: which one is fed, by which session.
@@ -78,13 +76,20 @@ func (a *Agent) onPortEvent(e portEvent) {
 	case portUnreachable:
 		a.unreachable(e.text)
 	case portSwitching:
+		a.stopSender()
 		a.transition(-1, followerLeave, "")
 		a.withPromise((*promise).giveUp)
 	case portSwitched:
 		a.mu.Lock()
-		a.current = min(a.transport.target(), len(a.followers)-1)
+		current := min(a.transport.target(), len(a.followers)-1)
+		a.current = current
 		a.mu.Unlock()
-		a.transition(-1, followerDial, "")
+		for i := range a.followers {
+			if i != current { // resumed since it was left, perhaps
+				a.transition(i, followerLeave, "")
+			}
+		}
+		a.transition(current, followerDial, "")
 	case portPeerRefused:
 		a.transition(-1, followerRefuse, e.text)
 		a.withPromise((*promise).giveUp)
@@ -105,31 +110,42 @@ func (a *Agent) unreachable(reason string) {
 	a.withPromise((*promise).giveUp)
 }
 
-// sessionUp starts a sender for the current follower.
+// sessionUp starts a sender for the current follower, after the one before it
+// has ended: hold, promise and the follower's state are one sender's at a time.
 func (a *Agent) sessionUp(e portEvent) {
+	current := a.transport.target()
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.closed || len(a.followers) == 0 || a.promise == nil {
-		a.mu.Unlock()
 		return
 	}
-	a.current = min(a.transport.target(), len(a.followers)-1)
-	f := a.followers[a.current]
-	if f.cancel != nil {
-		f.cancel()
+	i := min(current, len(a.followers)-1)
+	a.current = i
+	f := a.followers[i]
+	if f.session == e.session && f.cancel != nil {
+		return // it is fed already
+	}
+	for _, f := range a.followers {
+		if f.cancel != nil {
+			f.cancel()
+			f.cancel = nil
+		}
+	}
+	f.session = e.session
+	if a.suspended {
+		return
 	}
 	ctx, cancel := context.WithCancel(a.tasks)
-	f.session, f.cancel = e.session, cancel
-	i := a.current
-	suspended := a.suspended
-	a.mu.Unlock()
-	if suspended {
-		cancel()
-		return
-	}
+	before, done := a.feeding, make(chan struct{})
+	f.cancel, a.feeding = cancel, done
 	a.wg.Add(1)
 	go func() {
 		defer a.wg.Done()
+		defer close(done)
 		defer cancel()
+		if before != nil {
+			<-before
+		}
 		a.feed(ctx, e.link, e.session, i)
 	}()
 }
@@ -152,29 +168,21 @@ func (a *Agent) sessionDown(e portEvent) {
 	}
 	a.transition(i, followerLost, e.text)
 	if current {
-		a.withPromise((*promise).lost)
-		a.expectFor(a.c.UnreachableAfter)
+		a.withPromise(func(p *promise) { a.expect(p) })
 	}
 }
 
-// expectFor gives a target that was in sync d to come back in sync; after
-// that a FLUSH no longer waits for it.
-func (a *Agent) expectFor(d time.Duration) {
-	a.wg.Add(1)
-	go func() {
-		defer a.wg.Done()
+// expect notes that the target is lost and gives it UnreachableAfter to come
+// back in sync; after that a FLUSH no longer waits for it.
+func (a *Agent) expect(p *promise) {
+	synced := p.lost()
+	a.spawn(func() {
 		select {
 		case <-a.tasks.Done():
-		case <-time.After(d):
-			a.withPromise(func(p *promise) {
-				p.update(func() {
-					if !p.counts {
-						p.expected = false
-					}
-				})
-			})
+		case <-time.After(a.c.UnreachableAfter):
+			p.expire(synced)
 		}
-	}()
+	})
 }
 
 // feed runs senders over one session until it is gone: after a refusal or an
@@ -221,8 +229,7 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 			wait = retryRefused
 		default:
 			a.transition(i, followerLost, err.Error())
-			p.lost()
-			a.expectFor(a.c.UnreachableAfter)
+			a.expect(p)
 		}
 		select {
 		case <-ctx.Done():
@@ -239,15 +246,23 @@ func (a *Agent) signalStarted(e followerEvent) {
 	}
 }
 
-// stopSender ends what feeds the current follower; the session stays.
+// stopSender ends what feeds the current follower; the session stays. What
+// the follower acknowledges after it does not count.
 func (a *Agent) stopSender() {
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	var senders []*sender
 	for _, f := range a.followers {
 		if f.cancel != nil {
 			f.cancel()
 			f.cancel = nil
 		}
+		if f.sender != nil {
+			senders = append(senders, f.sender)
+		}
+	}
+	a.mu.Unlock()
+	for _, s := range senders {
+		s.stop()
 	}
 }
 
@@ -283,7 +298,7 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 		if err != nil {
 			return nil, err
 		}
-		if x.Durable > journal.LSN(a.v.log.Head()) {
+		if head := a.v.log.Head(); x.Durable > head || x.Received > head {
 			return nil, errMessage
 		}
 		s.acknowledged(x)

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"fmt"
 
 	"mirror-agent/journal"
@@ -54,6 +55,11 @@ func (s *sourceView) generation() journal.Generation {
 // decide compares two histories. Pure but for chainAt, which reads the
 // source's log.
 func decide(s sourceView, f followerState) outcome {
+	if !f.Blank && f.Mirror != s.mirror {
+		// Before its generations, which say nothing about this mirror's.
+		reason := cmp.Or(f.Refused, fmt.Sprintf("%s holds mirror %q (uuid %s)", f.Node, f.Name, f.Mirror))
+		return outcome{kind: outcomeUnrelated, reason: reason}
+	}
 	mine := s.generation()
 	if rank := compareRank(f.Seen, mine); rank > 0 {
 		return outcome{kind: outcomeFenced, reason: fmt.Sprintf("%s has seen generation %s, this is %s", f.Node, rankString(f.Seen), rankString(mine))}
@@ -68,9 +74,6 @@ func decide(s sourceView, f followerState) outcome {
 	}
 	if f.Blank {
 		return outcome{kind: outcomeResync, reason: "the follower is empty"}
-	}
-	if f.Mirror != s.mirror {
-		return outcome{kind: outcomeUnrelated, reason: fmt.Sprintf("%s holds mirror %q (uuid %s)", f.Node, f.Name, f.Mirror)}
 	}
 	return fork(s, f)
 }

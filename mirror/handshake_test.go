@@ -77,13 +77,27 @@ func TestFollowerStates(t *testing.T) {
 		e    followerEvent
 		want FollowerState
 	}{
-		{followerConnected, FollowerHandshake}, {followerNeedsResync, FollowerResync}, {followerLost, FollowerConnecting},
-		{followerConnected, FollowerHandshake}, {followerNeedsResync, FollowerResync}, {followerCopied, FollowerCatchUp},
-		{followerCaughtUp, FollowerStreaming}, {followerCaughtUp, FollowerStreaming}, {followerUnreachable, FollowerDown},
-		{followerCaughtUp, FollowerDown}, {followerConnected, FollowerHandshake}, {followerStream, FollowerCatchUp},
-		{followerSuspend, FollowerSuspended}, {followerConnected, FollowerSuspended}, {followerLeave, FollowerSuspended},
-		{followerResume, FollowerConnecting}, {followerRefuse, FollowerRefused}, {followerStream, FollowerRefused},
-		{followerLeave, FollowerIdle}, {followerLost, FollowerIdle}, {followerDial, FollowerConnecting},
+		{followerConnected, FollowerHandshake},
+		{followerNeedsResync, FollowerResync},
+		{followerLost, FollowerConnecting},
+		{followerConnected, FollowerHandshake},
+		{followerNeedsResync, FollowerResync},
+		{followerCopied, FollowerCatchUp},
+		{followerCaughtUp, FollowerStreaming},
+		{followerCaughtUp, FollowerStreaming},
+		{followerUnreachable, FollowerDown},
+		{followerCaughtUp, FollowerDown},
+		{followerConnected, FollowerHandshake},
+		{followerStream, FollowerCatchUp},
+		{followerSuspend, FollowerSuspended},
+		{followerConnected, FollowerSuspended},
+		{followerLeave, FollowerSuspended},
+		{followerResume, FollowerConnecting},
+		{followerRefuse, FollowerRefused},
+		{followerStream, FollowerRefused},
+		{followerLeave, FollowerIdle},
+		{followerLost, FollowerIdle},
+		{followerDial, FollowerConnecting},
 	}
 	s := FollowerConnecting
 	for i, p := range path {

@@ -27,6 +27,7 @@ type opened struct {
 	v        *Volume
 	fresh    bool // created now
 	recovery *journal.Recovery
+	undo     func() error // takes back what was created, once the volume is closed
 }
 
 func (c *Config) journalPath() string {
@@ -86,7 +87,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	if err := resumeMerge(v, c.stagingPath()); err != nil {
 		return nil, errors.Join(err, v.Abort())
 	}
-	return &opened{v: v, recovery: rec}, nil
+	return &opened{v: v, recovery: rec, undo: func() error { return nil }}, nil
 }
 
 // explainOpen adds the way out to what the journal says.
@@ -138,6 +139,9 @@ func (c *Config) mark() {
 	_ = unix.Setxattr(c.Device, deviceAttribute, []byte(c.Name), 0)
 }
 
+// unmark takes back mark; createVolume only ever marks what bore no name.
+func (c *Config) unmark() { _ = unix.Removexattr(c.Device, deviceAttribute) }
+
 func (c *Config) marked() bool {
 	n, err := unix.Getxattr(c.Device, deviceAttribute, nil)
 	return err == nil && n > 0
@@ -148,11 +152,19 @@ func (c *Config) marked() bool {
 // that the next start takes. What was created is removed again on an error.
 func createVolume(c *Config) (_ *opened, err error) {
 	var made []string
+	var marked bool
+	undo := func() (err error) {
+		if marked {
+			c.unmark()
+		}
+		for _, p := range made {
+			err = errors.Join(err, os.Remove(p))
+		}
+		return err
+	}
 	defer func() {
 		if err != nil {
-			for _, p := range made {
-				_ = os.Remove(p)
-			}
+			_ = undo()
 		}
 	}()
 	_, statErr := os.Stat(c.Device)
@@ -185,6 +197,7 @@ func createVolume(c *Config) (_ *opened, err error) {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
 	}
 	c.mark()
+	marked = true
 	v, rec, err := openVolume(jf, dev, c.volumeOptions())
 	if err != nil {
 		return nil, err
@@ -194,7 +207,7 @@ func createVolume(c *Config) (_ *opened, err error) {
 			return nil, errors.Join(err, v.Abort())
 		}
 	}
-	return &opened{v: v, fresh: true, recovery: rec}, nil
+	return &opened{v: v, fresh: true, recovery: rec, undo: undo}, nil
 }
 
 // adoptable: may a device that exists, and has no journal, become this

@@ -14,9 +14,7 @@ type memLink struct {
 	once  *sync.Once
 	done  chan struct{}
 
-	mu      sync.Mutex // guards handler and queue
-	handler func(ctx context.Context, b []byte) ([]byte, error)
-	queue   chan memMessage
+	queue chan memMessage
 }
 
 type memMessage struct {

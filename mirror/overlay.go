@@ -127,7 +127,6 @@ type overlay struct {
 	mu     sync.RWMutex // guards all below; a frozen layer's tree needs no lock
 	active *layer
 	frozen []*layer
-	size   int64 // device bytes of the log records inside, for statistics
 }
 
 func newOverlay(at journal.LSN) *overlay { return &overlay{active: newLayer(at)} }

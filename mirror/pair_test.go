@@ -393,7 +393,7 @@ func TestPowerLoss(t *testing.T) {
 				}
 				cuts++
 			}
-			if cuts < 200/step {
+			if cuts < 60/step { // how many there are depends on what the disk takes at once
 				t.Fatalf("only %d cuts", cuts)
 			}
 			t.Logf("%d cuts", cuts)

@@ -28,6 +28,7 @@ type promise struct {
 	durable  journal.LSN // the active target is durable up to here
 	wanted   journal.LSN // a FLUSH waits for this
 	answered journal.LSN // a FLUSH was answered up to here
+	synced   uint64      // how often a target came into sync
 	closed   bool
 	moved    chan struct{} // closed when anything above changed
 	kick     func()        // wakes the sender; must not block
@@ -44,7 +45,7 @@ func (p *promise) update(change func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change()
-	p.frozen.Store(p.remote && p.onLoss == OnLossFreeze && !p.counts && !p.closed)
+	p.frozen.Store(p.remote && p.onLoss == OnLossFreeze && !p.counts)
 	close(p.moved)
 	p.moved = make(chan struct{})
 }
@@ -52,8 +53,11 @@ func (p *promise) update(change func()) {
 func (p *promise) admit(ctx context.Context) error {
 	for p.frozen.Load() {
 		p.mu.Lock()
-		moved := p.moved
+		moved, closed := p.moved, p.closed
 		p.mu.Unlock()
+		if closed {
+			return blockdev.ErrShutdown
+		}
 		if !p.frozen.Load() {
 			break
 		}
@@ -132,6 +136,7 @@ func (p *promise) acknowledge(durable, head journal.LSN) (counts, began bool) {
 		// answered may have moved since: decide again under the lock.
 		if !p.counts && ready && p.durable >= p.answered {
 			p.counts, p.expected, began = true, true, true
+			p.synced++
 		}
 		counts = p.counts
 	})
@@ -147,8 +152,21 @@ func (p *promise) session() {
 	p.update(func() { p.counts, p.durable = false, 0 })
 }
 
-// lost: the session is gone, the target still expected.
-func (p *promise) lost() { p.session() }
+// lost: the session is gone, the target still expected, until expire is
+// called with what lost returned.
+func (p *promise) lost() (synced uint64) {
+	p.update(func() { p.counts, p.durable, synced = false, 0, p.synced })
+	return synced
+}
+
+// expire: a target that has not been in sync since is not expected any more.
+func (p *promise) expire(synced uint64) {
+	p.update(func() {
+		if !p.counts && p.synced == synced {
+			p.expected = false
+		}
+	})
+}
 
 // giveUp: the target does not count until it is in sync again.
 func (p *promise) giveUp() {

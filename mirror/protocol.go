@@ -36,6 +36,7 @@ const (
 	kindBlock     byte = 7
 	kindResyncEnd byte = 8  // Call, resyncEnd → resyncReply
 	kindBye       byte = 9  // Call: the source ends cleanly
+	kindLeave     byte = 11 // Call: the source moves its data flow to another target
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

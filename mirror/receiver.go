@@ -46,6 +46,7 @@ type receiver struct {
 
 	mu         sync.Mutex // guards below
 	started    bool
+	begun      bool   // started anew: whatever was acknowledged before, the source does not know it
 	why        string // the stream broke, not yet told
 	received   journal.LSN
 	wanted     journal.LSN
@@ -116,6 +117,11 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.beginResync(b[1:])
 	case kindBye:
 		return nil, nil
+	case kindLeave:
+		if !started || r.staging != nil || r.v.Role() != RoleSecondary {
+			return nil, nil
+		}
+		return nil, r.v.setFlags(stateLeft, 0)
 	case kindHashes, kindResyncEnd:
 		if r.staging == nil {
 			return nil, fmt.Errorf("%w: kind %d outside of a resync", errMessage, b[0])
@@ -160,6 +166,11 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
 		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
 	}
+	if f.Blank && h.Mirror != r.mirror {
+		// An empty volume that a first resync of another mirror was cut short
+		// on: that one's generations say nothing about this one.
+		a.Seen, f.Seen = journal.Generation{}, journal.Generation{}
+	}
 	switch {
 	case h.Version != protocolVersion:
 		f.Refused = fmt.Sprintf("%s speaks version %d of the protocol, %s version %d: update the older", h.Node, h.Version, r.node, protocolVersion)
@@ -172,7 +183,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 		r.accepted()
 		r.dropStaging()
 		r.mu.Lock()
-		r.started = false
+		r.started, r.resyncAll = false, 0
 		r.mu.Unlock()
 		if f.Blank {
 			if err := r.adopt(h.Mirror); err != nil {
@@ -214,15 +225,26 @@ func (r *receiver) start(b []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	r.begin(s.At)
+	if err := r.begin(s.At); err != nil {
+		return nil, err
+	}
 	return encodeJSON(0, startReply{})[1:], nil
 }
 
-func (r *receiver) begin(at journal.LSN) {
+func (r *receiver) begin(at journal.LSN) error {
 	r.mu.Lock()
-	r.started, r.received = true, at
+	r.started, r.begun, r.received = true, true, at
 	r.mu.Unlock()
 	r.poke()
+	return r.cameBack()
+}
+
+// cameBack: a source that had left feeds this volume again.
+func (r *receiver) cameBack() error {
+	if r.v.flags()&stateLeft == 0 {
+		return nil
+	}
+	return r.v.setFlags(0, stateLeft)
 }
 
 func (r *receiver) records(ctx context.Context, b []byte) error {
@@ -240,12 +262,14 @@ func (r *receiver) records(ctx context.Context, b []byte) error {
 	if h.From != at {
 		return fmt.Errorf("records from LSN %d, expected %d: %w", h.From, at, ErrBehind)
 	}
+	// Before the append, which may wait for room that only this word makes.
+	r.v.declare(min(h.Declared, at))
 	if len(raw) > 0 {
 		if at, err = r.v.appendRaw(ctx, at, raw); err != nil {
 			return fmt.Errorf("append at LSN %d: %w", h.From, err)
 		}
 	}
-	r.v.declare(h.Declared)
+	r.v.declare(min(h.Declared, at))
 	r.mu.Lock()
 	r.received = at
 	r.wanted = max(r.wanted, h.Wanted)
@@ -281,7 +305,8 @@ func (r *receiver) acknowledge(ctx context.Context) {
 		}
 		r.mu.Lock()
 		started, received, wanted, why := r.started, r.received, r.wanted, r.why
-		r.why = ""
+		begun := started && r.begun
+		r.why, r.begun = "", r.begun && !begun
 		r.mu.Unlock()
 		if why != "" {
 			if _, err := r.l.Send(ctx, append([]byte{kindBroken}, why...)); err != nil {
@@ -290,6 +315,9 @@ func (r *receiver) acknowledge(ctx context.Context) {
 		}
 		if !started {
 			continue
+		}
+		if begun {
+			told = ack{Durable: ^journal.LSN(0)}
 		}
 		durable := r.v.log.Durable()
 		if durable < received && (durable < min(wanted, received) || due && time.Since(lastSync) >= followerSyncEvery) {

@@ -108,6 +108,12 @@ func (a *Agent) secondaryStateLocked() stateReport {
 	if blank {
 		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
 	}
+	if a.v.flags()&stateLeft != 0 {
+		return stateReport{
+			state: "left", reason: "the source moved its data flow to another target; what is here is old",
+			next: "wait until it comes back (mirror-agent switch primary on the source); do not promote this host",
+		}
+	}
 	return stateReport{
 		state: "waiting", reason: "no source is connected",
 		next: "start the source; or, when it is lost, mirror-agent promote",

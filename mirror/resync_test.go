@@ -136,7 +136,7 @@ func TestResyncPowerLoss(t *testing.T) {
 			taken++
 		}
 	}
-	if cuts < 10 || taken == 0 {
+	if cuts*step < 30 || taken == 0 {
 		t.Fatalf("%d cuts, %d of them after the takeover", cuts, taken)
 	}
 	t.Logf("%d cuts, %d of them after the takeover", cuts, taken)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,8 +43,13 @@ type sender struct {
 
 	received, durable, applied atomic.Uint64
 	told                       atomic.Uint64 // declared to the follower and sent
-	streaming                  atomic.Bool   // acknowledgements count
 	breaks                     chan string   // capacity 1: the follower cannot go on
+
+	// ackMu: an acknowledgement moves hold and promise as a whole, or not at
+	// all after stop. Taken before any lock of the volume, promise or agent.
+	ackMu     sync.Mutex
+	streaming atomic.Bool // acknowledgements count; set under ackMu
+	stopped   bool        // guarded by ackMu
 }
 
 // refusedError: the follower or the histories do not allow a stream. The
@@ -72,6 +78,7 @@ func (s *sender) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.v.release()
+	defer s.stop()
 	defer s.buffers.drop()
 	// Nothing that this handshake may count on leaves the log under it.
 	s.v.hold(s.v.log.Tail())
@@ -93,11 +100,31 @@ func (s *sender) run(ctx context.Context) error {
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
 	s.v.hold(s.sent)
-	s.streaming.Store(true)
-	s.count() // the acknowledgement may have come before
+	s.goLive()
 	// A generation's own record is part of every FLUSH: ask at once.
 	s.promise.request(s.v.log.Durable())
 	return s.stream(ctx)
+}
+
+// goLive lets acknowledgements count.
+func (s *sender) goLive() {
+	s.ackMu.Lock()
+	defer s.ackMu.Unlock()
+	if s.stopped {
+		return
+	}
+	s.streaming.Store(true)
+	s.count() // the acknowledgement may have come before
+}
+
+// stop: no acknowledgement counts, or holds the log, from here on. The end of
+// run does it; whoever ends run does it first where the promise must not
+// move in between. The agent's lock must not be held.
+func (s *sender) stop() {
+	s.ackMu.Lock()
+	defer s.ackMu.Unlock()
+	s.stopped = true
+	s.streaming.Store(false)
 }
 
 func (s *sender) handshake(ctx context.Context) (outcome, error) {
@@ -269,14 +296,16 @@ func (s *sender) acknowledged(a ack) {
 	s.received.Store(uint64(a.Received))
 	s.durable.Store(uint64(a.Durable))
 	s.applied.Store(uint64(a.Applied))
+	s.ackMu.Lock()
 	if s.streaming.Load() {
 		s.v.hold(a.Received)
 		s.count()
 	}
+	s.ackMu.Unlock()
 	s.poke()
 }
 
-// count lets what the follower has count for the mode.
+// count lets what the follower has count for the mode. ackMu is held.
 func (s *sender) count() {
 	durable := journal.LSN(s.durable.Load())
 	if durable == 0 {
@@ -285,6 +314,15 @@ func (s *sender) count() {
 	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
 		s.report(followerCaughtUp, "")
 	}
+}
+
+// leave tells a follower that the data flow goes to another target from now
+// on, so that it is not promoted with old data by mistake. Best effort: one
+// that cannot be reached cannot be told.
+func (s *sender) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, _ = s.l.Call(ctx, []byte{kindLeave})
 }
 
 // bufferQueue holds the messages that the link still owns, oldest first, and

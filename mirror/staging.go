@@ -146,16 +146,25 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		return st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State &^= stateBlank })
 	}
 	if err := st.file.Sync(); err != nil {
-		return fmt.Errorf("sync the staging file: %w", err)
+		// G9: what it holds can be read back, and is not on the disk.
+		return errors.Join(fmt.Errorf("sync the staging file: %w", err), st.file.Close(), st.remove())
 	}
 	if err := st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State |= stateMerging }); err != nil {
-		return err
+		return errors.Join(err, st.file.Close())
 	}
 	return st.merge()
 }
 
-// merge copies the staged blocks into the device and ends the staging.
+// merge copies the staged blocks into the device and ends the staging. The
+// volume is not whole without it: an error stops the volume.
 func (st *staging) merge() error {
+	if err := st.mergeBlocks(); err != nil {
+		return errors.Join(st.v.fail("staging file", err), st.file.Close())
+	}
+	return errors.Join(st.file.Close(), st.remove())
+}
+
+func (st *staging) mergeBlocks() error {
 	for i, ok := range st.staged {
 		if !ok {
 			continue
@@ -172,10 +181,7 @@ func (st *staging) merge() error {
 	if err := st.v.dev.Sync(); err != nil {
 		return st.v.fail("device", err)
 	}
-	if err := st.v.setFlags(0, stateMerging); err != nil {
-		return err
-	}
-	return errors.Join(st.file.Close(), st.remove())
+	return st.v.setFlags(0, stateMerging)
 }
 
 // suspend leaves the staging for a later try.
@@ -283,7 +289,9 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 	r.mu.Lock()
 	r.resyncAll = 0
 	r.mu.Unlock()
-	r.begin(m.At)
+	if err := r.begin(m.At); err != nil {
+		return nil, err
+	}
 	r.resynced()
 	return encodeJSON(0, resyncReply{})[1:], nil
 }

@@ -31,6 +31,9 @@ type Volume struct {
 
 	role     atomic.Uint32 // Role
 	declared atomic.Uint64 // secondary: what the source has declared durable
+	// unclean: a primary whose last end was not clean, and that has not begun
+	// the generation that this asks for. Until then no end is a clean one.
+	unclean atomic.Bool
 
 	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
 
@@ -95,6 +98,9 @@ const (
 	stateMerging
 	// stateFenced: a higher generation was met; never serve again unasked.
 	stateFenced
+	// stateLeft: the source moved its data flow to another target and said so.
+	// What is here is old; a promotion must be forced.
+	stateLeft
 )
 
 // openVolume opens the volume of f (its log) and dev, recovers it, and starts
@@ -142,6 +148,10 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	// What a crash left committed on a secondary is at least what was applied
 	// before it; the source declares the rest anew.
 	v.declared.Store(uint64(l.Applied()))
+	v.unclean.Store(v.Role() == RolePrimary && !rec.Clean)
+	if err := v.undoPromotion(); err != nil {
+		return nil, nil, errors.Join(err, v.closeFiles())
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	v.stop, v.stopped = stop, make(chan struct{})
 	go v.background(ctx)
@@ -291,7 +301,7 @@ func (v *Volume) stuckLocked() error {
 // Err returns why the volume stopped, or nil.
 func (v *Volume) Err() error {
 	if err := v.log.Failed(); err != nil {
-		v.fail("journal", err)
+		_ = v.fail("journal", err)
 	}
 	v.stateMu.Lock()
 	defer v.stateMu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -308,5 +309,51 @@ func TestReadersAndWriters(t *testing.T) {
 	case err := <-errs:
 		t.Fatal(err)
 	default:
+	}
+}
+
+// TestNextData: walking over the data finds every byte that is not zero, in
+// the log or in the device, and skips what was never written.
+func TestNextData(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	v := h.mustOpen(t)
+	defer v.Close()
+	model := make([]byte, testDevice)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for round := range 40 {
+		off := int64(rng.IntN(testDevice - 300))
+		if rng.IntN(4) == 0 {
+			if err := v.Trim(off, 300); err != nil {
+				t.Fatal(err)
+			}
+			clear(model[off : off+300])
+		} else {
+			if _, err := v.WriteAt(bytes.Repeat([]byte{1}, 300), off); err != nil {
+				t.Fatal(err)
+			}
+			copy(model[off:], bytes.Repeat([]byte{1}, 300))
+		}
+		found := make([]byte, testDevice)
+		var covered int64
+		for at := int64(0); at < testDevice; {
+			start, end, err := served{v}.NextData(at)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil || start < at || end <= start || end > testDevice {
+				t.Fatalf("at %d: %d-%d, %v", at, start, end, err)
+			}
+			if _, err := v.ReadAt(found[start:end], start); err != nil {
+				t.Fatal(err)
+			}
+			covered += end - start
+			at = end
+		}
+		if !bytes.Equal(found, model) {
+			t.Fatalf("byte %d lies in no data", firstDifference(found, model))
+		}
+		if round == 0 && covered == testDevice {
+			t.Fatal("nothing was skipped")
+		}
 	}
 }

@@ -58,7 +58,8 @@ func TestNbdinfo(t *testing.T) {
 	for _, want := range []string{
 		`"export-name": "disk"`, `"description": "a disk"`, `"export-size": 1048576`, `"is_read_only": false`,
 		`"can_flush": true`, `"can_fua": true`, `"can_trim": true`, `"can_zero": true`, `"can_multi_conn": true`,
-		`"can_fast_zero": false`, `"can_df": false`, `"block_size_preferred": 4096`, `"block_size_maximum": 33554432`,
+		`"can_fast_zero": true`, `"can_df": true`, `"can_cache": true`,
+		`"base:allocation"`, `"structured"`, `"block_size_preferred": 4096`, `"block_size_maximum": 33554432`,
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("nbdinfo does not say %s:\n%s", want, out)
@@ -143,7 +144,8 @@ fails(errno.ENOSPC, h.pwrite, b"y" * 512, 4 << 20)
 fails(errno.EINVAL, h.pread, 512, 4 << 20)
 fails(errno.EINVAL, h.trim, 512, 4 << 20)
 fails(errno.ENOSPC, h.zero, 512, 4 << 20)
-fails(errno.EINVAL, h.cache, 512, 0)
+h.cache(512, 0)
+fails(errno.EINVAL, h.cache, 512, 4 << 20)
 assert h.pread(5, 123) == b"xxxxx"
 h.shutdown()
 `)

@@ -19,8 +19,9 @@ import (
 // for how that changes hands.
 type conn struct {
 	s      *Server
-	nc     net.Conn
-	export *export // set by the handshake
+	socket net.Conn
+	nc     net.Conn // socket, or TLS over it
+	export *export  // set by the handshake
 	device blockdev.Device
 	ctx    context.Context // done when the connection is dead; only ends waiting for memory
 	cancel context.CancelFunc
@@ -37,17 +38,19 @@ type conn struct {
 
 	writeMu sync.Mutex // replies go out one batch at a time
 
-	flushMu  sync.Mutex // guards what follows
-	pending  []syncRequest
-	spare    []syncRequest // the flusher's other slice
-	flushing bool
-	room     *sync.Cond // on flushMu; pending got shorter
+	flushMu   sync.Mutex // guards what follows
+	pending   []syncRequest
+	spare     []syncRequest // the flusher's other slice
+	flushing  bool
+	unblocked *sync.Cond // on flushMu; pending got shorter
 
 	// Owned by the leader.
-	skip     uint64    // bytes of payload still to be thrown away
-	skipped  skipReply // and what is answered then
-	lastRead time.Time // when the last read from the socket returned
-	grace    time.Time // when a connection that drains ends; zero before
+	poller     *poller   // nil where there is no socket to look at
+	afterLarge bool      // the last write was a large one
+	skip       uint64    // bytes of payload still to be thrown away
+	skipped    skipReply // and what is answered then
+	lastRead   time.Time // when the last read from the socket returned
+	grace      time.Time // when a connection that drains ends; zero before
 }
 
 type skipReply struct {
@@ -56,28 +59,35 @@ type skipReply struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc}
+	c := &conn{s: s, socket: nc, nc: nc}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.gone, c.room = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
+	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
 	return c
 }
 
 // serve negotiates and becomes the first leader.
 func (c *conn) serve() {
 	log := c.s.options.Log
-	c.nc.SetDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	c.socket.SetDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
 	h := handshake{
 		rw: c.nc, exports: c.s.exports, maximum: c.s.options.MaxPayloadBytes, going: c.s.draining.Load,
+		security: security{required: c.s.options.TLSRequired},
+	}
+	if c.s.options.TLS != nil {
+		h.security.start = c.startTLS
 	}
 	e, err := h.run()
 	if err != nil {
-		log.Debug().Err(err).Str("client", c.nc.RemoteAddr().String()).Msg("NBD handshake ended")
+		log.Debug().Err(err).Str("client", c.socket.RemoteAddr().String()).Msg("NBD handshake ended")
 		c.close()
 		return
 	}
 	w := c.s.memory.work()
+	if c.nc == c.socket {
+		c.poller = newPoller(c.socket)
+	}
 	c.export, c.device = e, e.device
-	c.nc.SetDeadline(time.Time{})
+	c.socket.SetDeadline(time.Time{})
 	if c.s.draining.Load() { // a kick may have come before the deadline was taken away
 		c.kick()
 	}
@@ -89,15 +99,15 @@ func (c *conn) serve() {
 }
 
 // kick wakes the leader when it waits for the client.
-func (c *conn) kick() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
+func (c *conn) kick() { c.socket.SetReadDeadline(time.Unix(1, 0)) }
 
 // kill makes the connection dead: no further request reaches the device, no further reply the client.
 func (c *conn) kill() {
 	c.dead.Store(true)
 	c.cancel()
-	c.nc.Close()
+	c.socket.Close()
 	c.flushMu.Lock()
-	c.room.Broadcast()
+	c.unblocked.Broadcast()
 	c.flushMu.Unlock()
 }
 
@@ -109,7 +119,11 @@ func (c *conn) close() {
 
 // end is how the leader leaves when the connection is over. After a DISC what is outstanding is answered first.
 func (c *conn) end(w *work) {
-	if w.stop != disconnect {
+	disconnected := w.stop == disconnect
+	if !disconnected {
+		if c.s.draining.Load() {
+			c.goodbye()
+		}
 		c.kill()
 	}
 	c.s.memory.release(w)
@@ -118,6 +132,9 @@ func (c *conn) end(w *work) {
 		c.gone.Wait()
 	}
 	c.mu.Unlock()
+	if disconnected {
+		c.goodbye()
+	}
 	c.close()
 }
 
@@ -154,7 +171,7 @@ func (c *conn) read(p []byte) (int, error) {
 		if n > 0 {
 			// Nobody looked at the socket for a while. A client that gave up in the meantime has perhaps sent its requests
 			// again on another connection: they must not be applied here after that.
-			if away > staleAfter && hungUp(c.nc) {
+			if away > staleAfter && hungUp(c.socket) {
 				return 0, net.ErrClosed
 			}
 			return n, nil
@@ -171,7 +188,7 @@ func (c *conn) read(p []byte) (int, error) {
 			c.grace = deadline
 		}
 		c.mu.Unlock()
-		c.nc.SetReadDeadline(deadline)
+		c.socket.SetReadDeadline(deadline)
 	}
 }
 

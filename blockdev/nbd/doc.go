@@ -1,9 +1,10 @@
 // Package nbd serves any blockdev.Device by the NBD protocol (https://github.com/NetworkBlockDevice/nbd, doc/proto.md):
-// fixed newstyle negotiation, simple replies, READ, WRITE, FLUSH, FUA, TRIM, WRITE_ZEROES.
+// fixed newstyle negotiation, simple and structured replies, READ, WRITE, FLUSH, FUA, TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS.
 //
 //	Server      listeners, connections, limits, Shutdown and Close
 //	Export      a device under a name
-//	handshake   the negotiation; pure over an io.ReadWriter
+//	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation; starttls
+//	reply       the format of replies; ask: requests that change nothing; extent: what is data and what a hole
 //	conn        one connection in transmission; work: the buffers and requests of one of its goroutines
 //	memory      the buffers of all connections, bounded
 //
@@ -20,8 +21,12 @@
 //	                        │                               the old one: answer what it has, end
 //	                        └ FLUSH and FUA → flusher: one Sync for all that wait
 //
-// A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks once per
-// millisecond and ends when all is quiet, then makes a new leader. FLUSH never runs in the leader. A FUA write goes
+// When a request is there in part only, the rest of it is polled for a few microseconds (poll) before the goroutine is parked: clients send
+// header and payload one after the other. After a large write only a header is read, so that the payload of the next goes where it belongs
+// without a copy.
+//
+// A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks every two
+// milliseconds and ends when all is quiet, then makes a new leader. FLUSH never runs in the leader. A FUA write goes
 // to the device with its group like any write and is answered after the next Sync.
 //
 // # What holds
@@ -37,7 +42,13 @@
 //   - Every length is checked before anything is allocated or read. What the server may use is Options.MaxMemoryBytes.
 //     A refused write's payload is read and thrown away, then the error is sent. A wrong magic number ends the connection.
 //   - Errors: EPERM changes of a read-only export; EINVAL unknown commands and flags, misaligned or too large requests, reads and
-//     trims outside; ENOSPC writes and zeroes outside, no space; ESHUTDOWN while the server drains; EIO the rest.
+//     trims outside; ENOSPC writes and zeroes outside, no space; EOVERFLOW structured reads beyond the maximum; ENOTSUP a
+//     FAST_ZERO that would not be fast; ESHUTDOWN while the server drains; EIO the rest. Structured replies say it in words, and
+//     where a read failed.
+//   - An extent is called a hole, which reads as zeroes, when the device says so (blockdev.DataFinder); everything else is data. A reply has
+//     a bounded number of extents; the client asks again for the rest.
+//   - With Options.TLSRequired nothing but STARTTLS and ABORT is answered in the clear, and what was negotiated before TLS is
+//     forgotten. The handshake reads no byte ahead, so nothing said in the clear is ever taken for said by TLS.
 //   - While it drains the server finishes what the device has, answers everything else with ESHUTDOWN and closes.
 //
 // Lock order: Server.mu, conn.flushMu, conn.mu. conn.writeMu is held alone.

@@ -39,20 +39,34 @@ func errnoOutside(command uint16) uint32 {
 // refusal checks a request against the export and returns the error value for it, 0 when it may go to the device.
 func (e *export) refusal(h *protocol.TransmissionRequestHeader, maxPayload uint32) uint32 {
 	allowed := cmdFlagFUA // "the server MUST accept all commands with this bit set"
-	change, payload := true, false
+	change, payload := false, false
 	switch h.Type {
 	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
-		change, payload = false, true
-	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
 		payload = true
+		if e.structured {
+			allowed |= cmdFlagDF
+		}
+	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
+		change, payload = true, true
 	case cmdTrim:
+		change = true
 	case cmdWriteZeroes:
-		allowed |= cmdFlagNoHole
+		change = true
+		allowed |= cmdFlagNoHole | cmdFlagFastZero
 	case cmdFlush:
 		if h.CommandFlags&^allowed != 0 || h.Offset != 0 || h.Length != 0 {
 			return errnoInval
 		}
 		return errnoOK
+	case cmdCache:
+		if e.prefetcher == nil {
+			return errnoInval
+		}
+	case cmdBlockStatus:
+		if !e.allocation || h.Length == 0 { // a reply to the latter would have an extent of length 0
+			return errnoInval
+		}
+		allowed |= cmdFlagReqOne
 	default:
 		return errnoInval
 	}
@@ -61,12 +75,16 @@ func (e *export) refusal(h *protocol.TransmissionRequestHeader, maxPayload uint3
 		return errnoInval
 	case change && e.readOnly:
 		return errnoPerm
+	case payload && h.Length > maxPayload && h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ && e.structured:
+		return errnoOverflow
 	case payload && h.Length > maxPayload:
 		return errnoInval
 	case h.Offset > e.size || uint64(h.Length) > e.size-h.Offset:
 		return errnoOutside(h.Type)
 	case (h.Offset|uint64(h.Length))&uint64(e.blockMin-1) != 0:
 		return errnoInval
+	case h.CommandFlags&cmdFlagFastZero != 0 && !e.fastZero:
+		return errnoNotSup
 	}
 	return errnoOK
 }

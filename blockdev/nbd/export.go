@@ -29,6 +29,11 @@ type export struct {
 	device         blockdev.Device
 	size           uint64 // bytes; fixed for the connection
 	readOnly       bool
+	structured     bool // replies may be structured
+	allocation     bool // BLOCK_STATUS may be asked for
+	fastZero       bool // the device knows what it can zero fast
+	finder         blockdev.DataFinder
+	prefetcher     blockdev.Prefetcher
 	blockMin       uint32
 	blockPreferred uint32
 	flags          uint16
@@ -47,15 +52,24 @@ func (e *Export) check() {
 	}
 }
 
-func (e *Export) negotiated() (*export, error) {
+func (e *Export) negotiated(structured, allocation bool) (*export, error) {
 	size, err := e.Device.Size()
 	if err != nil {
 		return nil, fmt.Errorf("size of export %q: %w", e.Name, err)
 	}
 	n := &export{
-		device: e.Device, size: uint64(size), readOnly: e.ReadOnly,
+		device: e.Device, size: uint64(size), readOnly: e.ReadOnly, structured: structured, allocation: allocation,
 		blockMin: max(e.BlockMin, 1), blockPreferred: e.BlockPreferred,
-		flags: protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes,
+		flags: protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes |
+			flagSendFastZero,
+	}
+	n.finder, _ = e.Device.(blockdev.DataFinder)
+	_, n.fastZero = e.Device.(blockdev.FastZeroer)
+	if n.prefetcher, _ = e.Device.(blockdev.Prefetcher); n.prefetcher != nil {
+		n.flags |= flagSendCache
+	}
+	if structured {
+		n.flags |= flagSendDF
 	}
 	if n.blockPreferred == 0 {
 		n.blockPreferred = preferredBlock

@@ -18,7 +18,7 @@ func (c *conn) flush(rs []syncRequest) {
 	c.flushMu.Lock()
 	defer c.flushMu.Unlock()
 	for len(c.pending) > maxPendingSyncs && !c.dead.Load() {
-		c.room.Wait()
+		c.unblocked.Wait()
 	}
 	if c.dead.Load() {
 		return
@@ -36,7 +36,7 @@ func (c *conn) flush(rs []syncRequest) {
 // runFlusher runs while there is something to sync; one Sync for all that wait.
 func (c *conn) runFlusher() {
 	defer c.helperGone()
-	out := make([]byte, 0, 16*replySize)
+	out := make([]byte, 0, maxStatusSize)
 	for {
 		c.flushMu.Lock()
 		rs := c.pending
@@ -46,14 +46,14 @@ func (c *conn) runFlusher() {
 			return
 		}
 		c.pending, c.spare = c.spare[:0], rs
-		c.room.Broadcast()
+		c.unblocked.Broadcast()
 		c.flushMu.Unlock()
 
 		value := errno(cmdFlush, c.device.Sync())
 		out = out[:0]
 		k := &c.s.count
 		for _, r := range rs {
-			out = appendReply(out, value, r.cookie)
+			out = c.export.appendStatus(out, value, r.cookie)
 			switch {
 			case value != errnoOK:
 				k.errors.Add(1)

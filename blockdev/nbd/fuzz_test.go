@@ -15,9 +15,10 @@ import (
 )
 
 // exchange plays input to a server over a net.Pipe and returns all that it says.
-func exchange(t *testing.T, e Export, prologue, input []byte) []byte {
+func exchange(t *testing.T, o Options, e Export, prologue, input []byte) []byte {
 	t.Helper()
-	s := NewServer(Options{MaxMemoryBytes: 1 << 20, MaxPayloadBytes: 1 << 20, HandshakeTimeout: patience}, e)
+	o.MaxMemoryBytes, o.MaxPayloadBytes, o.HandshakeTimeout = 1<<20, 1<<20, patience
+	s := NewServer(o, e)
 	l := newPipes()
 	served := make(chan struct{})
 	go func() { s.Serve(context.Background(), l); close(served) }()
@@ -45,10 +46,7 @@ func fuzzExport() Export {
 }
 
 func FuzzHandshake(f *testing.F) {
-	option := func(id uint32, data ...any) []byte {
-		p := encode(data...)
-		return encode(protocol.NEGOTIATION_MAGIC_OPTION, id, uint32(len(p)), p)
-	}
+	secure := newPKI(f).options(false)
 	for _, seed := range [][]byte{
 		encode(uint32(3)),
 		append(encode(uint32(3)), option(optList)...),
@@ -57,11 +55,14 @@ func FuzzHandshake(f *testing.F) {
 		append(encode(uint32(0)), option(optionExportName, "fuzz")...),
 		append(encode(uint32(3)), append(option(5), append(option(8), option(optAbort)...)...)...),
 		append(encode(uint32(1)), option(optGo, ^uint32(0), "x")...),
+		bytes.Join(handshakeMessages(), nil),
+		append(encode(uint32(1)), append(option(optionStartTLS), option(optGo, goData("fuzz")...)...)...),
+		append(encode(uint32(1)), append(option(optionStructuredReply), option(optionSetMetaContext, uint32(0), ^uint32(0))...)...),
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		said := exchange(t, fuzzExport(), nil, input)
+		said := exchange(t, secure, fuzzExport(), nil, input)
 		if len(said) < 18 {
 			t.Fatalf("no greeting: %x", said)
 		}
@@ -73,11 +74,13 @@ func FuzzHandshake(f *testing.F) {
 func checkReplies(t *testing.T, p []byte) {
 	for len(p) >= 8 && binary.BigEndian.Uint64(p) == protocol.NEGOTIATION_MAGIC_REPLY {
 		if len(p) < 20 {
-			t.Fatalf("half a reply: %x", p)
+			t.Errorf("half a reply: %x", p)
+			return
 		}
 		n := int(be32(p[16:]))
 		if n > len(p)-20 {
-			t.Fatalf("a reply of %d bytes of which %d are there", n, len(p)-20)
+			t.Errorf("a reply of %d bytes of which %d are there", n, len(p)-20)
+			return
 		}
 		p = p[20+n:]
 	}
@@ -93,7 +96,7 @@ func FuzzTransmission(f *testing.F) {
 	f.Add([]byte("garbage that is no request at all"))
 	prologue := append(encode(clientNoZeroes|clientFixedNewstyle, protocol.NEGOTIATION_MAGIC_OPTION, optionExportName, uint32(0)), []byte{}...)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		said := exchange(t, fuzzExport(), prologue, input)
+		said := exchange(t, Options{}, fuzzExport(), prologue, input)
 		if len(said) < 28 {
 			t.Fatalf("no handshake: %x", said)
 		}
@@ -151,6 +154,73 @@ func checkTransmission(t *testing.T, input, said []byte) {
 				break
 			}
 		}
+	}
+}
+
+func FuzzStructured(f *testing.F) {
+	for _, seed := range structuredMessages() {
+		f.Add(seed)
+	}
+	f.Add(bytes.Join(structuredMessages(), nil))
+	f.Add(append(request(cmdRead, 0, 1, 0, ^uint32(0)), request(cmdBlockStatus, 0, 2, ^uint64(0), 1)...))
+	prologue := bytes.Join(handshakeMessages(), nil)
+	hello := len(exchange(&testing.T{}, Options{}, fuzzExport(), prologue, nil))
+	f.Fuzz(func(t *testing.T, input []byte) {
+		said := exchange(t, Options{}, fuzzExport(), prologue, input)
+		if len(said) < hello {
+			t.Fatalf("no handshake: %x", said)
+		}
+		checkStructured(t, input, said[hello:])
+	})
+}
+
+// checkStructured checks what structured replies allow to check without more: every chunk is whole, belongs to a request,
+// and lies within it.
+func checkStructured(t *testing.T, input, said []byte) {
+	requests := map[uint64][]protocol.TransmissionRequestHeader{}
+	input = append(input[:len(input):len(input)], bytes.Repeat(request(cmdDisc, 0, 0, 0, 0), 3)...)
+	for len(input) >= requestSize {
+		h := parseRequest(input)
+		if h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST || h.Type == cmdDisc {
+			break
+		}
+		requests[h.Handle] = append(requests[h.Handle], h)
+		if input = input[requestSize:]; h.Type == cmdWrite {
+			input = input[min(uint64(h.Length), uint64(len(input))):]
+		}
+	}
+	within := func(cookie, off uint64, n int) bool {
+		for _, h := range requests[cookie] {
+			if off >= h.Offset && off+uint64(n) <= h.Offset+uint64(h.Length) && n > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	for len(said) >= replySize {
+		cookie, size := be64(said[8:]), replySize
+		if len(requests[cookie]) == 0 {
+			t.Fatalf("nobody asked for %x", said)
+		}
+		if be32(said) == structuredMagic {
+			if len(said) < chunkSize || int(be32(said[16:])) > len(said)-chunkSize {
+				t.Fatalf("half a chunk: %x", said)
+			}
+			size = chunkSize + int(be32(said[16:]))
+			p := said[chunkSize:size]
+			switch kind := binary.BigEndian.Uint16(said[6:]); {
+			case kind == chunkData && !within(cookie, be64(p), len(p)-8), kind == chunkHole && !within(cookie, be64(p), int(be32(p[8:]))):
+				t.Fatalf("outside of what was asked for: %.60x", said)
+			case kind == chunkBlockStatus && (len(p) < 12 || len(p)%8 != 4):
+				t.Fatalf("a block status of %d bytes", len(p))
+			}
+		} else if be32(said) != protocol.TRANSMISSION_MAGIC_REPLY || be32(said[4:]) != 0 {
+			t.Fatalf("not a reply: %.60x", said)
+		}
+		said = said[size:]
+	}
+	if len(said) > 0 {
+		t.Fatalf("half a reply: %x", said)
 	}
 }
 

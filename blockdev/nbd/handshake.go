@@ -12,15 +12,14 @@ import (
 
 // Why a handshake ended without a device. None of them is the server's fault; they are logged and nothing more.
 var (
-	errBadMagic   = errors.New("wrong magic number")
-	errBadFlags   = errors.New("unknown client flags")
-	errTooBig     = errors.New("option is too large")
-	errNoExport   = errors.New("no such export")
-	errAborted    = errors.New("the client aborted the handshake")
-	errTooMany    = errors.New("too many options")
-	errBadOption  = errors.New("malformed option")
-	errGoingAway  = errors.New("the server is shutting down")
-	errBadPayload = errors.New("the payload did not arrive")
+	errBadMagic  = errors.New("wrong magic number")
+	errBadFlags  = errors.New("unknown client flags")
+	errTooBig    = errors.New("option is too large")
+	errNoExport  = errors.New("no such export")
+	errAborted   = errors.New("the client aborted the handshake")
+	errTooMany   = errors.New("too many options")
+	errBadOption = errors.New("malformed option")
+	errGoingAway = errors.New("the server is shutting down")
 )
 
 // handshake is the fixed newstyle negotiation:
@@ -34,6 +33,10 @@ type handshake struct {
 	flags   uint32 // of the client
 	maximum uint32 // payload, bytes
 	going   func() bool
+
+	security   security
+	structured bool    // the client takes structured replies
+	allocation *Export // for which base:allocation is set; it counts when the client chooses the same
 }
 
 // run returns the export that the client chose.
@@ -51,6 +54,9 @@ func (h *handshake) run() (*export, error) {
 	}
 	if h.flags&^(clientFixedNewstyle|clientNoZeroes) != 0 {
 		return nil, errBadFlags
+	}
+	if h.security.required && h.flags&clientFixedNewstyle == 0 {
+		return nil, errPlain // such a client cannot be told
 	}
 	for range maxOptions {
 		e, err := h.option()
@@ -70,12 +76,18 @@ func (h *handshake) option() (*export, error) {
 	if o.OptionMagic != protocol.NEGOTIATION_MAGIC_OPTION {
 		return nil, errBadMagic
 	}
+	if o.ID == optionSetMetaContext {
+		h.allocation = nil // it replaces what was set before, also when it fails
+	}
 	if o.Length > maxOptionSize {
 		if o.Length > maxSkippedSize || o.ID == optionExportName {
 			return nil, errTooBig
 		}
 		if _, err := io.CopyN(io.Discard, h.rw, int64(o.Length)); err != nil {
 			return nil, err
+		}
+		if h.security.refuses(o.ID) {
+			return nil, h.reply(o.ID, replyErrTLS, []byte("TLS is required"))
 		}
 		return nil, h.reply(o.ID, replyErrTooBig, []byte("option is too large"))
 	}
@@ -84,8 +96,14 @@ func (h *handshake) option() (*export, error) {
 		return nil, err
 	}
 	if o.ID == protocol.NEGOTIATION_ID_OPTION_ABORT {
-		h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) // the client may be gone already
+		_ = h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) // the client may be gone already
 		return nil, errAborted
+	}
+	if h.security.refuses(o.ID) {
+		if o.ID == optionExportName {
+			return nil, errPlain
+		}
+		return nil, h.reply(o.ID, replyErrTLS, []byte("TLS is required"))
 	}
 	if h.going() {
 		if o.ID == optionExportName { // it has no error reply
@@ -100,6 +118,12 @@ func (h *handshake) option() (*export, error) {
 		return nil, h.list(data)
 	case protocol.NEGOTIATION_ID_OPTION_INFO, protocol.NEGOTIATION_ID_OPTION_GO:
 		return h.info(o.ID, data)
+	case optionStartTLS:
+		return nil, h.startTLS(data)
+	case optionStructuredReply:
+		return nil, h.structuredReply(data)
+	case optionListMetaContext, optionSetMetaContext:
+		return nil, h.metaContext(o.ID, data)
 	default:
 		return nil, h.reply(o.ID, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, nil)
 	}
@@ -114,13 +138,26 @@ func (h *handshake) find(name string) *Export {
 	return nil
 }
 
+func (h *handshake) structuredReply(data []byte) error {
+	if len(data) != 0 {
+		return h.reply(optionStructuredReply, replyErrInvalid, []byte("STRUCTURED_REPLY takes no data"))
+	}
+	h.structured = true
+	return h.reply(optionStructuredReply, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+}
+
+// negotiate returns the export as this client is served it.
+func (h *handshake) negotiate(found *Export) (*export, error) {
+	return found.negotiated(h.structured, h.allocation == found)
+}
+
 // exportName is the old way in; it can only succeed or end the connection.
 func (h *handshake) exportName(name string) (*export, error) {
 	found := h.find(name)
 	if found == nil {
 		return nil, errNoExport
 	}
-	e, err := found.negotiated()
+	e, err := h.negotiate(found)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +199,7 @@ func (h *handshake) info(id uint32, data []byte) (*export, error) {
 	if found == nil {
 		return nil, h.reply(id, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, []byte(errNoExport.Error()))
 	}
-	e, err := found.negotiated()
+	e, err := h.negotiate(found)
 	if err != nil {
 		return nil, h.reply(id, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, []byte("the export is not available"))
 	}
@@ -204,15 +241,9 @@ type wantedInfo struct{ name, description bool }
 
 // parseInfo decodes the data of INFO and GO: length of the name u32, name, count u16, count × u16.
 func parseInfo(p []byte) (name string, wanted wantedInfo, err error) {
-	if len(p) < 6 {
+	if name, p, err = cutString(p); err != nil || len(p) < 2 {
 		return "", wanted, errBadOption
 	}
-	n := binary.BigEndian.Uint32(p)
-	p = p[4:]
-	if uint64(n) > uint64(len(p)-2) || n > maxNameSize {
-		return "", wanted, errBadOption
-	}
-	name, p = string(p[:n]), p[n:]
 	count := int(binary.BigEndian.Uint16(p))
 	p = p[2:]
 	if len(p) != 2*count {

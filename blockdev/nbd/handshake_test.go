@@ -74,10 +74,10 @@ func TestInfoAndGo(t *testing.T) {
 		blocks [3]uint32
 		texts  []string
 	}{
-		{"default export", goData(""), repAck, 1 << 20, 0x16d, [3]uint32{1, 4096, 32 << 20}, nil},
-		{"by name", goData("first", 3), repAck, 1 << 20, 0x16d, [3]uint32{1, 4096, 32 << 20}, nil},
-		{"name and description", goData("", 1, 2, 77), repAck, 1 << 20, 0x16d, [3]uint32{1, 4096, 32 << 20}, []string{"\x00\x01first", "\x00\x02the first"}},
-		{"read-only", goData("second"), repAck, 1 << 30, 0x6f, [3]uint32{512, 8192, 32 << 20}, nil},
+		{"default export", goData(""), repAck, 1 << 20, 0xd6d, [3]uint32{1, 4096, 32 << 20}, nil},
+		{"by name", goData("first", 3), repAck, 1 << 20, 0xd6d, [3]uint32{1, 4096, 32 << 20}, nil},
+		{"name and description", goData("", 1, 2, 77), repAck, 1 << 20, 0xd6d, [3]uint32{1, 4096, 32 << 20}, []string{"\x00\x01first", "\x00\x02the first"}},
+		{"read-only", goData("second"), repAck, 1 << 30, 0xc6f, [3]uint32{512, 8192, 32 << 20}, nil},
 		{"no such", goData("third"), protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, 0, 0, [3]uint32{}, nil},
 		{"no data", nil, replyErrInvalid, 0, 0, [3]uint32{}, nil},
 		{"a name longer than the data", []any{uint32(1000), "first", uint16(0)}, replyErrInvalid, 0, 0, [3]uint32{}, nil},
@@ -152,7 +152,7 @@ func TestExportName(t *testing.T) {
 			client := dial(t, path)
 			client.greeting(c.flags)
 			client.option(optionExportName, "second")
-			want := append(encode(uint64(1<<30), uint16(0x6f)), make([]byte, c.zeroes)...)
+			want := append(encode(uint64(1<<30), uint16(0xc6f)), make([]byte, c.zeroes)...)
 			if got := client.get(len(want)); !bytes.Equal(got, want) {
 				t.Fatalf("%x", got)
 			}
@@ -189,7 +189,7 @@ func TestUnknownOptions(t *testing.T) {
 	c := dial(t, path)
 	c.greeting(clientFixedNewstyle)
 	for id := uint32(0); id < 20; id++ {
-		if id >= 1 && id <= 3 || id == optInfo || id == optGo {
+		if id >= 1 && id <= 3 || id >= optInfo && id <= optionSetMetaContext {
 			continue
 		}
 		c.option(id, "some data")

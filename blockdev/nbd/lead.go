@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 	"time"
 
@@ -47,15 +48,28 @@ func (c *conn) lead(w *work) {
 	}
 }
 
-// fill reads more. What is left of the last read is an incomplete request.
+// fill reads more. What is left of the last read is an incomplete request. After a large write only a header is read: when
+// another large one follows, its payload then goes where it belongs at once.
 func (c *conn) fill(w *work) {
+	rest := w.pos < w.end
 	if w.pos == w.end {
 		w.pos, w.end = 0, 0
 	} else if w.pos > 0 && len(w.in)-w.end < len(w.in)/2 {
 		w.end = copy(w.in, w.in[w.pos:w.end])
 		w.pos = 0
 	}
-	n, err := c.read(w.in[w.end:])
+	room := w.in[w.end:]
+	if c.afterLarge && !rest {
+		room = room[:requestSize]
+	}
+	if rest && c.poller != nil && time.Since(c.lastRead) < staleAfter { // else read has to ask whether the client is there
+		if n := c.poller.read(room); n > 0 {
+			w.end += n
+			c.lastRead = time.Now()
+			return
+		}
+	}
+	n, err := c.read(room)
 	w.end += n
 	if err != nil {
 		w.stop = hungup
@@ -107,7 +121,7 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 		}
 		return true
 	}
-	from := origin{h.Handle, h.Type, h.CommandFlags&cmdFlagFUA != 0}
+	from := origin{h.Handle, h.Type, h.CommandFlags&cmdFlagFUA != 0, h.CommandFlags&cmdFlagFastZero != 0}
 	switch {
 	case write && requestSize+int(h.Length) > len(w.in):
 		w.pos += requestSize
@@ -115,6 +129,7 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 		w.stop = largeNext
 		return false
 	case write:
+		c.afterLarge = false
 		if w.end-w.pos < requestSize+int(h.Length) {
 			return false
 		}
@@ -122,13 +137,15 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 		w.pos += len(data)
 		w.group = append(w.group, blockdev.Write{Offset: int64(h.Offset), Data: data})
 		w.origins = append(w.origins, from)
-	case h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ:
-		w.reads = append(w.reads, readRequest{h.Handle, h.Offset, h.Length})
+	case h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ, h.Type == cmdBlockStatus, h.Type == cmdCache:
+		w.reads = append(w.reads, readRequest{h.Handle, h.Offset, h.Length, h.Type, h.CommandFlags})
 	case h.Type == cmdFlush:
 		w.flushes = append(w.flushes, syncRequest{h.Handle, false})
 	default:
 		trim := h.Type == cmdTrim || h.CommandFlags&cmdFlagNoHole == 0
-		w.group = append(w.group, blockdev.Write{Offset: int64(h.Offset), Length: int64(h.Length), Trim: trim, Zero: !trim})
+		w.group = append(w.group, blockdev.Write{
+			Offset: int64(h.Offset), Length: int64(h.Length), Trim: trim, Zero: !trim, Fast: from.fast,
+		})
 		w.origins = append(w.origins, from)
 	}
 	w.pos += requestSize
@@ -142,14 +159,11 @@ func (c *conn) refuse(w *work, cookie uint64, errno uint32) {
 
 // reply appends to the replies of the batch, sending those that are there when the buffer is full.
 func (c *conn) reply(w *work, errno uint32, cookie uint64) {
-	if len(w.out)+replySize > cap(w.out) {
-		c.send(w.out[w.sent:])
-		w.out, w.sent = w.out[:0], 0
-	}
-	w.out = appendReply(w.out, errno, cookie)
+	c.room(w, maxStatusSize)
+	w.out = c.export.appendStatus(w.out, errno, cookie)
 }
 
-// run gives a batch to the device: flushes to the flusher, writes as one group, then reads one by one. False when another
+// run gives a batch to the device: flushes to the flusher, writes as one group, then the rest one by one. False when another
 // goroutine became the leader meanwhile; it has what was not begun.
 func (c *conn) run(w *work) (lead bool) {
 	lead = true
@@ -165,11 +179,7 @@ func (c *conn) run(w *work) (lead bool) {
 	for lead && w.next < len(w.reads) && !c.dead.Load() {
 		r := w.reads[w.next]
 		w.next++
-		if replySize+int(r.length) > cap(w.out) {
-			lead = c.readLarge(w, r)
-		} else {
-			lead = c.readSmall(w, r)
-		}
+		lead = c.ask(w, r)
 	}
 	w.reads, w.next = w.reads[:0], 0
 	return lead
@@ -195,7 +205,11 @@ func (c *conn) answerGroup(w *work) {
 			w.flushes = append(w.flushes, syncRequest{from.cookie, true})
 			continue
 		}
-		c.reply(w, errno(from.command, err), from.cookie)
+		value := errno(from.command, err)
+		if from.fast && errors.Is(err, errors.ErrUnsupported) {
+			value = errnoNotSup
+		}
+		c.reply(w, value, from.cookie)
 	}
 	c.flush(w.flushes)
 	w.flushes = w.flushes[:0]
@@ -213,57 +227,11 @@ func add(n interface{ Add(uint64) uint64 }, k uint64) {
 	}
 }
 
-// readSmall reads into the replies of the batch.
-func (c *conn) readSmall(w *work, r readRequest) (lead bool) {
-	n := int(r.length)
-	if len(w.out)+replySize+n > cap(w.out) {
-		c.send(w.out[w.sent:])
-		w.out, w.sent = w.out[:0], 0
-	}
-	at := len(w.out)
-	c.enter(w)
-	_, err := c.device.ReadAt(w.out[at+replySize:at+replySize+n], int64(r.offset))
-	lead = c.leave(w)
-	w.out = appendReply(w.out[:at], errno(protocol.TRANSMISSION_TYPE_REQUEST_READ, err), r.cookie)
-	if err == nil {
-		w.out = w.out[:at+replySize+n]
-	}
-	c.countRead(n, err)
-	return lead
-}
-
-// readLarge reads into a buffer of its own. Header and data go out in one writev.
-func (c *conn) readLarge(w *work, r readRequest) (lead bool) {
-	c.enter(w)
-	buf, err := c.s.memory.largeBuffer(c.ctx, int(r.length))
-	if err != nil { // the connection is dead
-		return c.leave(w)
-	}
-	defer c.s.memory.releaseLarge(buf)
-	_, err = c.device.ReadAt(*buf, int64(r.offset))
-	lead = c.leave(w)
-	c.countRead(len(*buf), err)
-	c.reply(w, errno(protocol.TRANSMISSION_TYPE_REQUEST_READ, err), r.cookie)
-	if err == nil {
-		c.sendTwo(w.out[w.sent:], *buf)
-		w.out, w.sent = w.out[:0], 0
-	}
-	return lead
-}
-
-func (c *conn) countRead(n int, err error) {
-	if err != nil {
-		c.s.count.errors.Add(1)
-		return
-	}
-	c.s.count.reads.Add(1)
-	c.s.count.readBytes.Add(uint64(n))
-}
-
 // runLarge receives the payload of a large write, as a whole, and runs it. False when w is done with.
 func (c *conn) runLarge(w *work) bool {
 	large := w.large
 	w.stop = goOn
+	c.afterLarge = true
 	buf, err := c.s.memory.largeBuffer(c.ctx, int(large.length))
 	if err != nil {
 		w.stop = hungup
@@ -303,7 +271,7 @@ func (c *conn) readPayload(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	c.nc.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	c.socket.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
 	for len(p) > 0 {
 		n, err := c.read(p)
 		p = p[n:]
@@ -315,7 +283,7 @@ func (c *conn) readPayload(p []byte) error {
 		}
 	}
 	if c.grace.IsZero() {
-		c.nc.SetReadDeadline(time.Time{})
+		c.socket.SetReadDeadline(time.Time{})
 	}
 	if c.s.draining.Load() {
 		c.kick()

@@ -40,23 +40,32 @@ type work struct {
 	sent    int
 	group   []blockdev.Write // writes, zeroes, trims of this batch; Data points into in
 	origins []origin         // of group, same index
-	reads   []readRequest    // of this batch
+	reads   []readRequest    // of this batch: what changes nothing
 	next    int              // the first of reads that was not begun
 	flushes []syncRequest    // of this batch
 
 	stop  cause // why no more is parsed
 	large largeWrite
+
+	extents []extent // of the request that runs
+
+	dataFrom, dataTo uint64 // all of it was data when it was looked at last
+
+	heads  []byte   // headers of a large read, for as many extents as it may have
+	vector [][]byte // what goes out with it
 }
 
 type origin struct {
-	cookie  uint64
-	command uint16
-	fua     bool
+	cookie    uint64
+	command   uint16
+	fua, fast bool
 }
 
+// readRequest is a READ, BLOCK_STATUS or CACHE.
 type readRequest struct {
 	cookie, offset uint64
 	length         uint32
+	command, flags uint16
 }
 
 // largeWrite is a write whose payload does not fit into the buffer.
@@ -70,11 +79,15 @@ func (m *memory) work() *work {
 	if w, ok := m.pool.Get().(*work); ok {
 		return w
 	}
-	return &work{in: make([]byte, bufferSize), out: make([]byte, 0, bufferSize)}
+	return &work{
+		in: make([]byte, bufferSize), out: make([]byte, 0, bufferSize),
+		heads: make([]byte, 0, maxReadExtents*holeChunkSize),
+	}
 }
 
 func (m *memory) release(w *work) {
 	w.pos, w.end, w.sent, w.next, w.stop = 0, 0, 0, 0, goOn
+	w.dataFrom, w.dataTo = 0, 0 // the next connection may have another device
 	w.out, w.reads, w.flushes = w.out[:0], w.reads[:0], w.flushes[:0]
 	w.clearGroup()
 	m.pool.Put(w)

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -23,6 +24,10 @@ type Options struct {
 	// MaxMemoryBytes is for the buffers of all connections. Default 512 MiB. It is raised to what MaxConnections and
 	// MaxPayloadBytes need at least.
 	MaxMemoryBytes int64
+	// TLS, when set, is what clients may have by STARTTLS. ClientAuth and ClientCAs in it say whom to let in.
+	TLS *tls.Config
+	// TLSRequired refuses everything before STARTTLS. It needs TLS.
+	TLSRequired bool
 	// Log tells of connections at debug level, and of refused ones at warn.
 	Log zerolog.Logger
 }
@@ -83,7 +88,7 @@ func NewServer(o Options, exports ...Export) *Server {
 	for i := range exports {
 		exports[i].check()
 	}
-	o = o.withDefaults()
+	o = o.withDefaults().withTLS()
 	return &Server{
 		options: o, exports: append([]Export(nil), exports...), memory: newMemory(o),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, idle: make(chan struct{}),
@@ -145,24 +150,33 @@ func (s *Server) untrack(l net.Listener) {
 // accept starts a connection, or closes it when there is no room.
 func (s *Server) accept(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
-		tcp.SetNoDelay(true)
+		_ = tcp.SetNoDelay(true)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining.Load() {
-		nc.Close()
+	if unix, ok := nc.(*net.UnixConn); ok {
+		_ = unix.SetWriteBuffer(socketBuffer) // as much of it as the system allows
+	}
+	if s.admit(nc) {
 		return
 	}
-	if len(s.conns) >= s.options.MaxConnections {
+	if !s.draining.Load() {
 		s.count.refusedCon.Add(1)
 		s.options.Log.Warn().Str("client", nc.RemoteAddr().String()).Int("limit", s.options.MaxConnections).
 			Msg("NBD connection refused: too many")
-		nc.Close()
-		return
+	}
+	nc.Close()
+}
+
+// admit starts a connection if it may.
+func (s *Server) admit(nc net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() || len(s.conns) >= s.options.MaxConnections {
+		return false
 	}
 	c := newConn(s, nc)
 	s.conns[c] = struct{}{}
 	s.running.Go(c.serve)
+	return true
 }
 
 // remove is the last thing that a connection does.

@@ -1,9 +1,6 @@
 package nbd
 
-import (
-	"net"
-	"time"
-)
+import "time"
 
 // maxHelpers is how many former leaders of one connection may be inside the device.
 const maxHelpers = 16
@@ -65,7 +62,7 @@ func (c *conn) retire(w *work) {
 }
 
 // tick is how often the monitor looks: a request that is in the device for one to two of them loses the lead.
-const tick = time.Millisecond
+const tick = 2 * time.Millisecond
 
 // watch has the monitor run. It ends by itself when nothing happens.
 func (s *Server) watch() {
@@ -113,15 +110,4 @@ func (s *Server) look() (busy bool) {
 		c.seen = turn
 	}
 	return busy
-}
-
-// sendTwo sends two pieces one after the other.
-func (c *conn) sendTwo(a, b []byte) {
-	bufs := net.Buffers{a, b}
-	c.writeMu.Lock()
-	_, err := bufs.WriteTo(c.nc)
-	c.writeMu.Unlock()
-	if err != nil {
-		c.kill()
-	}
 }

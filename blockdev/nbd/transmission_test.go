@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"runtime"
 	"sync/atomic"
@@ -34,11 +33,23 @@ func TestErrorCodes(t *testing.T) {
 	}{
 		{"unknown command", Export{Device: good}, request(77, 0, 1, 0, 4096), 22},
 		{"block status", Export{Device: good}, request(7, 0, 1, 0, 4096), 22},
-		{"cache", Export{Device: good}, request(5, 0, 1, 0, 4096), 22},
+		{"cache", Export{Device: good}, request(cmdCache, 0, 1, 0, 4096), 0},
+		{"cache with a flag", Export{Device: good}, request(cmdCache, 1<<3, 1, 0, 4096), 22},
+		{"cache outside", Export{Device: good}, request(cmdCache, 0, 1, size, 1), 22},
+		{"cache of a device that has none", Export{Device: plain{good}}, request(cmdCache, 0, 1, 0, 4096), 22},
 		{"read with an unknown flag", Export{Device: good}, request(cmdRead, 1<<9, 1, 0, 4096), 22},
 		{"read with DF", Export{Device: good}, request(cmdRead, 1<<2, 1, 0, 4096), 22},
 		{"write with an unknown flag", Export{Device: good}, request(cmdWrite, 1<<1, 1, 0, 4096, data), 22},
-		{"zero with FAST_ZERO", Export{Device: good}, request(cmdWriteZeroes, 1<<4, 1, 0, 4096), 22},
+		{"fast zero", Export{Device: good}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 0},
+		{"fast zero without a hole", Export{Device: good}, request(cmdWriteZeroes, cmdFlagFastZero|cmdFlagNoHole, 1, 0, 4096), 0},
+		{"fast zero of a device that does not know", Export{Device: plain{good}}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero that is not fast", Export{Device: fail(blockdev.OpTrim, syscall.EOPNOTSUPP)}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero of a device without, wrapped", Export{Device: blockdev.NewFaulty(plain{good})}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 95},
+		{"fast zero EIO", Export{Device: fail(blockdev.OpTrim, syscall.EIO)}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 5},
+		{"fast zero outside", Export{Device: plain{good}}, request(cmdWriteZeroes, cmdFlagFastZero, 1, size, 1), 28},
+		{"fast zero read-only", Export{Device: good, ReadOnly: true}, request(cmdWriteZeroes, cmdFlagFastZero, 1, 0, 4096), 1},
+		{"zero that is not supported is not refused as slow", Export{Device: fail(blockdev.OpTrim, syscall.EOPNOTSUPP)}, request(cmdWriteZeroes, 0, 1, 0, 4096), 5},
+		{"fast write", Export{Device: good}, request(cmdWrite, cmdFlagFastZero, 1, 0, 4096, data), 22},
 		{"trim with NO_HOLE", Export{Device: good}, request(cmdTrim, cmdFlagNoHole, 1, 0, 4096), 22},
 		{"flush with an offset", Export{Device: good}, request(cmdFlush, 0, 1, 1, 0), 22},
 		{"flush with a length", Export{Device: good}, request(cmdFlush, 0, 1, 0, 1), 22},
@@ -358,15 +369,26 @@ func TestFlushIsSharedAndNotEarly(t *testing.T) {
 
 // What the device has not got when the connection ends, it never gets: the client may have sent it again elsewhere.
 func TestDeadConnectionsRequestsAreDropped(t *testing.T) {
+	for _, early := range []int{0, 10, requestSize} { // bytes of the last request that were read long ago
+		t.Run(fmt.Sprint(early), func(t *testing.T) { deadConnection(t, early) })
+	}
+}
+
+func deadConnection(t *testing.T, early int) {
 	d := blockdev.NewMemory(mib, nil)
 	slow, entered, leave := gate(d, blockdev.OpWrite, blockdev.Rule{Times: maxHelpers + 1})
 	s, path := start(t, Options{}, Export{Device: slow})
 	c := connect(t, path)
+	last := request(cmdWrite, 0, 1000, 4096, 1, []byte{1})
 	for i := range uint64(maxHelpers + 1) { // the last one has no other leader beside it
-		c.put(request(cmdWrite, 0, i, i, 1, []byte{1}))
+		packet := request(cmdWrite, 0, i, i, 1, []byte{1})
+		if i == maxHelpers {
+			packet = append(packet, last[:early]...)
+		}
+		c.put(packet)
 		<-entered
 	}
-	c.put(request(cmdWrite, 0, 1000, 4096, 1, []byte{1})) // stays in the socket
+	c.put(last[early:]) // stays in the socket
 	c.Close()
 	// As long as a client needs to give up; shorter than that the check is not made.
 	time.Sleep(2 * staleAfter)
@@ -431,90 +453,6 @@ func TestShutdownGivesUp(t *testing.T) {
 	}
 	c.ended()
 	leave <- nil
-}
-
-// Everything at once, by several connections, against a model: each has its own part of the device.
-func TestRandomRequests(t *testing.T) {
-	const part, conns, rounds = 3 * mib, 3, 150
-	f, err := blockdev.OpenFile(t.TempDir()+"/device", blockdev.FileOptions{Create: true, Size: conns * part})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	_, path := start(t, Options{MaxMemoryBytes: 16 * mib, MaxPayloadBytes: 2 * mib}, Export{Device: f, MultiConn: true})
-	seed := time.Now().UnixNano()
-	t.Log("seed", seed)
-	done := make(chan error, conns)
-	for i := range conns {
-		c := connect(t, path)
-		rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
-		go func() { done <- randomRequests(c, rng, uint64(i*part), part, rounds) }()
-	}
-	for range conns {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// randomRequests sends packets of non-overlapping requests and checks all replies before the next packet.
-func randomRequests(c *raw, rng *rand.Rand, base uint64, part, rounds int) error {
-	want := make([]byte, part)
-	for round := range rounds {
-		var packet []byte
-		expect := map[uint64][]byte{}
-		at := 0
-		for cookie := uint64(round) << 32; at < part && len(expect) < 64; cookie++ {
-			off := at + rng.IntN(part/8)
-			n := 1 + rng.IntN(20000)
-			if rng.IntN(10) == 0 {
-				n = 1 + rng.IntN(mib)
-			}
-			if off+n > part {
-				break
-			}
-			at = off + n
-			expect[cookie] = nil
-			flags := uint16(rng.IntN(2))
-			switch rng.IntN(6) {
-			case 0:
-				packet = append(packet, request(cmdWriteZeroes, flags, cookie, base+uint64(off), uint32(n))...)
-				clear(want[off:at])
-			case 1:
-				packet = append(packet, request(cmdTrim, flags, cookie, base+uint64(off), uint32(n))...)
-				clear(want[off:at])
-			case 2:
-				packet = append(packet, request(cmdFlush, 0, cookie, 0, 0)...)
-			case 3, 4:
-				copy(want[off:at], pattern(n, byte(rng.Uint32())))
-				packet = append(packet, request(cmdWrite, flags, cookie, base+uint64(off), uint32(n), want[off:at])...)
-			default:
-				expect[cookie] = want[off:at]
-				packet = append(packet, request(cmdRead, 0, cookie, base+uint64(off), uint32(n))...)
-			}
-		}
-		go c.Write(packet)
-		for len(expect) > 0 {
-			var head [replySize]byte
-			if _, err := io.ReadFull(c, head[:]); err != nil {
-				return err
-			}
-			errno, cookie := be32(head[4:]), be64(head[8:])
-			data, ok := expect[cookie]
-			if errno != 0 || !ok {
-				return fmt.Errorf("round %d: reply to %x with %d", round, cookie, errno)
-			}
-			delete(expect, cookie)
-			got := make([]byte, len(data))
-			if _, err := io.ReadFull(c, got); err != nil {
-				return err
-			}
-			if !bytes.Equal(got, data) {
-				return fmt.Errorf("round %d: read %x differs", round, cookie)
-			}
-		}
-	}
-	return nil
 }
 
 // "The server MUST handle all outstanding requests" after a DISC, and then close.

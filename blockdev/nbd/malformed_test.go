@@ -1,0 +1,174 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"mirror-agent/blockdev"
+)
+
+func option(id uint32, data ...any) []byte {
+	p := encode(data...)
+	return encode(protocol.NEGOTIATION_MAGIC_OPTION, id, uint32(len(p)), p)
+}
+
+// Every message of a handshake, as a client says them.
+func handshakeMessages() [][]byte {
+	return [][]byte{
+		encode(clientFixedNewstyle | clientNoZeroes),
+		option(optionStructuredReply),
+		option(optList),
+		option(optionListMetaContext, metaData("fuzz", "base:", "x-y:z")...),
+		option(optionSetMetaContext, metaData("fuzz", allocationName)...),
+		option(optInfo, goData("fuzz", 1, 2, 3)...),
+		option(optGo, goData("fuzz", 3)...),
+	}
+}
+
+func structuredMessages() [][]byte {
+	return [][]byte{
+		request(cmdRead, cmdFlagDF, 1, 0, 1000),
+		request(cmdRead, 0, 2, 0, 1<<16),
+		request(cmdBlockStatus, cmdFlagReqOne, 3, 100, 1000),
+		request(cmdBlockStatus, 0, 4, 0, 1<<16),
+		request(cmdCache, 0, 5, 0, 1<<16),
+		request(cmdWriteZeroes, cmdFlagFastZero|cmdFlagNoHole|cmdFlagFUA, 6, 0, 1000),
+		request(cmdWrite, cmdFlagFUA, 7, 0, 4, []byte("data")),
+		request(cmdTrim, 0, 8, 5, 1000),
+	}
+}
+
+// dialogue plays input to a server and returns what it says until it ends the connection or waits for more.
+func dialogue(l *pipes, input []byte) []byte {
+	c := l.dial()
+	said := make(chan []byte)
+	go func() {
+		p, _ := io.ReadAll(c)
+		said <- p
+	}()
+	c.SetDeadline(time.Now().Add(patience))
+	c.Write(input)
+	c.Write(bytes.Repeat(request(cmdDisc, 0, 0, 0, 0), 3)) // so that what is complete is answered
+	c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	defer c.Close()
+	return <-said
+}
+
+// The stream is cut at every byte, and then every 32-bit field of every message is made as wrong as can be, one at a time.
+// What the server says stays well-formed, and it has nothing left of it in the end.
+func TestMalformedStreams(t *testing.T) {
+	s := NewServer(Options{MaxMemoryBytes: mib, MaxPayloadBytes: mib}, fuzzExport())
+	l := newPipes()
+	served := make(chan error)
+	go func() { served <- s.Serve(context.Background(), l) }()
+	inputs := make(chan []byte)
+	var players sync.WaitGroup
+	for range 16 {
+		players.Go(func() {
+			for input := range inputs {
+				said := dialogue(l, input)
+				if len(said) < 18 {
+					t.Errorf("half a greeting: %x", said)
+					continue
+				}
+				checkReplies(t, said[18:])
+			}
+		})
+	}
+	shake := bytes.Join(handshakeMessages(), nil)
+	stream := bytes.Join(append([][]byte{shake}, structuredMessages()...), nil)
+	for cut := range stream {
+		inputs <- stream[:cut]
+	}
+	for field := 0; field+4 <= len(stream); field += 2 {
+		for _, value := range []uint32{0, 1 << 31, ^uint32(0), 0x10001} {
+			wrong := bytes.Clone(stream)
+			binary.BigEndian.PutUint32(wrong[field:], value)
+			inputs <- wrong
+		}
+	}
+	close(inputs)
+	players.Wait()
+	for s.Stats().Connections > 0 {
+		runtime.Gosched()
+	}
+	c := &raw{t, l.dial()}
+	c.SetDeadline(time.Now().Add(patience))
+	c.greeting(clientFixedNewstyle | clientNoZeroes)
+	c.option(optionExportName)
+	c.get(10)
+	c.alive()
+	s.Close()
+	s.Wait()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// What a connection leaves behind, however it ends: nothing.
+func TestTenThousandConnections(t *testing.T) {
+	total := 10_000
+	if testing.Short() {
+		total = 1000
+	}
+	s, path := start(t, Options{}, Export{Device: blockdev.NewMemory(mib, nil)})
+	connect(t, path).Close()
+	// What ends by itself (the connections in the backlog, the monitor) gets the time to; the runtime's own cleaning up takes
+	// several rounds.
+	settle := func(goroutines int) (int, uint64) {
+		for deadline := time.Now().Add(2 * patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if s.Stats().Connections == 0 && !s.watching.Load() && runtime.NumGoroutine() <= goroutines {
+				break
+			}
+		}
+		var m runtime.MemStats
+		for range 3 {
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return runtime.NumGoroutine(), m.HeapAlloc
+	}
+	goroutines, heap := settle(runtime.NumGoroutine())
+	shake := bytes.Join(handshakeMessages(), nil)
+	inputs := [][]byte{
+		nil, shake[:40], shake, append(bytes.Clone(shake), structuredMessages()[1]...),
+		append(bytes.Clone(shake), request(cmdWrite, 0, 1, 0, 1<<20, make([]byte, 1000))...), bytes.Repeat([]byte("garbage"), 10),
+	}
+	var workers sync.WaitGroup
+	for w := range 8 {
+		workers.Go(func() {
+			for i := w; i < total; i += 8 {
+				c, err := net.Dial("unix", path)
+				for err != nil { // the backlog is full
+					time.Sleep(time.Millisecond)
+					c, err = net.Dial("unix", path)
+				}
+				c.Write(inputs[i%len(inputs)])
+				c.Close()
+			}
+		})
+	}
+	workers.Wait()
+	for served := false; !served; { // the last in the queue: now all of them were accepted
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			continue
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		_, err = io.ReadFull(c, make([]byte, 18))
+		served = err == nil // else it was one too many
+		c.Close()
+	}
+	if g, h := settle(goroutines); g > goroutines || h > heap+2*mib {
+		t.Errorf("%d goroutines and %d KiB more", g-goroutines, (int64(h)-int64(heap))>>10)
+	}
+}

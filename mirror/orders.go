@@ -1,0 +1,137 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// What the operator orders while the agent runs; promotion has its own file.
+
+// SetMode changes the mode; what was answered under the old one stays true.
+func (a *Agent) SetMode(_ context.Context, m Mode) error {
+	if _, err := ParseMode(string(m)); err != nil {
+		return err
+	}
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	a.mu.Lock()
+	p := a.promise
+	a.c.Mode = m
+	a.mu.Unlock()
+	if p != nil {
+		p.update(func() { p.mode = m })
+	}
+	a.event("mode", "", "mode is %s", m)
+	return nil
+}
+
+// Switch moves the data flow: "backup" (or "") to the next backup target,
+// "primary" back to the first target, or a target's address. It returns once
+// the port has switched; the follower may still be resynced after that.
+func (a *Agent) Switch(ctx context.Context, to string) error {
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	if a.v.Role() != RolePrimary {
+		return fmt.Errorf("this volume is %s: switch is an order for the source; to take over here use promote", a.v.Role())
+	}
+	index := -1
+	switch to {
+	case "", "backup":
+		if len(a.c.Backups) == 0 {
+			return errors.New("no backup is configured: start the source with --backup HOST:PORT")
+		}
+	case "primary":
+		index = 0
+	default:
+		for i, f := range a.followers {
+			if f.target == to {
+				index = i
+			}
+		}
+		if index < 0 {
+			return fmt.Errorf("no target %q: choose backup, primary or one of the addresses that status shows", to)
+		}
+	}
+	s := a.streamingSender()
+	if s != nil {
+		s.leave(ctx)
+	}
+	err := a.transport.switchTo(ctx, index)
+	if err != nil && s != nil {
+		s.broken("the switch did not happen: " + err.Error()) // it shakes hands again, and is told by that
+	}
+	return err
+}
+
+// streamingSender feeds the active follower right now, or is nil.
+func (a *Agent) streamingSender() *sender {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current >= len(a.followers) {
+		return nil
+	}
+	if s := a.followers[a.current].sender; s != nil && s.streaming.Load() {
+		return s
+	}
+	return nil
+}
+
+// Suspend stops the data flow to the followers, Resume starts it again.
+func (a *Agent) Suspend(context.Context) error { return a.setSuspended(true) }
+
+// Resume starts the data flow again after Suspend.
+func (a *Agent) Resume(context.Context) error { return a.setSuspended(false) }
+
+func (a *Agent) setSuspended(on bool) error {
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	if a.v.Role() != RolePrimary {
+		return errors.New("this volume is secondary: suspend and resume are orders for the source")
+	}
+	if len(a.followers) == 0 {
+		return errNoTarget
+	}
+	a.mu.Lock()
+	already := a.suspended == on
+	a.suspended = on
+	p := a.promise
+	current := a.current
+	a.mu.Unlock()
+	if already {
+		return nil
+	}
+	if on {
+		a.stopSender()
+		a.transition(-1, followerSuspend, "by the operator")
+		if p != nil {
+			p.giveUp()
+		}
+		return a.transport.suspend()
+	}
+	for i := range a.followers {
+		a.transition(i, followerResume, "")
+		if i != current { // suspended when it was the current one
+			a.transition(i, followerLeave, "")
+		}
+	}
+	if err := a.transport.resume(); err != nil {
+		return err
+	}
+	a.feedAgain()
+	return nil
+}
+
+// ResetPath closes a path (its ID in Status) so that it is built anew.
+func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
+	a.mu.Lock()
+	known := target == ""
+	for i, f := range a.followers {
+		known = known || f.target == target && i == a.current
+	}
+	a.mu.Unlock()
+	if !known {
+		return fmt.Errorf("%s is not the active target: status shows the paths that can be reset", target)
+	}
+	return a.transport.resetPath(id)
+}

@@ -1,0 +1,185 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"mirror-agent/journal"
+)
+
+// How a primary begins to serve, and how it is made to stop.
+
+// startPrimary begins a generation where the last end was not clean, asks the
+// followers for a higher one, and opens the front.
+func (a *Agent) startPrimary(ctx context.Context) error {
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	if a.v.flags()&stateFenced != 0 {
+		a.mu.Lock()
+		a.fenced = fmt.Sprintf("generation %s was met before", rankString(a.v.Seen()))
+		a.mu.Unlock()
+		a.event("fenced", "", "a higher generation was met before this start; the front stays closed")
+		return nil
+	}
+	if a.unclean {
+		g, err := a.v.beginGeneration(false)
+		if err != nil {
+			return err
+		}
+		a.event("generation", "", "generation %s after an unclean end", rankString(g))
+	}
+	a.lead()
+	if len(a.c.Target) == 0 {
+		return unlessFenced(a.serve(""))
+	}
+	if err := a.transport.open(&a.c); err != nil {
+		return err
+	}
+	if a.fresh {
+		return unlessFenced(a.serve(""))
+	}
+	a.mu.Lock()
+	a.starting = fmt.Sprintf("asking the followers for a higher generation, for up to %s", a.c.StartWait)
+	a.mu.Unlock()
+	a.spawn(func() { a.askFirst(a.tasks) })
+	return nil
+}
+
+// unlessFenced: that the volume is fenced is a state, not a failed start.
+func unlessFenced(err error) error {
+	if errors.Is(err, ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// lead makes the promise of a primary's mode the volume's gate.
+func (a *Agent) lead() {
+	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.c.Target) > 0, a.v.log.Durable())
+	a.mu.Lock()
+	a.promise = p
+	a.mu.Unlock()
+	a.v.gate.Store(&gateBox{p})
+}
+
+// askFirst opens the front of a restarted source once a follower has
+// answered, or when none did in time and alone is allowed.
+func (a *Agent) askFirst(ctx context.Context) {
+	alone := time.NewTimer(a.c.StartWait)
+	defer alone.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.verdict:
+	case <-alone.C:
+		if a.c.Alone == AloneRefuse {
+			a.mu.Lock()
+			a.starting = fmt.Sprintf("no follower answered within %s and alone is refuse", a.c.StartWait)
+			a.mu.Unlock()
+			a.event("alone", "", "no follower answered within %s: waiting for one (alone: refuse)", a.c.StartWait)
+			select {
+			case <-ctx.Done():
+				return
+			case <-a.verdict:
+			}
+		} else {
+			a.event("alone", "", "no follower answered within %s: serving alone (alone: serve)", a.c.StartWait)
+		}
+	}
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	a.mu.Lock()
+	blocked := a.fenced != "" || a.closed
+	blocked = blocked || a.serving
+	a.starting = ""
+	a.mu.Unlock()
+	if blocked {
+		return
+	}
+	if err := unlessFenced(a.serve("")); err != nil {
+		a.mu.Lock()
+		a.startError = err
+		a.mu.Unlock()
+		a.event("failed", "", "%v", err)
+	}
+}
+
+// serve opens the front. opMu is held.
+func (a *Agent) serve(address string) error {
+	stored := string(a.v.log.Anchor().Extra)
+	if address == "" {
+		address = cmp.Or(a.c.NBD, stored)
+	}
+	if address == "" {
+		return errors.New("nbd: no address to serve at, give --nbd unix:PATH or HOST:PORT")
+	}
+	at, err := a.front.Open(served{a.v}, a.c.Name, address)
+	if err != nil {
+		return fmt.Errorf("nbd: %w", err)
+	}
+	a.mu.Lock()
+	closed, fenced := a.closed, a.fenced
+	if !closed && fenced == "" {
+		a.serving, a.nbd = true, at
+	}
+	a.mu.Unlock()
+	switch { // while it was opening: whoever did that found nothing to close yet
+	case fenced != "":
+		a.front.Abort()
+		return fmt.Errorf("%s: %w", fenced, ErrFenced)
+	case closed:
+		a.front.Abort()
+		return ErrClosed
+	}
+	if stored != address && a.c.Role == RoleSecondary {
+		// A promoted target serves there again after a restart.
+		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = []byte(address); a.v.fillAnchor(x) })); err != nil {
+			return err
+		}
+	}
+	a.event("serving", "", "NBD at %s, generation %s", at, rankString(a.v.Generation()))
+	return nil
+}
+
+// served is the volume as the front sees it: its end is the agent's business.
+type served struct{ *Volume }
+
+// NextData lets clients skip holes: what neither the log nor the backing
+// device has data in (blockdev.DataFinder).
+func (s served) NextData(off int64) (start, end int64, err error) { return s.nextData(off) }
+
+// Close does nothing: the agent closes the volume.
+func (served) Close() error { return nil }
+
+// fence stops this primary for good: a higher generation exists (G5).
+func (a *Agent) fence(reason string) {
+	a.mu.Lock()
+	if a.fenced != "" {
+		a.mu.Unlock()
+		return
+	}
+	a.fenced = reason
+	a.serving = false
+	p := a.promise
+	a.mu.Unlock()
+	a.v.refuse(ErrFenced)
+	a.front.Abort()
+	if p != nil {
+		p.close()
+	}
+	if err := a.v.setFlags(stateFenced, 0); err != nil {
+		a.log.Error().Err(err).Msg("store that the volume is fenced")
+	}
+	a.event("fenced", "", "%s: the front is closed, nothing more is written here", reason)
+	a.signalVerdict()
+}
+
+func (a *Agent) signalVerdict() {
+	select {
+	case a.verdict <- struct{}{}:
+	default:
+	}
+}

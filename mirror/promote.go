@@ -1,0 +1,102 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// PromoteOptions are what the operator says when ordering a promotion.
+type PromoteOptions struct {
+	// Force promotes although the source seems alive.
+	Force bool `json:"force"`
+	// NBD is the address to serve at; empty means Config.NBD.
+	NBD string `json:"nbd"`
+}
+
+// PromoteResult tells what a promotion did.
+type PromoteResult struct {
+	Generation string  `json:"generation"`
+	LSN        uint64  `json:"lsn"`
+	NBD        string  `json:"nbd"`
+	Seconds    float64 `json:"seconds"` // from the order to the open front
+}
+
+// Promote makes this secondary a primary of a new generation, durable before
+// anything is served, and opens the front at what its log holds.
+func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
+	began := time.Now()
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	if err := a.v.Err(); err != nil {
+		return PromoteResult{}, err
+	}
+	if a.v.Role() == RolePrimary {
+		return a.serveAnyway(o, began)
+	}
+	if a.v.flags()&stateBlank != 0 {
+		return PromoteResult{}, fmt.Errorf("refused: this volume has never been in sync, there is nothing consistent to serve: %w", ErrNotPromotable)
+	}
+	if o.NBD == "" && a.c.NBD == "" {
+		return PromoteResult{}, errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
+	}
+	if a.v.flags()&stateLeft != 0 && !o.Force {
+		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
+	}
+	if peer, alive := a.sourceAlive(); alive && !o.Force {
+		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
+	}
+	a.mu.Lock()
+	a.promoting = true
+	a.mu.Unlock()
+	sources := a.closeInbound() // no record of the old generation from here on
+	g, err := a.v.beginGeneration(true)
+	a.mu.Lock()
+	a.promoting = false
+	a.mu.Unlock()
+	for _, in := range sources {
+		a.dismiss(in, a.node+" was promoted")
+	}
+	if err != nil {
+		return PromoteResult{}, fmt.Errorf("promote: %w", err)
+	}
+	a.lead()
+	a.event("promoted", "", "primary of generation %s from LSN %d", rankString(g), g.First)
+	err = a.serve(o.NBD)
+	if len(a.c.Target) > 0 {
+		if err := a.transport.open(&a.c); err != nil {
+			a.event("failed", "", "followers: %v", err)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		a.startError = err
+		return PromoteResult{}, fmt.Errorf("promoted to generation %s, but it does not serve: %w; promote --nbd with another address", rankString(g), err)
+	}
+	return PromoteResult{Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, Seconds: time.Since(began).Seconds()}, nil
+}
+
+// serveAnyway opens the front of a volume that is primary and does not serve:
+// its address was taken, or it still asks its followers.
+func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, error) {
+	a.mu.Lock()
+	serving, fenced := a.serving, a.fenced
+	a.mu.Unlock()
+	if fenced != "" {
+		return PromoteResult{}, fmt.Errorf("refused: %s: %w", fenced, ErrFenced)
+	}
+	if serving {
+		return PromoteResult{}, errors.New("refused: this volume is already primary and serves")
+	}
+	if err := a.serve(o.NBD); err != nil {
+		return PromoteResult{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.starting, a.startError = "", nil
+	return PromoteResult{
+		Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: a.nbd, Seconds: time.Since(began).Seconds(),
+	}, nil
+}
