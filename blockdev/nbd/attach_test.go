@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
 	"mirror-agent/blockdev"
 	"mirror-agent/blockdev/nbd/kerneltest"
 )
@@ -154,9 +156,16 @@ func TestAttachSaysWhatWasNegotiated(t *testing.T) {
 				t.Errorf("attached %+v", got)
 			}
 			s := fake.Settings(3)
-			e, _ := r.export.negotiated()
+			flags := protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim
+			if tt.multi {
+				flags |= protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+			}
+			if tt.readOnly {
+				flags |= flagReadOnly
+			}
+			known := flags | flagReadOnly | protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN // others are the server's to add
 			wantSize := uint64(mib+700) / uint64(tt.block) * uint64(tt.block)
-			if s.Flags != uint64(e.flags) || s.Size != wantSize || s.BlockSize != uint64(tt.block) ||
+			if uint16(s.Flags)&known != flags || s.Size != wantSize || s.BlockSize != uint64(tt.block) ||
 				s.Timeout != tt.told || s.DeadConnTimeout != time.Minute || s.Identifier != "mirror-agent:test" {
 				t.Errorf("the kernel was told %+v", s)
 			}
