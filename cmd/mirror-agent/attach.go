@@ -34,8 +34,8 @@ func newAttach(a *app) *cobra.Command {
 /dev/nbdN, for filesystems that are mounted on this host. Needs root and the
 kernel's module nbd.
 
-It stays in the foreground and watches the links. When the agent is restarted,
-it gives the device new links as soon as the agent serves again: a mounted
+It stays in the foreground and watches the links. When the agent dies and is
+started again, it gives the device new links as soon as the agent serves again: a mounted
 filesystem sees a pause, not an error, as long as that takes no longer than
 --dead-conn-timeout. Requests that were under way go out again --timeout after
 they were made, so a small one (5s) makes the pause short; one below what a full
@@ -48,7 +48,9 @@ The agent is found by --control or --name, as everywhere, or by its NBD
 address. Several connections are used when the server promises that a flush on
 one covers all of them, as an agent does.
 
-Unmount before an agent is ended for long: what is written meanwhile waits.`,
+Unmount before the agent is ended by SIGTERM: it tells the kernel that it is
+shutting down, which the kernel takes for an I/O error. A kill or a crash only
+makes writes wait.`,
 		Example: examples(
 			"modprobe nbd",
 			"mirror-agent attach /dev/nbd0",
