@@ -35,14 +35,14 @@ func newAttach(a *app) *cobra.Command {
 kernel's module nbd.
 
 It stays in the foreground and watches the links. When the agent dies and is
-started again, it gives the device new links as soon as the agent serves again: a mounted
-filesystem sees a pause, not an error, as long as that takes no longer than
---dead-conn-timeout. Requests that were under way go out again --timeout after
+started again, it gives the device new links as soon as the agent serves: a
+mounted filesystem sees a pause, not an error, as long as that takes no longer
+than --dead-conn-timeout. Requests that were under way go out again --timeout after
 they were made, so a small one (5s) makes the pause short; one below what a full
 journal may hold up writes makes the kernel change links for nothing.
 
-Ctrl-C or SIGTERM ends the watch and leaves the device
-attached; the same command again takes it over.
+Ctrl-C or SIGTERM ends the watch and leaves the device attached; the same
+command again takes it over.
 
 The agent is found by --control or --name, as everywhere, or by its NBD
 address. Several connections are used when the server promises that a flush on
