@@ -15,6 +15,7 @@
 //     after a fault.
 //   - harness_proxy_test.go puts a path that can be cut or fall silent between
 //     two agents.
+//   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - The other files are the tests: clients_test.go, filesystem_test.go,
 //     kill_test.go, path_test.go, switch_test.go, promote_test.go,
 //     badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.

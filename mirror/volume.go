@@ -39,6 +39,8 @@ type Volume struct {
 
 	refused atomic.Pointer[error] // why nothing may be written any more
 
+	line waitLine // of the writers that the log or the gate lets wait
+
 	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time
 
 	stateMu     sync.Mutex // guards all below
@@ -107,7 +109,7 @@ const (
 // its background goroutine. The volume owns both from now on, also when an
 // error is returned.
 func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, *journal.Recovery, error) {
-	v := &Volume{dev: dev, opts: o, moved: make(chan struct{}), kick: make(chan struct{}, 1)}
+	v := &Volume{dev: dev, opts: o, line: newWaitLine(), moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	v.gate.Store(&gateBox{openGate{}})
 	a, err := journal.ReadAnchor(f)
 	if err != nil {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
@@ -74,32 +77,34 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 }
 
 // append enters entries, waiting for room and for the mode's leave.
+//
+// Who has to wait does so in line, and who comes while others wait stands behind them: writes get their LSNs in the order
+// in which they came. A client that gave up waiting and sent a request again, and what it wrote after that, must not be
+// overtaken by the first one.
 func (v *Volume) append(es []*journal.Entry) error {
+	if v.line.empty() {
+		if _, err := v.tryAppend(noWait, es); !isFull(err) && !errors.Is(err, noWait.Err()) {
+			return err
+		}
+	}
+	leave := v.line.enter()
+	defer leave()
+	return v.appendInTurn(es)
+}
+
+// appendInTurn is for the first in line.
+func (v *Volume) appendInTurn(es []*journal.Entry) error {
 	ctx := context.Background()
 	for {
-		moved, err := v.watch()
-		if err != nil {
+		moved, err := v.tryAppend(ctx, es)
+		if !isFull(err) {
 			return err
-		}
-		if err := v.gate.Load().admit(ctx); err != nil {
-			return err
-		}
-		if err := v.writable(); err != nil {
-			return err
-		}
-		err = v.log.Append(es)
-		if err == nil {
-			v.pace()
-			return nil
-		}
-		if !errors.Is(err, journal.ErrFull) && !errors.Is(err, journal.ErrTooLarge) {
-			return v.journalError(err)
 		}
 		if entriesSize(es) > v.log.Capacity()/2 {
 			if len(es) == 1 {
 				return fmt.Errorf("a record of %d bytes does not fit into the log: %w", entriesSize(es), err)
 			}
-			if err := v.append(es[:len(es)/2]); err != nil {
+			if err := v.appendInTurn(es[:len(es)/2]); err != nil {
 				return err
 			}
 			es = es[len(es)/2:]
@@ -108,6 +113,61 @@ func (v *Volume) append(es []*journal.Entry) error {
 		if err := v.awaitRoom(ctx, moved); err != nil {
 			return err
 		}
+	}
+}
+
+// tryAppend enters entries if the log has room; moved is closed when there may be more. While the mode holds writes back it
+// waits for its leave or the end of ctx.
+func (v *Volume) tryAppend(ctx context.Context, es []*journal.Entry) (moved <-chan struct{}, err error) {
+	moved, err = v.watch()
+	if err != nil {
+		return nil, err
+	}
+	if err := v.gate.Load().admit(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.writable(); err != nil {
+		return nil, err
+	}
+	err = v.log.Append(es)
+	if err == nil {
+		v.pace()
+		return nil, nil
+	}
+	if !isFull(err) {
+		return nil, v.journalError(err)
+	}
+	return moved, err
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrTooLarge)
+}
+
+// noWait is a context that is over: to try and not to wait.
+var noWait = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// waitLine is where writers wait, first come, first served.
+type waitLine struct {
+	waiting atomic.Int32
+	turn    *semaphore.Weighted // 1; serves in order
+}
+
+func newWaitLine() waitLine { return waitLine{turn: semaphore.NewWeighted(1)} }
+
+func (l *waitLine) empty() bool { return l.waiting.Load() == 0 }
+
+// enter returns when it is the caller's turn; leave gives the turn to the next.
+func (l *waitLine) enter() (leave func()) {
+	l.waiting.Add(1)
+	_ = l.turn.Acquire(context.Background(), 1) // fails only with its context
+	return func() {
+		l.waiting.Add(-1)
+		l.turn.Release(1)
 	}
 }
 

@@ -14,8 +14,10 @@ packages=(
 	qemu-utils             # qemu-io qemu-img qemu-nbd
 	qemu-system-common     # qemu-storage-daemon
 	nbd-client
+	qemu-system-x86        # the virtual machine of scripts/vm, with:
+	busybox-static cpio kmod
 	fio
-	e2fsprogs xfsprogs fuse3
+	e2fsprogs xfsprogs btrfs-progs fuse3
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
 	shellcheck

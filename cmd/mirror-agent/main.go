@@ -13,6 +13,8 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
+
+	"mirror-agent/blockdev/nbd"
 )
 
 // The exit status, section 7 of the design.
@@ -31,6 +33,9 @@ type app struct {
 	colour         bool // stdout is a terminal that wants colours
 	redraw         bool // stdout is a terminal
 	logColour      bool // the same for stderr
+
+	// kernel finds the kernel's NBD driver; nil is nbd.OpenKernel.
+	kernel func() (*nbd.Kernel, error)
 
 	// stop is called to end at once, by the second signal.
 	stop func(code int)

@@ -55,6 +55,7 @@ func newRoot(a *app) *cobra.Command {
 		&cobra.Group{ID: "daemon", Title: "Run a mirror:"},
 		&cobra.Group{ID: "see", Title: "See how it is:"},
 		&cobra.Group{ID: "order", Title: "Give it an order:"},
+		&cobra.Group{ID: "device", Title: "Use it as a block device:"},
 		&cobra.Group{ID: "setup", Title: "Set up:"},
 	)
 	add := func(id string, cs ...*cobra.Command) {
@@ -66,6 +67,7 @@ func newRoot(a *app) *cobra.Command {
 	add("daemon", newSource(a), newTarget(a), newRun(a), newDemo(a))
 	add("see", newStatus(a), newEvents(a), newExplain(a))
 	add("order", newMode(a), newSuspend(a), newResume(a), newSwitch(a), newPromote(a), newPath(a))
+	add("device", newAttach(a), newDetach(a))
 	add("setup", newKeygen(a), newConfig(a), newVersion(a))
 	root.SetCompletionCommandGroupID("setup")
 	root.SetHelpCommandGroupID("setup")

@@ -1,0 +1,405 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"mirror-agent/blockdev"
+	"mirror-agent/blockdev/nbd/kerneltest"
+)
+
+// fakeKernel is a Kernel on a fake driver.
+func fakeKernel(t *testing.T) (*kerneltest.Kernel, *Kernel) {
+	t.Helper()
+	fake := kerneltest.New(t.TempDir())
+	k, err := NewKernel(func() (Transport, error) { return fake.Dial(), nil }, fake.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.Close(); fake.Close() })
+	return fake, k
+}
+
+// restartable serves a device at one address, again and again.
+type restartable struct {
+	t        *testing.T
+	path     string
+	export   Export
+	server   *Server
+	listener *mortal
+	running  chan error
+}
+
+// mortal is a listener whose connections all end as they do when the process is killed: without another word.
+type mortal struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (m *mortal) Accept() (net.Conn, error) {
+	c, err := m.Listener.Accept()
+	if err == nil {
+		m.mu.Lock()
+		m.conns = append(m.conns, c)
+		m.mu.Unlock()
+	}
+	return c, err
+}
+
+func (m *mortal) kill() {
+	m.Close()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.conns {
+		c.Close()
+	}
+}
+
+func (r *restartable) start() {
+	r.t.Helper()
+	l, err := Listen("unix:" + r.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m := &mortal{Listener: l}
+	s, done := NewServer(Options{}, r.export), make(chan error, 1)
+	go func() { done <- s.Serve(context.Background(), m) }()
+	r.server, r.listener, r.running = s, m, done
+}
+
+func (r *restartable) kill() {
+	if r.server == nil {
+		return
+	}
+	r.listener.kill()
+	r.server.Close()
+	r.server.Wait()
+	<-r.running
+	r.server = nil
+}
+
+func newRestartable(t *testing.T, e Export) *restartable {
+	r := &restartable{t: t, path: filepath.Join(t.TempDir(), "s"), export: e}
+	r.start()
+	t.Cleanup(func() { r.kill() })
+	return r
+}
+
+func (r *restartable) options(connections int) AttachOptions {
+	return AttachOptions{
+		Index: 3, Connections: connections, DeadConnTimeout: time.Minute, Identifier: "mirror-agent:test",
+		Dial: func(ctx context.Context) (net.Conn, error) { return Dial(ctx, "unix:"+r.path) },
+	}
+}
+
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * patience); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatal("not in time:", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// watch runs Watch until the test ends.
+func watch(t *testing.T, a *Attachment) (ended <-chan error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done, out := make(chan struct{}), make(chan error, 1)
+	go func() { out <- a.Watch(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return out
+}
+
+func TestAttachSaysWhatWasNegotiated(t *testing.T) {
+	for _, tt := range []struct {
+		name            string
+		multi, readOnly bool
+		ask, links      int
+		timeout, told   time.Duration
+		blockMin, block uint32
+	}{
+		{name: "several", multi: true, ask: 4, links: 4, block: 512},
+		{name: "several, no promise", ask: 4, links: 1, block: 512},
+		{name: "one", multi: true, ask: 1, links: 1, block: 512},
+		{name: "timeout", multi: true, ask: 2, links: 2, timeout: 1500 * time.Millisecond, told: 2 * time.Second, block: 512},
+		{name: "read-only, large blocks", readOnly: true, ask: 1, links: 1, blockMin: 4096, block: 4096},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRestartable(t, Export{
+				Name: "vol0", Device: blockdev.NewMemory(mib+700, nil), MultiConn: tt.multi, ReadOnly: tt.readOnly, BlockMin: tt.blockMin,
+			})
+			fake, k := fakeKernel(t)
+			o := r.options(tt.ask)
+			o.Timeout = tt.timeout
+			a, err := Attach(t.Context(), k, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			got := a.Attached()
+			if got.Device != "/dev/nbd3" || got.Export != "vol0" || got.SizeBytes != mib+700 || got.Connections != tt.links || got.Adopted {
+				t.Errorf("attached %+v", got)
+			}
+			s := fake.Settings(3)
+			flags := protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim
+			if tt.multi {
+				flags |= protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+			}
+			if tt.readOnly {
+				flags |= flagReadOnly
+			}
+			known := flags | flagReadOnly | protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN // others are the server's to add
+			wantSize := uint64(mib+700) / uint64(tt.block) * uint64(tt.block)
+			if uint16(s.Flags)&known != flags || s.Size != wantSize || s.BlockSize != uint64(tt.block) ||
+				s.Timeout != tt.told || s.DeadConnTimeout != time.Minute || s.Identifier != "mirror-agent:test" {
+				t.Errorf("the kernel was told %+v", s)
+			}
+			if n := fake.LiveLinks(3); n != tt.links {
+				t.Errorf("%d links, want %d", n, tt.links)
+			}
+			until(t, "only the kernel's ends of the connections are open", func() bool { return r.server.Stats().Connections == tt.links })
+			if !tt.readOnly {
+				data := pattern(8192, 7)
+				back := make([]byte, len(data))
+				if err := errors.Join(fake.Write(3, data, 4096), fake.Flush(3), fake.Read(3, back, 4096)); err != nil || !bytes.Equal(data, back) {
+					t.Errorf("through the device: %v", err)
+				}
+			}
+			if err := k.Detach(3); err != nil || fake.Connected(3) {
+				t.Errorf("detach: %v", err)
+			}
+			until(t, "the server is left", func() bool { return r.server.Stats().Connections == 0 })
+			if err := k.Detach(3); !errors.Is(err, ErrDetached) {
+				t.Errorf("detach again: %v", err)
+			}
+		})
+	}
+}
+
+// A filesystem's view of a server that is killed and comes back: every request waits and succeeds.
+func TestWritesWaitForTheServer(t *testing.T) {
+	mem := blockdev.NewMemory(mib, nil)
+	r := newRestartable(t, Export{Name: "vol0", Device: mem, MultiConn: true})
+	fake, k := fakeKernel(t)
+	a, err := Attach(t.Context(), k, r.options(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := watch(t, a)
+	for round := range 3 {
+		wrote := make(chan error, 1)
+		stop := make(chan struct{})
+		go func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					wrote <- fake.Flush(3)
+					return
+				default:
+				}
+				if err := fake.Write(3, pattern(4096, byte(i)), int64(i%16)*4096); err != nil {
+					wrote <- fmt.Errorf("write %d: %w", i, err)
+					return
+				}
+			}
+		}()
+		before := r.server.Stats().Writes
+		until(t, "writes arrive", func() bool { return r.server.Stats().Writes > before+20 })
+		r.kill()
+		until(t, "all links are dead", func() bool { return fake.LiveLinks(3) == 0 })
+		select {
+		case err := <-wrote:
+			t.Fatalf("round %d: the writer did not wait: %v", round, err)
+		case err := <-ended:
+			t.Fatalf("round %d: the watch ended: %v", round, err)
+		case <-time.After(3 * redialFirst): // some dials are refused
+		}
+		r.start()
+		until(t, "the links are back", func() bool { return fake.LiveLinks(3) == 4 })
+		until(t, "writes go on", func() bool { return r.server.Stats().Writes > 20 })
+		close(stop)
+		if err := <-wrote; err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		until(t, "sockets that were too many are closed", func() bool { return r.server.Stats().Connections == 4 })
+	}
+	if err := k.Detach(3); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrDetached) {
+			t.Errorf("the watch ended with %v", err)
+		}
+	case <-time.After(2 * patience):
+		t.Error("the watch did not see that the device was detached")
+	}
+}
+
+// What answers at the address after a while must be what was there before.
+func TestAnotherExportGetsNoLink(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		other Export
+		want  string
+	}{
+		{"smaller", Export{Name: "vol0", Device: blockdev.NewMemory(mib/2, nil), MultiConn: true}, "524288 bytes now"},
+		{"other name", Export{Name: "vol1", Device: blockdev.NewMemory(mib, nil), MultiConn: true}, `export "vol1" now`},
+		{"read-only", Export{Name: "vol0", Device: blockdev.NewMemory(mib, nil), MultiConn: true, ReadOnly: true}, "other properties"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRestartable(t, Export{Name: "vol0", Device: blockdev.NewMemory(mib, nil), MultiConn: true})
+			fake, k := fakeKernel(t)
+			a, err := Attach(t.Context(), k, r.options(2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			right := r.export
+			r.kill()
+			r.export = tt.other
+			r.start()
+			until(t, "the links are dead", func() bool { return fake.LiveLinks(3) == 0 })
+			if err := a.renew(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) || fake.LiveLinks(3) != 0 {
+				t.Errorf("%d links, %v", fake.LiveLinks(3), err)
+			}
+			r.kill()
+			r.export = right
+			r.start()
+			if err := a.renew(t.Context()); err != nil || fake.LiveLinks(3) != 2 {
+				t.Errorf("the right one: %d links, %v", fake.LiveLinks(3), err)
+			}
+		})
+	}
+}
+
+// The process that watches may be restarted, too.
+func TestTakingOver(t *testing.T) {
+	r := newRestartable(t, Export{Name: "vol0", Device: blockdev.NewMemory(mib, nil), MultiConn: true})
+	fake, k := fakeKernel(t)
+	a, err := Attach(t.Context(), k, r.options(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+
+	other := r.options(2)
+	other.Identifier = "mirror-agent:other"
+	if _, err := Attach(t.Context(), k, other); !errors.Is(err, ErrDeviceInUse) || !strings.Contains(err.Error(), "mirror-agent:test") {
+		t.Errorf("another one's device: %v", err)
+	}
+	if a, err = Attach(t.Context(), k, r.options(2)); err != nil || !a.Attached().Adopted || a.Attached().Waiting != nil || fake.LiveLinks(3) != 2 {
+		t.Fatalf("taken over alive: %v", err)
+	}
+	a.Close()
+
+	r.kill()
+	until(t, "the links are dead", func() bool { return fake.LiveLinks(3) == 0 })
+	if a, err = Attach(t.Context(), k, r.options(2)); err != nil || a.Attached().Waiting == nil {
+		t.Fatalf("taken over without a server: %v", err)
+	}
+	watch(t, a)
+	r.start()
+	until(t, "the links are back", func() bool { return fake.LiveLinks(3) == 2 })
+	if err := fake.Write(3, []byte("x"), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadForGood(t *testing.T) {
+	r := newRestartable(t, Export{Device: blockdev.NewMemory(mib, nil)})
+	fake, k := fakeKernel(t)
+	o := r.options(1)
+	o.DeadConnTimeout = 0
+	a, err := Attach(t.Context(), k, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	r.kill()
+	if err := fake.Write(3, []byte("x"), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("a write without a timeout: %v", err)
+	}
+	r.start()
+}
+
+func TestAttachRefused(t *testing.T) {
+	r := newRestartable(t, Export{Name: "vol0", Device: blockdev.NewMemory(mib, nil)})
+	bare := &kerneltest.Kernel{NoDriver: true}
+	if _, err := NewKernel(func() (Transport, error) { return bare.Dial(), nil }, "/"); !errors.Is(err, ErrNoDriver) {
+		t.Errorf("no driver: %v", err)
+	}
+	fake, k := fakeKernel(t)
+	fake.Unprivileged = true
+	if _, err := Attach(t.Context(), k, r.options(1)); !errors.Is(err, ErrNoPermission) {
+		t.Errorf("no privilege: %v", err)
+	}
+	fake.Unprivileged = false
+	for name, change := range map[string]func(o *AttachOptions){
+		"0 bytes long":   func(o *AttachOptions) { o.BlockSize = 100 },
+		"connections":    func(o *AttachOptions) { o.Connections = 65 },
+		"no identifier":  func(o *AttachOptions) { o.Identifier = "" },
+		"no such export": func(o *AttachOptions) { o.Export = "nosuch" },
+		"long export":    func(o *AttachOptions) { o.Export = strings.Repeat("x", maxNameSize+1) },
+		"timeout":        func(o *AttachOptions) { o.Timeout = 100 * 24 * time.Hour },
+		"nobody there": func(o *AttachOptions) {
+			o.Dial = func(ctx context.Context) (net.Conn, error) { return Dial(ctx, "unix:/nonexistent") }
+		},
+		"no socket": func(o *AttachOptions) {
+			o.Dial = func(context.Context) (net.Conn, error) {
+				a, b := net.Pipe()
+				go serveOnce(b, goodReplies("vol0", mib))
+				return a, nil
+			}
+		},
+	} {
+		o := r.options(1)
+		change(&o)
+		if a, err := Attach(t.Context(), k, o); err == nil || fake.Connected(3) {
+			t.Errorf("%s: attached", name)
+			a.Close()
+		}
+	}
+	o := r.options(1)
+	o.Export = "nosuch"
+	if _, err := Attach(t.Context(), k, o); !errors.Is(err, ErrNotServed) || !strings.Contains(err.Error(), `"nosuch"`) {
+		t.Errorf("no such export: %v", err)
+	}
+}
+
+func TestUsers(t *testing.T) {
+	_, k := fakeKernel(t)
+	write := func(name, text string) {
+		path := filepath.Join(k.root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u := k.Users(1); u != nil {
+		t.Errorf("nothing there: %q", u)
+	}
+	write("proc/self/mountinfo", "36 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 36 43:32 / /mnt/a rw,noatime shared:5 - ext4 /dev/nbd1 rw\n"+
+		"41 36 43:33 / /mnt/b rw - xfs /dev/nbd1p2 rw\n42 36 43:320 / /mnt/c rw - xfs /dev/nbd10 rw\n")
+	write("proc/swaps", "Filename Type Size Used Priority\n/dev/nbd2 partition 1 0 -2\n")
+	write("sys/block/nbd10/holders/dm-0/x", "")
+	for index, want := range map[int]string{1: "mounted at /mnt/a, mounted at /mnt/b", 2: "used as swap", 10: "mounted at /mnt/c, used by dm-0", 0: ""} {
+		if got := strings.Join(k.Users(index), ", "); got != want {
+			t.Errorf("nbd%d: %q, want %q", index, got, want)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package integration
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// vmLimit bounds one virtual machine; in software emulation on two busy cores a test
+// takes a minute.
+const vmLimit = 170 * time.Second
+
+const bootScript = "../scripts/vm/boot.sh"
+
+// prepareVM fetches the kernel and builds the guest's files, once. Why that
+// cannot be is for a skip; anything else is an error.
+var prepareVM = sync.OnceValues(func() (missing string, err error) {
+	out, err := tryTool(5*time.Minute, bootScript, "--prepare")
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 77 {
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		return lines[len(lines)-1], nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s --prepare: %w\n%s", bootScript, err, out)
+	}
+	return "", nil
+})
+
+// runGuest boots Debian's kernel with our binary and runs a script of
+// scripts/vm in it, on a mirror's export served by TCP. onLine is told each line
+// of the console. It returns the console.
+func runGuest(t *testing.T, m *testMirror, script string, onLine func(line string)) string {
+	t.Helper()
+	cmd := exec.Command(bootScript, fmt.Sprintf("nbd://%s/%s", m.source.nbd, mirrorName), filepath.Join("../scripts/vm", script))
+	cmd.Env = append(cmd.Environ(), "FILES="+program(t), fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
+	// A process group of its own: when the test ends early, QEMU ends with the script.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(vmLimit+time.Minute, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	ended := false
+	t.Cleanup(func() {
+		late.Stop()
+		if !ended {
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			cmd.Wait()
+		}
+	})
+	var console strings.Builder
+	for s := bufio.NewScanner(out); s.Scan(); {
+		fmt.Fprintln(&console, s.Text())
+		onLine(s.Text())
+	}
+	err = cmd.Wait()
+	ended = true
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, tailText(console.String(), 8<<10))
+	}
+	return console.String()
+}
+
+func tailText(s string, n int) string {
+	if len(s) > n {
+		return "…" + s[len(s)-n:]
+	}
+	return s
+}
+
+// vmMirror is a mirror that a guest can reach.
+func vmMirror(t *testing.T, lay layout) *testMirror {
+	t.Helper()
+	missing, err := prepareVM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if missing != "" {
+		t.Skip("needs a virtual machine: " + missing)
+	}
+	address := freePort(t, "127.0.0.1")
+	lay.sourceArgs = append(lay.sourceArgs, "--nbd", address)
+	m := newMirror(t, lay)
+	m.source.nbd = address
+	m.start()
+	return m
+}
+
+// passed checks that the guest said of each part that it went well.
+func passed(t *testing.T, console string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(console, "PASS "+p) {
+			t.Errorf("the guest never said PASS %s\n%s", p, tailText(console, 8<<10))
+		}
+	}
+}
+
+// TestKernelFilesystems: the real kernel attaches over several connections and
+// does not miss anything that its filesystems want; what they wrote is on the
+// target as well.
+func TestKernelFilesystems(t *testing.T) {
+	m := vmMirror(t, layout{size: 320 << 20, insecure: true})
+	console := runGuest(t, m, "guest-filesystems.sh", func(string) {})
+	passed(t, console, "ext4", "xfs", "btrfs", "nbd-client")
+	for _, want := range []string{
+		"/dev/nbd0: attached to " + mirrorName, "320 MiB, 4 connections", "write back", "queue/fua 1", "backend mirror-agent:",
+		"/dev/nbd0: mounted at /mnt; end that first",
+	} {
+		if !strings.Contains(console, want) {
+			t.Errorf("the guest never said %q\n%s", want, tailText(console, 8<<10))
+		}
+	}
+	if s := m.source.mustStatus(); s.NBD.Flushes == 0 || s.NBD.Writes == 0 || s.NBD.Connections != 0 {
+		t.Errorf("status counts %+v", s.NBD)
+	}
+	m.stopLevel("target")
+	tool(t, "fsck.ext4", "-fn", m.target.device) // the last filesystem, on the other side
+}
+
+// TestKernelRestart: the agent is killed while the guest writes, twice. Writers
+// and fsync wait; no filesystem sees an error; nothing is lost.
+func TestKernelRestart(t *testing.T) {
+	m := vmMirror(t, layout{size: 256 << 20, insecure: true})
+	kills := 0
+	console := runGuest(t, m, "guest-restart.sh", func(line string) {
+		switch strings.TrimSpace(line) {
+		case "HOST: kill":
+			if n := m.source.mustStatus().NBD.Connections; n != 4 {
+				t.Errorf("%d connections before the kill, 4 are attached", n)
+			}
+			m.source.kill()
+			kills++
+		case "HOST: start":
+			m.source.start()
+		}
+	})
+	passed(t, console, "restart 1", "restart 2", "fsck")
+	checkEqual(t, "kills", kills, 2)
+	if n := strings.Count(console, "links renewed"); n < 2 {
+		t.Errorf("links were renewed %d times\n%s", n, tailText(console, 8<<10))
+	}
+	m.stopLevel("target")
+	tool(t, "fsck.ext4", "-fn", m.target.device)
+}
