@@ -11,7 +11,7 @@ import (
 // sends it again, and then writes something else there: were the first one let
 // in last, it would undo that.
 func TestWritersWaitInLine(t *testing.T) {
-	const writers = 40
+	const writers = 12
 	for name, block := range map[string]func(t *testing.T, v *Volume) (release func()){
 		"the log is full": func(t *testing.T, v *Volume) func() {
 			v.hold(v.log.Tail())
@@ -30,7 +30,7 @@ func TestWritersWaitInLine(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for range 5 {
+			for range 3 {
 				v := newHost(t, RolePrimary).mustOpen(t)
 				release := block(t, v)
 				done := make(chan error, writers)
@@ -47,7 +47,7 @@ func TestWritersWaitInLine(t *testing.T) {
 						}
 						time.Sleep(100 * time.Microsecond)
 					}
-					time.Sleep(time.Millisecond) // from being counted to standing in line
+					time.Sleep(20 * time.Millisecond) // from being counted to standing in line
 				}
 				release()
 				for range writers {
