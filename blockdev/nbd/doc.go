@@ -52,5 +52,13 @@
 //     forgotten. The handshake reads no byte ahead, so nothing said in the clear is ever taken for said by TLS.
 //   - While it drains the server finishes what the device has, answers everything else with ESHUTDOWN and closes.
 //
+// # What was tried and is not here
+//
+// Measured on two cores with scripts/bench; each made it slower or changed nothing. Reads of 1 MiB by splice(2), device to
+// pipe to socket without a copy: the server needs a quarter less CPU, but as many reads less come through (0.6 × by TCP,
+// 0.6 × by unix socket), because what is saved here the client pays for page by page. Handing the lead on before every large
+// request, so that receiving and copying overlap: the buffers no longer stay in the cache. SO_RCVLOWAT for large payloads.
+// Answering the first half of a batch before the second has run. Waiting in poll(2) for more requests to gather.
+//
 // Lock order: Server.mu, conn.flushMu, conn.mu. conn.writeMu is held alone.
 package nbd

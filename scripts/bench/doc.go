@@ -1,20 +1,28 @@
-// Command bench measures mirror-agent beside its peers, with the same client
-// (fio's nbd engine), the same prefilled files, on the same machine, one after
-// the other in turns (A B C A B C …), so that noise hits all alike:
+// Command bench measures mirror-agent beside its peers, on the same machine, with the same client, the same prefilled
+// files, one after the other in turns (A B C A B C …), so that noise hits all alike. Ratios are taken within each turn.
+//
+// The NBD servers by themselves (-only front), all on one file, nothing mirrored, by unix socket and by TCP:
+//
+//	mirror-agent package blockdev/nbd over blockdev.File
+//	nbdkit       its file plugin
+//	qemu-nbd     with its default cache mode
+//	go-nbd       its server.Handle over its FileBackend
+//
+// The client of this part is our own (client.go): it takes little of the processors, so that the server is what is
+// measured, and sends requests together that are due at the same time. fio's engine needs as much time for a request as a
+// fast server does, and refuses go-nbd.
+//
+// The mirror (-only mirror), with fio's nbd engine:
 //
 //	nbdkit       nbdkit's file plugin, not mirrored: the floor
 //	mirror-agent a source in flush mode with its target
-//	qemu         qemu-storage-daemon, blockdev-mirror with copy-mode=write-blocking
-//	             to a qemu-nbd on the same machine
+//	qemu         qemu-storage-daemon, blockdev-mirror with copy-mode=write-blocking to a qemu-nbd on the same machine
 //
-// Two loads: random writes of 4 KiB, 32 at a time; and the same with a flush
-// after every 32. Between two runs all servers have to be idle again, and the
-// CPU time that they need until then counts for the run before: a journal that
-// is applied later is not free. The result is a table of medians and of the
-// medians of the ratios within each turn; what is durable when a flush returns
-// differs and is printed with it.
+// Two loads: random writes of 4 KiB, 32 at a time; and the same with a flush after every 32. Between two runs all servers
+// have to be idle again, and the CPU time that they need until then counts for the run before: a journal that is applied
+// later is not free. What is durable when a flush returns differs and is printed with the table.
 //
-// Usage: go run ./scripts/bench -agent bin/mirror-agent [-rounds 5] [-seconds 3]
-// [-size 512] [-journal 256MiB] [-dir DIR]. Everything it starts it ends, by
+// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|mirror] [-rounds 5] [-seconds 3] [-size 512]
+// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-front-match REGEXP] [-dir DIR]. Everything it starts it ends, by
 // pid, also on Ctrl-C; its files are removed.
 package main

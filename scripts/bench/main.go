@@ -13,25 +13,43 @@ import (
 
 type options struct {
 	agent   string
+	only    string
 	rounds  int
 	seconds int
 	sizeMiB int
 	journal string
 	dir     string
+
+	frontRounds int
+	frontMatch  string
+	frontTime   time.Duration
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.agent, "agent", "bin/mirror-agent", "the binary")
+	flag.StringVar(&o.only, "only", "", "front: only the NBD server, nothing mirrored; mirror: only the mirror; default both")
 	flag.IntVar(&o.rounds, "rounds", 5, "turns; each runs every peer with every load once")
 	flag.IntVar(&o.seconds, "seconds", 3, "length of each run")
 	flag.IntVar(&o.sizeMiB, "size", 512, "device in MiB")
 	flag.StringVar(&o.journal, "journal", "256MiB", "journal of the agents")
 	flag.StringVar(&o.dir, "dir", ".", "where the files go: the disk that is measured")
+	flag.IntVar(&o.frontRounds, "front-rounds", 7, "turns of the NBD servers by themselves")
+	flag.StringVar(&o.frontMatch, "front-match", "", "only loads and servers like this `REGEXP`, matched with LOAD/TRANSPORT/SERVER")
+	flag.DurationVar(&o.frontTime, "front-time", time.Second, "length of each of their runs")
+	serve := flag.String("serve", "", "internal: be one of the servers that are measured")
 	flag.Parse()
+	if o.only != "" && o.only != "front" && o.only != "mirror" {
+		fmt.Fprintf(os.Stderr, "bench: -only %s: say front or mirror\n", o.only)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	do := func() error { return run(ctx, o) }
+	if *serve != "" {
+		do = func() error { return runServer(ctx, *serve, flag.Args()) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -63,6 +81,20 @@ func run(ctx context.Context, o options) (err error) {
 	if err := b.fill(); err != nil {
 		return err
 	}
+	if o.only != "mirror" {
+		if err := b.front(ctx); err != nil {
+			return err
+		}
+	}
+	if o.only == "front" {
+		return nil
+	}
+	return b.mirrored(ctx)
+}
+
+// mirrored measures the mirror beside what is not mirrored and beside qemu's.
+func (b *bench) mirrored(ctx context.Context) error {
+	o := b.o
 	peers := []*peer{{name: "nbdkit", flush: "this disk, not mirrored"}, {name: "mirror-agent", flush: "both disks"}, {name: "qemu", flush: "this disk; the other has it in memory"}}
 	start := []func(context.Context, *peer) error{b.startNbdkit, b.startAgents, b.startQemu}
 	for i, p := range peers {
