@@ -86,13 +86,17 @@ type job struct {
 	write      bool
 	random     bool
 	block      int
-	depth      int
+	depth      int // requests in flight
 	deviceSize int64
+
+	flushEvery int  // after so many writes, when all are answered, a FLUSH, and nothing before it is answered
+	fua        bool // every write has to be durable
+	reads      int  // of 100 requests so many are reads; with write set
 }
 
 // run keeps depth requests in flight until the time is up and all are answered, and returns how many were answered and how
 // long that took.
-func (c *client) run(j job, length time.Duration) (done int, took time.Duration, err error) {
+func (c *client) run(j job, length time.Duration) (requests int, took time.Duration, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	blocks := j.deviceSize / int64(j.block)
@@ -100,59 +104,88 @@ func (c *client) run(j job, length time.Duration) (done int, took time.Duration,
 	for i := range data {
 		data[i] = byte(rand.Uint32())
 	}
-	reply := replyBytes
-	if !j.write {
-		reply += j.block
-	}
 	next := int64(rand.N(blocks))
 	began := time.Now()
 	var out []byte
+	flushes, answered := 0, 0
 	for issued, over := 0, false; ; {
 		out = out[:0]
-		for !over && issued-done < j.depth {
+		for !over && issued-answered < j.depth && (j.flushEvery == 0 || issued < (flushes+1)*j.flushEvery) {
 			if j.random {
 				next = rand.N(blocks)
 			} else {
 				next = (next + 1) % blocks
 			}
-			out = appendRequest(out, j, uint64(issued), next*int64(j.block))
+			read := !j.write || j.reads > 0 && rand.IntN(100) < j.reads
+			out = c.appendRequest(out, j, read, uint64(issued), next*int64(j.block))
 			issued++
 			switch {
-			case j.write && j.block > len(c.buf)/4: // too large to gather
+			case read:
+			case j.block > len(c.buf)/4: // too large to gather
 				if err := c.send(out, data); err != nil {
-					return done, 0, err
+					return answered, 0, err
 				}
 				out = out[:0]
-			case j.write:
+			default:
 				out = append(out, data...)
 			}
 		}
+		if j.flushEvery > 0 && issued == answered && answered == (flushes+1)*j.flushEvery {
+			if err := c.flush(); err != nil {
+				return answered, 0, err
+			}
+			flushes++
+			continue
+		}
 		if err := c.send(out); err != nil {
-			return done, 0, err
+			return answered, 0, err
 		}
-		if done == issued {
-			return done, time.Since(began), nil
+		if answered == issued {
+			return answered, time.Since(began), nil
 		}
-		n, err := c.receive(reply)
+		n, err := c.receive(j.block)
 		if err != nil {
-			return done, 0, err
+			return answered, 0, err
 		}
-		done += n
+		answered += n
 		over = over || time.Since(began) > length
 	}
 }
 
-func appendRequest(p []byte, j job, cookie uint64, off int64) []byte {
-	command := uint16(protocol.TRANSMISSION_TYPE_REQUEST_READ)
-	if j.write {
-		command = protocol.TRANSMISSION_TYPE_REQUEST_WRITE
+// readCookie marks the cookies of reads: their replies carry data.
+const readCookie = 1 << 63
+
+const (
+	commandFlush = 3
+	flagFUA      = 1
+)
+
+func (c *client) appendRequest(p []byte, j job, read bool, cookie uint64, off int64) []byte {
+	command, flags := uint16(protocol.TRANSMISSION_TYPE_REQUEST_WRITE), uint16(0)
+	switch {
+	case read:
+		command, cookie = protocol.TRANSMISSION_TYPE_REQUEST_READ, cookie|readCookie
+	case j.fua:
+		flags = flagFUA
 	}
+	return appendHeader(p, flags, command, cookie, off, j.block)
+}
+
+func appendHeader(p []byte, flags, command uint16, cookie uint64, off int64, length int) []byte {
 	p = binary.BigEndian.AppendUint32(p, protocol.TRANSMISSION_MAGIC_REQUEST)
-	p = binary.BigEndian.AppendUint16(p, 0)
+	p = binary.BigEndian.AppendUint16(p, flags)
 	p = binary.BigEndian.AppendUint16(p, command)
 	p = binary.BigEndian.AppendUint64(p, cookie)
 	p = binary.BigEndian.AppendUint64(p, uint64(off))
-	return binary.BigEndian.AppendUint32(p, uint32(j.block))
+	return binary.BigEndian.AppendUint32(p, uint32(length))
+}
+
+func (c *client) flush() error {
+	if err := c.send(appendHeader(nil, 0, commandFlush, 0, 0, 0)); err != nil {
+		return err
+	}
+	_, err := c.receive(0)
+	return err
 }
 
 func (c *client) send(ps ...[]byte) error {
@@ -176,11 +209,8 @@ func (c *client) send(ps ...[]byte) error {
 	return nil
 }
 
-// receive waits for at least one reply of the given size and returns how many were there.
-func (c *client) receive(size int) (n int, err error) {
-	if size > len(c.buf)/4 {
-		return 1, c.receiveLarge(size)
-	}
+// receive waits for at least one reply and returns how many were there. Those to reads carry block bytes.
+func (c *client) receive(block int) (n int, err error) {
 	for n == 0 {
 		if len(c.in) > 0 {
 			c.in = c.buf[:copy(c.buf, c.in)]
@@ -192,28 +222,34 @@ func (c *client) receive(size int) (n int, err error) {
 			return 0, err
 		}
 		c.in = c.buf[:len(c.in)+got]
-		for ; len(c.in) >= size; n++ {
-			if err := checkReply(c.in); err != nil {
+		for len(c.in) >= replyBytes {
+			size, err := replySize(c.in, block)
+			if err != nil {
 				return n, err
 			}
-			c.in = c.in[size:]
+			if size > len(c.buf) { // it comes alone: throw away what is still to come
+				if err := c.discard(size - len(c.in)); err != nil {
+					return n, err
+				}
+				c.in = nil
+				return n + 1, nil
+			}
+			if len(c.in) < size {
+				break
+			}
+			c.in, n = c.in[size:], n+1
 		}
 	}
 	return n, nil
 }
 
-func (c *client) receiveLarge(size int) error {
-	for got := 0; got < size; {
-		n, err := c.read(c.buf[:min(len(c.buf), size-got)])
+func (c *client) discard(n int) error {
+	for n > 0 {
+		got, err := c.read(c.buf[:min(len(c.buf), n)])
 		if err != nil {
 			return err
 		}
-		if got == 0 { // the first piece of a large reply is never shorter than its header
-			if err := checkReply(c.buf[:n]); err != nil {
-				return err
-			}
-		}
-		got += n
+		n -= got
 	}
 	return nil
 }
@@ -231,12 +267,16 @@ func (c *client) read(p []byte) (int, error) {
 	}
 }
 
-func checkReply(p []byte) error {
-	if len(p) < replyBytes || binary.BigEndian.Uint32(p) != protocol.TRANSMISSION_MAGIC_REPLY {
-		return fmt.Errorf("not a simple reply: %x", p[:min(len(p), replyBytes)])
+// replySize is the size of the reply that p begins with.
+func replySize(p []byte, block int) (int, error) {
+	if binary.BigEndian.Uint32(p) != protocol.TRANSMISSION_MAGIC_REPLY {
+		return 0, fmt.Errorf("not a simple reply: %x", p[:replyBytes])
 	}
 	if e := binary.BigEndian.Uint32(p[4:]); e != 0 {
-		return fmt.Errorf("error %d from the server", e)
+		return 0, fmt.Errorf("error %d from the server", e)
 	}
-	return nil
+	if binary.BigEndian.Uint64(p[8:])&readCookie != 0 {
+		return replyBytes + block, nil
+	}
+	return replyBytes, nil
 }

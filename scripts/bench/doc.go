@@ -12,6 +12,8 @@
 // measured, and sends requests together that are due at the same time. fio's engine needs as much time for a request as a
 // fast server does, and refuses go-nbd.
 //
+// Log and volume (-only volume): a source without a target beside nbdkit's file plugin, which writes in place; the same client.
+//
 // The mirror (-only mirror), with fio's nbd engine:
 //
 //	nbdkit       nbdkit's file plugin, not mirrored: the floor
@@ -22,7 +24,7 @@
 // have to be idle again, and the CPU time that they need until then counts for the run before: a journal that is applied
 // later is not free. What is durable when a flush returns differs and is printed with the table.
 //
-// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|mirror] [-rounds 5] [-seconds 3] [-size 512]
-// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-front-match REGEXP] [-dir DIR]. Everything it starts it ends, by
+// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror] [-rounds 5] [-seconds 3] [-size 512]
+// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-match REGEXP] [-dir DIR]. Everything it starts it ends, by
 // pid, also on Ctrl-C; its files are removed.
 package main

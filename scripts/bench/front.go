@@ -12,6 +12,7 @@ import (
 
 	"github.com/pojntfx/go-nbd/pkg/backend"
 	"github.com/pojntfx/go-nbd/pkg/server"
+	"golang.org/x/sys/unix"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/blockdev/nbd"
@@ -35,12 +36,12 @@ var transports = []struct {
 func (b *bench) frontJobs() []job {
 	size := int64(b.o.sizeMiB) << 20
 	return []job{
-		{"4 KiB random write, depth 1", true, true, 4 << 10, 1, size},
-		{"4 KiB random read, depth 1", false, true, 4 << 10, 1, size},
-		{"4 KiB random write, depth 32", true, true, 4 << 10, 32, size},
-		{"4 KiB random read, depth 32", false, true, 4 << 10, 32, size},
-		{"1 MiB sequential write, depth 8", true, false, 1 << 20, 8, size},
-		{"1 MiB sequential read, depth 8", false, false, 1 << 20, 8, size},
+		{name: "4 KiB random write, depth 1", write: true, random: true, block: 4 << 10, depth: 1, deviceSize: size},
+		{name: "4 KiB random read, depth 1", random: true, block: 4 << 10, depth: 1, deviceSize: size},
+		{name: "4 KiB random write, depth 32", write: true, random: true, block: 4 << 10, depth: 32, deviceSize: size},
+		{name: "4 KiB random read, depth 32", random: true, block: 4 << 10, depth: 32, deviceSize: size},
+		{name: "1 MiB sequential write, depth 8", write: true, block: 1 << 20, depth: 8, deviceSize: size},
+		{name: "1 MiB sequential read, depth 8", block: 1 << 20, depth: 8, deviceSize: size},
 	}
 }
 
@@ -53,7 +54,7 @@ func (b *bench) front(ctx context.Context) error {
 	}
 	wanted, err := regexp.Compile(b.o.frontMatch)
 	if err != nil {
-		return fmt.Errorf("-front-match: %w", err)
+		return fmt.Errorf("-match: %w", err)
 	}
 	type key struct{ load, transport, server string }
 	results := map[key][]result{}
@@ -130,20 +131,12 @@ func (b *bench) measureFront(ctx context.Context, s *frontServer, network, addre
 		return r, err
 	}
 	r = result{iops: float64(n) / took.Seconds(), cpu: float64(after-before) / ticksPerSecond / float64(n) * 1000}
-	if j.write {
-		err = syncFile(b.file("noise"))
-	}
-	return r, err
+	syncAll()
+	return r, nil
 }
 
-func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
-}
+// syncAll has the disks idle before the next run.
+func syncAll() { unix.Sync() }
 
 // startFront starts every server, all on the same file.
 func (b *bench) startFront(ctx context.Context) ([]*frontServer, error) {

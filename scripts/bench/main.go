@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -23,24 +24,31 @@ type options struct {
 	frontRounds int
 	frontMatch  string
 	frontTime   time.Duration
+
+	volumeRounds int
+	volumeTime   time.Duration
+	journalDir   string
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.agent, "agent", "bin/mirror-agent", "the binary")
-	flag.StringVar(&o.only, "only", "", "front: only the NBD server, nothing mirrored; mirror: only the mirror; default both")
+	flag.StringVar(&o.only, "only", "", "front: the NBD server; volume: log and volume, not mirrored; mirror: the mirror; default all")
 	flag.IntVar(&o.rounds, "rounds", 5, "turns; each runs every peer with every load once")
 	flag.IntVar(&o.seconds, "seconds", 3, "length of each run")
 	flag.IntVar(&o.sizeMiB, "size", 512, "device in MiB")
 	flag.StringVar(&o.journal, "journal", "256MiB", "journal of the agents")
 	flag.StringVar(&o.dir, "dir", ".", "where the files go: the disk that is measured")
 	flag.IntVar(&o.frontRounds, "front-rounds", 7, "turns of the NBD servers by themselves")
-	flag.StringVar(&o.frontMatch, "front-match", "", "only loads and servers like this `REGEXP`, matched with LOAD/TRANSPORT/SERVER")
+	flag.StringVar(&o.frontMatch, "match", "", "front and volume: only what is like this `REGEXP`, matched with LOAD/TRANSPORT/SERVER or LOAD/SERVER")
 	flag.DurationVar(&o.frontTime, "front-time", time.Second, "length of each of their runs")
+	flag.IntVar(&o.volumeRounds, "volume-rounds", 5, "turns of log and volume")
+	flag.DurationVar(&o.volumeTime, "volume-time", 3*time.Second, "length of each of their runs")
+	flag.StringVar(&o.journalDir, "journal-dir", "", "where the log of log and volume goes (default -dir)")
 	serve := flag.String("serve", "", "internal: be one of the servers that are measured")
 	flag.Parse()
-	if o.only != "" && o.only != "front" && o.only != "mirror" {
-		fmt.Fprintf(os.Stderr, "bench: -only %s: say front or mirror\n", o.only)
+	if !slices.Contains([]string{"", "front", "volume", "mirror"}, o.only) {
+		fmt.Fprintf(os.Stderr, "bench: -only %s: say front, volume or mirror\n", o.only)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -81,15 +89,17 @@ func run(ctx context.Context, o options) (err error) {
 	if err := b.fill(); err != nil {
 		return err
 	}
-	if o.only != "mirror" {
-		if err := b.front(ctx); err != nil {
-			return err
+	for _, section := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"front", b.front}, {"volume", b.volume}, {"mirror", b.mirrored}} {
+		if o.only == "" || o.only == section.name {
+			if err := section.run(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	if o.only == "front" {
-		return nil
-	}
-	return b.mirrored(ctx)
+	return nil
 }
 
 // mirrored measures the mirror beside what is not mirrored and beside qemu's.
