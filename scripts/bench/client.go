@@ -90,6 +90,7 @@ type job struct {
 	deviceSize int64
 
 	flushEvery int  // after so many writes, when all are answered, a FLUSH, and nothing before it is answered
+	once       bool // every block of the device once, in order, and a FLUSH at the end, inside the measured time
 	fua        bool // every write has to be durable
 	reads      int  // of 100 requests so many are reads; with write set
 }
@@ -105,12 +106,15 @@ func (c *client) run(j job, length time.Duration) (requests int, took time.Durat
 		data[i] = byte(rand.Uint32())
 	}
 	next := int64(rand.N(blocks))
+	if j.once {
+		next = -1
+	}
 	began := time.Now()
 	var out []byte
 	flushes, answered := 0, 0
 	for issued, over := 0, false; ; {
 		out = out[:0]
-		for !over && issued-answered < j.depth && (j.flushEvery == 0 || issued < (flushes+1)*j.flushEvery) {
+		for !over && issued-answered < j.depth && (!j.once || int64(issued) < blocks) && (j.flushEvery == 0 || issued < (flushes+1)*j.flushEvery) {
 			if j.random {
 				next = rand.N(blocks)
 			} else {
@@ -141,6 +145,11 @@ func (c *client) run(j job, length time.Duration) (requests int, took time.Durat
 			return answered, 0, err
 		}
 		if answered == issued {
+			if j.once {
+				if err := c.flush(); err != nil {
+					return answered, 0, err
+				}
+			}
 			return answered, time.Since(began), nil
 		}
 		n, err := c.receive(j.block)
@@ -149,6 +158,9 @@ func (c *client) run(j job, length time.Duration) (requests int, took time.Durat
 		}
 		answered += n
 		over = over || time.Since(began) > length
+		if j.once {
+			over = int64(issued) == blocks
+		}
 	}
 }
 

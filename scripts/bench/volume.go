@@ -15,7 +15,7 @@ import (
 type volumeLoad struct {
 	job
 	clients int
-	bar     float64 // × nbdkit
+	bar     float64 // what is aimed at, × nbdkit; 0: nothing
 }
 
 func (b *bench) volumeLoads() []volumeLoad {
@@ -40,7 +40,9 @@ func (b *bench) volumeLoads() []volumeLoad {
 	plain := random
 	plain.name, plain.depth = "4 KiB random write, no flush, depth 32", 32
 	sequential := job{name: "1 MiB sequential write, depth 8", write: true, block: 1 << 20, depth: 8, deviceSize: size}
-	return append(loads, volumeLoad{mixed, 1, 0.9}, volumeLoad{plain, 1, 0}, volumeLoad{sequential, 1, 0.45})
+	flushed := sequential
+	flushed.name, flushed.once = "1 MiB sequential write, the device once and a flush", true
+	return append(loads, volumeLoad{mixed, 1, 0.9}, volumeLoad{plain, 1, 0}, volumeLoad{flushed, 1, 0.45}, volumeLoad{sequential, 1, 0})
 }
 
 // volume measures the agent with its log, but nothing mirrored, beside nbdkit that writes in place. Before anything is
@@ -85,8 +87,15 @@ func (b *bench) volume(ctx context.Context) error {
 	fmt.Fprintln(w, "load\tmirror-agent, requests/s\tnbdkit\tratio\tbar\tCPU µs each\tnbdkit's")
 	for _, l := range loads {
 		ours, theirs := agent.results[l.name], kit.results[l.name]
+		if len(ours)+len(theirs) == 0 {
+			continue
+		}
+		bar := "-"
+		if l.bar > 0 {
+			bar = fmt.Sprintf("%.2f", l.bar)
+		}
 		rate, cpu := func(r result) float64 { return r.iops }, func(r result) float64 { return r.cpu * 1000 }
-		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%.2f\t%.1f\t%.1f\n", l.name, median(ours, rate), median(theirs, rate), ratio(ours, theirs), l.bar, median(ours, cpu), median(theirs, cpu))
+		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%s\t%.1f\t%.1f\n", l.name, median(ours, rate), median(theirs, rate), ratio(ours, theirs), bar, median(ours, cpu), median(theirs, cpu))
 	}
 	w.Flush()
 	fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
