@@ -43,6 +43,37 @@ func TestKillSource(t *testing.T) {
 	m.stopLevel("target")
 }
 
+// TestTermSource ends the source by SIGTERM in the middle of writes and flushes: a
+// client with simple replies, as Linux is one, sees its connection end and no error;
+// every answered write is there when the source is back.
+func TestTermSource(t *testing.T) {
+	m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "5s"}})
+	m.start()
+	r := newRand(t)
+	l := newLedger(baseSeed, m.size)
+	c := m.source.dial(startLimit)
+	for round := range rounds(t, 10) {
+		ld := l.startLoad(c, r, 1+r.IntN(16), []int{1, 8, 50}[r.IntN(3)])
+		ld.untilAnswered(t, int64(1+r.IntN(400)))
+		m.source.stop()
+		if err := ld.join(); err != nil {
+			t.Fatalf("round %d: a client was told of the end: %v", round, err)
+		}
+		m.source.start()
+		c = m.source.dial(startLimit)
+		if err := l.verify(c.read, allAcked); err != nil {
+			t.Fatalf("round %d: after the restart: %v", round, err)
+		}
+		if err := l.settle(c.read); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.close()
+	issued, acked := l.counts()
+	t.Logf("%d writes sent, %d answered", issued, acked)
+	m.stopLevel("target")
+}
+
 // TestKillTarget kills the target while the source is written to: the
 // application notices nothing but time, and the target catches up.
 func TestKillTarget(t *testing.T) {

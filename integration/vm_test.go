@@ -35,11 +35,11 @@ var prepareVM = sync.OnceValues(func() (missing string, err error) {
 })
 
 // runGuest boots Debian's kernel with our binary and runs a script of
-// scripts/vm in it, on a mirror's export served by TCP. onLine is told each line
+// scripts/vm in it, which gets the export of uri. onLine is told each line
 // of the console. It returns the console.
-func runGuest(t *testing.T, m *testMirror, script string, onLine func(line string)) string {
+func runGuest(t *testing.T, uri, script string, onLine func(line string)) string {
 	t.Helper()
-	cmd := exec.Command(bootScript, fmt.Sprintf("nbd://%s/%s", m.source.nbd, mirrorName), filepath.Join("../scripts/vm", script))
+	cmd := exec.Command(bootScript, uri, filepath.Join("../scripts/vm", script))
 	cmd.Env = append(cmd.Environ(), "FILES="+program(t), fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
 	// A process group of its own: when the test ends early, QEMU ends with the script.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -80,8 +80,7 @@ func tailText(s string, n int) string {
 	return s
 }
 
-// vmMirror is a mirror that a guest can reach.
-func vmMirror(t *testing.T, lay layout) *testMirror {
+func needVM(t *testing.T) {
 	t.Helper()
 	missing, err := prepareVM()
 	if err != nil {
@@ -90,12 +89,18 @@ func vmMirror(t *testing.T, lay layout) *testMirror {
 	if missing != "" {
 		t.Skip("needs a virtual machine: " + missing)
 	}
+}
+
+// vmMirror is a mirror that a guest can reach.
+func vmMirror(t *testing.T, lay layout) (m *testMirror, uri string) {
+	t.Helper()
+	needVM(t)
 	address := freePort(t, "127.0.0.1")
 	lay.sourceArgs = append(lay.sourceArgs, "--nbd", address)
-	m := newMirror(t, lay)
+	m = newMirror(t, lay)
 	m.source.nbd = address
 	m.start()
-	return m
+	return m, fmt.Sprintf("nbd://%s/%s", address, mirrorName)
 }
 
 // passed checks that the guest said of each part that it went well.
@@ -112,8 +117,8 @@ func passed(t *testing.T, console string, parts ...string) {
 // does not miss anything that its filesystems want; what they wrote is on the
 // target as well.
 func TestKernelFilesystems(t *testing.T) {
-	m := vmMirror(t, layout{size: 320 << 20, insecure: true})
-	console := runGuest(t, m, "guest-filesystems.sh", func(string) {})
+	m, uri := vmMirror(t, layout{size: 320 << 20, insecure: true})
+	console := runGuest(t, uri, "guest-filesystems.sh", func(string) {})
 	passed(t, console, "ext4", "xfs", "btrfs", "nbd-client")
 	for _, want := range []string{
 		"/dev/nbd0: attached to " + mirrorName, "320 MiB, 4 connections", "write back", "queue/fua 1", "backend mirror-agent:",
@@ -130,28 +135,55 @@ func TestKernelFilesystems(t *testing.T) {
 	tool(t, "fsck.ext4", "-fn", m.target.device) // the last filesystem, on the other side
 }
 
-// TestKernelRestart: the agent is killed while the guest writes, twice. Writers
-// and fsync wait; no filesystem sees an error; nothing is lost.
+// TestKernelRestart: the agent goes away while the guest writes, killed twice and
+// ended by SIGTERM once. Writers and fsync wait; no filesystem sees an error;
+// nothing is lost.
 func TestKernelRestart(t *testing.T) {
-	m := vmMirror(t, layout{size: 256 << 20, insecure: true})
-	kills := 0
-	console := runGuest(t, m, "guest-restart.sh", func(line string) {
-		switch strings.TrimSpace(line) {
+	m, uri := vmMirror(t, layout{size: 256 << 20, insecure: true})
+	ends := map[string]int{}
+	attached := func() {
+		if n := m.source.mustStatus().NBD.Connections; n != 4 {
+			t.Errorf("%d connections before the end, 4 are attached", n)
+		}
+	}
+	console := runGuest(t, uri, "guest-restart.sh", func(line string) {
+		switch order := strings.TrimSpace(line); order {
 		case "HOST: kill":
-			if n := m.source.mustStatus().NBD.Connections; n != 4 {
-				t.Errorf("%d connections before the kill, 4 are attached", n)
-			}
+			attached()
 			m.source.kill()
-			kills++
+			ends[order]++
+		case "HOST: term":
+			attached()
+			m.source.stop()
+			ends[order]++
 		case "HOST: start":
 			m.source.start()
 		}
 	})
-	passed(t, console, "restart 1", "restart 2", "fsck")
-	checkEqual(t, "kills", kills, 2)
-	if n := strings.Count(console, "links renewed"); n < 2 {
+	passed(t, console, "restart 1 (kill)", "restart 2 (kill)", "restart 3 (term)", "fsck")
+	checkEqual(t, "kills", ends["HOST: kill"], 2)
+	checkEqual(t, "clean ends", ends["HOST: term"], 1)
+	if n := strings.Count(console, "links renewed"); n < 3 {
 		t.Errorf("links were renewed %d times\n%s", n, tailText(console, 8<<10))
 	}
 	m.stopLevel("target")
 	tool(t, "fsck.ext4", "-fn", m.target.device)
+}
+
+// TestKernelLocal: an agent in the guest, attached over a unix socket and found by
+// name and by its control socket. It is ended by SIGTERM under a mounted filesystem
+// and serves elsewhere after it; in the end it stays away for too long.
+func TestKernelLocal(t *testing.T) {
+	needVM(t)
+	console := runGuest(t, "nbd://127.0.0.1:1/none", "guest-local.sh", func(string) {})
+	passed(t, console, "local", "expired")
+	for _, want := range []string{
+		"/dev/nbd0: attached to small at unix:/run/small.nbd, 48 MiB, 4 connections",
+		"/dev/nbd0: attached to small at 127.0.0.1:10810, 48 MiB, 4 connections",
+		"I/O error, dev nbd0", // of the time that was too long
+	} {
+		if !strings.Contains(console, want) {
+			t.Errorf("the guest never said %q\n%s", want, tailText(console, 8<<10))
+		}
+	}
 }

@@ -247,10 +247,10 @@ func (a *Agent) Close() error {
 	p := a.promise
 	a.mu.Unlock()
 	a.stopTasks()
+	a.front.Abort() // before what waits for the promise gets its error: no client is to see that
 	if p != nil {
 		p.close()
 	}
-	a.front.Abort()
 	a.stopSender()
 	err := a.transport.close()
 	a.closeInbound()

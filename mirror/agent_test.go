@@ -20,6 +20,7 @@ type fakeFront struct {
 	mu      sync.Mutex // guards all below
 	dev     blockdev.Device
 	opening func() error // called in Open
+	ending  func()       // called in Close and Abort
 }
 
 func (f *fakeFront) Open(dev blockdev.Device, _, address string) (string, error) {
@@ -41,6 +42,12 @@ func (f *fakeFront) Close(context.Context) error { f.Abort(); return nil }
 
 func (f *fakeFront) Abort() {
 	f.mu.Lock()
+	ending := f.ending
+	f.mu.Unlock()
+	if ending != nil {
+		ending()
+	}
+	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dev = nil
 }
@@ -57,6 +64,12 @@ func (f *fakeFront) setOpening(o func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.opening = o
+}
+
+func (f *fakeFront) setEnding(e func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ending = e
 }
 
 // agentNode is one agent over the real data port, started and ended at will.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -49,8 +50,8 @@ type AttachOptions struct {
 	// several connections, on another one, and the silent one is given up. So it is how long requests that were under way
 	// when the server died stay away at least. 0 is the kernel's own 30 s. The kernel counts whole seconds.
 	Timeout time.Duration
-	// DeadConnTimeout is how long requests wait for a new link when all are dead, before they fail; then the device is
-	// dead for good. 0 fails them at once. The kernel counts whole seconds.
+	// DeadConnTimeout is how long requests wait for a new link when all are dead, before they fail; from then on all fail at
+	// once, until there are new links. 0 fails them at once. The kernel counts whole seconds.
 	DeadConnTimeout time.Duration
 	// Identifier names what is behind the device, for the kernel and for a later Attach: only who names the same takes the
 	// device over. Required.
@@ -253,7 +254,7 @@ func (a *Attachment) hear(died chan<- struct{}) {
 	failed := 0
 	for {
 		messages, _, err := a.deaths.Receive()
-		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EBADF) { // the latter is what a real one says
 			return
 		}
 		hit := err != nil // messages were lost: look what is dead
@@ -300,7 +301,7 @@ func (a *Attachment) repair(ctx context.Context, died <-chan struct{}) error {
 			o.Log.Info().Int("device", o.Index).Str("after", away.Round(time.Millisecond).String()).Msg("links renewed")
 			if away > o.DeadConnTimeout {
 				o.Log.Warn().Int("device", o.Index).Str("dead_conn_timeout", o.DeadConnTimeout.String()).
-					Msg("requests that waited longer than that have failed; when the device still fails, unmount, detach and attach it")
+					Msg("requests that waited longer than that have failed; a filesystem that saw it wants to be unmounted, checked and mounted again")
 			}
 			return nil
 		}

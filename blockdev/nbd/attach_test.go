@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
+	"github.com/rs/zerolog"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/blockdev/nbd/kerneltest"
@@ -89,6 +90,15 @@ func (r *restartable) kill() {
 	r.server.Wait()
 	<-r.running
 	r.server = nil
+}
+
+// shutdown ends the server as a clean end of its process does.
+func (r *restartable) shutdown() {
+	r.t.Helper()
+	if err := r.server.Shutdown(context.Background()); err != nil {
+		r.t.Error("shutdown:", err)
+	}
+	r.kill()
 }
 
 func newRestartable(t *testing.T, e Export) *restartable {
@@ -191,40 +201,66 @@ func TestAttachSaysWhatWasNegotiated(t *testing.T) {
 	}
 }
 
-// A filesystem's view of a server that is killed and comes back: every request waits and succeeds.
+// A filesystem's view of a server that ends and comes back: every request waits and succeeds.
 func TestWritesWaitForTheServer(t *testing.T) {
+	for name, end := range map[string]func(*restartable){"killed": (*restartable).kill, "shut down": (*restartable).shutdown} {
+		t.Run(name, func(t *testing.T) { writesWait(t, end) })
+	}
+}
+
+// writing writes without end in several goroutines; what stops it flushes and returns what went wrong.
+func writing(fake *kerneltest.Kernel) (wrote chan error, stop func()) {
+	const writers = 8
+	done, stopped, wrote := make(chan error, writers), make(chan struct{}), make(chan error, 1)
+	write := func(w int) error {
+		for i := 0; ; i++ {
+			select {
+			case <-stopped:
+				return fake.Flush(3)
+			default:
+			}
+			if err := fake.Write(3, pattern(4096, byte(i)), int64(w*16+i%16)*4096); err != nil {
+				return fmt.Errorf("write %d: %w", i, err)
+			}
+		}
+	}
+	for w := range writers {
+		go func() { done <- write(w) }()
+	}
+	go func() {
+		var err error
+		for range writers {
+			if e := <-done; err == nil {
+				err = e
+			}
+		}
+		wrote <- err
+	}()
+	return wrote, sync.OnceFunc(func() { close(stopped) })
+}
+
+func writesWait(t *testing.T, end func(*restartable)) {
 	mem := blockdev.NewMemory(mib, nil)
 	r := newRestartable(t, Export{Name: "vol0", Device: mem, MultiConn: true})
 	fake, k := fakeKernel(t)
-	a, err := Attach(t.Context(), k, r.options(4))
+	var log bytes.Buffer // written by the watch until it has ended
+	o := r.options(4)
+	o.Log = zerolog.New(&log).Level(zerolog.ErrorLevel)
+	a, err := Attach(t.Context(), k, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := watch(t, a)
 	for round := range 3 {
-		wrote := make(chan error, 1)
-		stop := make(chan struct{})
-		go func() {
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					wrote <- fake.Flush(3)
-					return
-				default:
-				}
-				if err := fake.Write(3, pattern(4096, byte(i)), int64(i%16)*4096); err != nil {
-					wrote <- fmt.Errorf("write %d: %w", i, err)
-					return
-				}
-			}
-		}()
+		wrote, stop := writing(fake)
+		defer stop()
 		before := r.server.Stats().Writes
 		until(t, "writes arrive", func() bool { return r.server.Stats().Writes > before+20 })
-		r.kill()
+		end(r)
 		until(t, "all links are dead", func() bool { return fake.LiveLinks(3) == 0 })
 		select {
 		case err := <-wrote:
-			t.Fatalf("round %d: the writer did not wait: %v", round, err)
+			t.Fatalf("round %d: the writers did not wait: %v", round, err)
 		case err := <-ended:
 			t.Fatalf("round %d: the watch ended: %v", round, err)
 		case <-time.After(3 * redialFirst): // some dials are refused
@@ -232,7 +268,7 @@ func TestWritesWaitForTheServer(t *testing.T) {
 		r.start()
 		until(t, "the links are back", func() bool { return fake.LiveLinks(3) == 4 })
 		until(t, "writes go on", func() bool { return r.server.Stats().Writes > 20 })
-		close(stop)
+		stop()
 		if err := <-wrote; err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -245,6 +281,9 @@ func TestWritesWaitForTheServer(t *testing.T) {
 	case err := <-ended:
 		if !errors.Is(err, ErrDetached) {
 			t.Errorf("the watch ended with %v", err)
+		}
+		if log.Len() > 0 {
+			t.Errorf("the watch complained: %s", log.String())
 		}
 	case <-time.After(2 * patience):
 		t.Error("the watch did not see that the device was detached")
@@ -321,7 +360,8 @@ func TestTakingOver(t *testing.T) {
 	}
 }
 
-func TestDeadForGood(t *testing.T) {
+// A server that stays away for too long: requests fail, until it is back.
+func TestAwayForTooLong(t *testing.T) {
 	r := newRestartable(t, Export{Device: blockdev.NewMemory(mib, nil)})
 	fake, k := fakeKernel(t)
 	o := r.options(1)
@@ -330,12 +370,16 @@ func TestDeadForGood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close()
+	watch(t, a)
 	r.kill()
 	if err := fake.Write(3, []byte("x"), 0); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a write without a timeout: %v", err)
 	}
 	r.start()
+	until(t, "the link is back", func() bool { return fake.LiveLinks(3) == 1 })
+	if err := fake.Write(3, []byte("x"), 0); err != nil {
+		t.Errorf("a write after it is back: %v", err)
+	}
 }
 
 func TestAttachRefused(t *testing.T) {

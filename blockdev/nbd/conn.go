@@ -117,10 +117,12 @@ func (c *conn) close() {
 	c.s.remove(c)
 }
 
-// end is how the leader leaves when the connection is over. After a DISC what is outstanding is answered first.
+// end is how the leader leaves when the connection is over. After a DISC, and when a client leaves that is not told of the
+// server's end, what is outstanding is answered first.
 func (c *conn) end(w *work) {
-	disconnected := w.stop == disconnect
-	if !disconnected {
+	mute := c.mute()
+	answers := w.stop == disconnect || mute
+	if !answers {
 		if c.s.draining.Load() {
 			c.goodbye()
 		}
@@ -132,8 +134,11 @@ func (c *conn) end(w *work) {
 		c.gone.Wait()
 	}
 	c.mu.Unlock()
-	if disconnected {
+	if answers {
 		c.goodbye()
+	}
+	if mute {
+		c.hangUp()
 	}
 	c.close()
 }
@@ -158,11 +163,8 @@ func (c *conn) send(p []byte) {
 	}
 }
 
-// shutdownGrace is how long a connection without work stays open for requests that are on their way, to be told
-// ESHUTDOWN.
-const shutdownGrace = 50 * time.Millisecond
-
-// read reads from the socket. While the server drains it returns a timeout only when the connection is over.
+// read reads from the socket. While the server drains it returns a timeout only when the connection is over: for a client
+// that is not told of it at once.
 func (c *conn) read(p []byte) (int, error) {
 	for {
 		away := time.Since(c.lastRead)
@@ -176,7 +178,7 @@ func (c *conn) read(p []byte) (int, error) {
 			}
 			return n, nil
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || !c.s.draining.Load() {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !c.s.draining.Load() || !c.export.structured {
 			return n, err
 		}
 		if !c.grace.IsZero() {

@@ -5,7 +5,7 @@
 //	Export      a device under a name
 //	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation; starttls
 //	reply       the format of replies; ask: requests that change nothing; extent: what is data and what a hole
-//	conn        one connection in transmission; work: the buffers and requests of one of its goroutines
+//	conn        one connection in transmission; work: the buffers and requests of one of its goroutines; drain: its end
 //	memory      the buffers of all connections, bounded
 //	Attach      the other side: an export as /dev/nbdN of the kernel, see attach.go; Kernel: its driver by netlink
 //
@@ -44,13 +44,16 @@
 //     A refused write's payload is read and thrown away, then the error is sent. A wrong magic number ends the connection.
 //   - Errors: EPERM changes of a read-only export; EINVAL unknown commands and flags, misaligned or too large requests, reads and
 //     trims outside; ENOSPC writes and zeroes outside, no space; EOVERFLOW structured reads beyond the maximum; ENOTSUP a
-//     FAST_ZERO that would not be fast; ESHUTDOWN while the server drains; EIO the rest. Structured replies say it in words, and
+//     FAST_ZERO that would not be fast; ESHUTDOWN while the server drains, see below; EIO the rest. Structured replies say it in words, and
 //     where a read failed.
 //   - An extent is called a hole, which reads as zeroes, when the device says so (blockdev.DataFinder); everything else is data. A reply has
 //     a bounded number of extents; the client asks again for the rest.
 //   - With Options.TLSRequired nothing but STARTTLS and ABORT is answered in the clear, and what was negotiated before TLS is
 //     forgotten. The handshake reads no byte ahead, so nothing said in the clear is ever taken for said by TLS.
-//   - While it drains the server finishes what the device has, answers everything else with ESHUTDOWN and closes.
+//   - While it drains the server finishes and answers what the device has, FLUSH and FUA after their Sync, and closes. Everything else is
+//     answered ESHUTDOWN where structured replies were negotiated. Where not, it is neither answered nor ever given to the device: the
+//     client may be Linux, which takes every error for an I/O error and sends again elsewhere what had no answer. So for a device
+//     of the kernel that gets new connections (Attach) the end of a server is a pause. Nor does Close tell it anything.
 //
 // # What was tried and is not here
 //

@@ -19,6 +19,7 @@ const (
 	broken           // wrong magic
 	hungup           // end of the stream or an error
 	largeNext        // a write that does not fit into the buffer comes next
+	drained          // the server drains and the client is not told
 )
 
 // lead reads and runs requests as long as w is the leader; then it answers what it has and leaves.
@@ -109,6 +110,10 @@ func (c *conn) parse(w *work) {
 func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 	errno := c.export.refusal(h, c.s.options.MaxPayloadBytes)
 	if c.s.draining.Load() {
+		if !c.export.structured {
+			w.stop = drained
+			return false
+		}
 		errno = errnoShutdown
 	}
 	write := h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE
@@ -272,6 +277,9 @@ func (c *conn) readPayload(p []byte) error {
 		return nil
 	}
 	c.socket.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	if c.mute() { // a kick may have come before
+		c.kick()
+	}
 	for len(p) > 0 {
 		n, err := c.read(p)
 		p = p[n:]

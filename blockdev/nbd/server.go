@@ -70,7 +70,7 @@ type Server struct {
 	count   counters
 	memory  *memory
 
-	draining atomic.Bool // later requests get ESHUTDOWN; set once
+	draining atomic.Bool // later requests get ESHUTDOWN or nothing, see drain.go; set once
 	watching atomic.Bool // the monitor runs
 
 	mu        sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
@@ -197,8 +197,9 @@ func (s *Server) finishIdle() {
 	}
 }
 
-// Shutdown stops accepting, lets the requests run that the server has, answers later ones with ESHUTDOWN and closes each
-// connection when it has nothing more to do. When ctx is done first it ends like Close and returns the error of ctx.
+// Shutdown stops accepting, lets the requests run that the device has, answers later ones with ESHUTDOWN, or to simple
+// replies not at all, and closes each connection when it has nothing more to do. When ctx is done first it ends like Close
+// and returns the error of ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)

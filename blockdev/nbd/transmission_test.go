@@ -3,10 +3,8 @@ package nbd
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -402,57 +400,6 @@ func deadConnection(t *testing.T, early int) {
 	if d.ReadAt(late[:], 4096); late[0] != 0 {
 		t.Fatal("a write of a dead connection was applied")
 	}
-}
-
-func TestShutdown(t *testing.T) {
-	d, entered, leave := gate(blockdev.NewMemory(mib, nil), blockdev.OpWrite, blockdev.Rule{Times: 1})
-	s, path := start(t, Options{}, Export{Device: d})
-	c, idle := connect(t, path), connect(t, path)
-	idle.alive()
-	c.put(request(cmdWrite, 0, 1, 0, 512, make([]byte, 512)))
-	<-entered
-	done := make(chan error)
-	go func() { done <- s.Shutdown(context.Background()) }()
-	idle.ended()
-	c.put(request(cmdRead, 0, 2, 0, 512), request(cmdWrite, 0, 3, 0, 4, []byte("late")), request(cmdFlush, 0, 4, 0, 0))
-	for cookie := uint64(2); cookie <= 4; cookie++ {
-		c.expect(108, cookie)
-	}
-	select {
-	case err := <-done:
-		t.Fatal("Shutdown did not wait for a request in flight:", err)
-	default:
-	}
-	// And it goes on so for as long as the request takes.
-	for began := time.Now(); time.Since(began) < 3*shutdownGrace; {
-		c.put(request(cmdRead, 0, 5, 0, 512))
-		c.expect(108, 5)
-	}
-	leave <- nil
-	c.expect(0, 1)
-	c.put(request(cmdDisc, 0, 0, 0, 0))
-	c.ended()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	if _, err := net.Dial("unix", path); err == nil {
-		t.Fatal("it still listens")
-	}
-}
-
-func TestShutdownGivesUp(t *testing.T) {
-	d, entered, leave := gate(blockdev.NewMemory(mib, nil), blockdev.OpWrite, blockdev.Rule{Times: 1})
-	s, path := start(t, Options{}, Export{Device: d})
-	c := connect(t, path)
-	c.put(request(cmdWrite, 0, 1, 0, 512, make([]byte, 512)))
-	<-entered
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
-	c.ended()
-	leave <- nil
 }
 
 // "The server MUST handle all outstanding requests" after a DISC, and then close.

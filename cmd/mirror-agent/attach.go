@@ -34,23 +34,24 @@ func newAttach(a *app) *cobra.Command {
 /dev/nbdN, for filesystems that are mounted on this host. Needs root and the
 kernel's module nbd.
 
-It stays in the foreground and watches the links. When the agent dies and is
-started again, it gives the device new links as soon as the agent serves: a
-mounted filesystem sees a pause, not an error, as long as that takes no longer
+It stays in the foreground and watches the links. When the agent ends or dies
+and is started again, it gives the device new links as soon as the agent serves:
+a mounted filesystem sees a pause, not an error, as long as that takes no longer
 than --dead-conn-timeout. Requests that were under way go out again --timeout after
 they were made, so a small one (5s) makes the pause short; one below what a full
 journal may hold up writes makes the kernel change links for nothing.
+
+When the agent stays away for longer, what waits fails with an I/O error, and so
+does all that comes later, until the agent is back. A filesystem that saw it wants
+to be unmounted, checked and mounted again: choose --dead-conn-timeout above the
+longest maintenance.
 
 Ctrl-C or SIGTERM ends the watch and leaves the device attached; the same
 command again takes it over.
 
 The agent is found by --control or --name, as everywhere, or by its NBD
 address. Several connections are used when the server promises that a flush on
-one covers all of them, as an agent does.
-
-Unmount before the agent is ended by SIGTERM: it tells the kernel that it is
-shutting down, which the kernel takes for an I/O error. A kill or a crash only
-makes writes wait.`,
+one covers all of them, as an agent does.`,
 		Example: examples(
 			"modprobe nbd",
 			"mirror-agent attach /dev/nbd0",
@@ -163,7 +164,7 @@ func (a *app) attach(c *cobra.Command, index int, f *attachFlags) error {
 	case err != nil:
 		return attachError(index, err)
 	default:
-		a.printf("%s: stays attached; without a watch a restart of the agent stops it: `mirror-agent attach` again takes it over, `mirror-agent detach` ends it\n", got.Device)
+		a.printf("%s: stays attached; without a watch the end of the agent stops it: `mirror-agent attach` again takes it over, `mirror-agent detach` ends it\n", got.Device)
 	}
 	return nil
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=dash
-# A filesystem over a server that dies in the middle of writes. The host reads the lines that begin with
-# "HOST:" and does what they say: kills the server, starts it again.
+# A filesystem over a server that goes away in the middle of writes. The host reads the lines that begin
+# with "HOST:" and does what they say: kills the server (kill) or ends it by SIGTERM (term), starts it again.
 set -e
 modprobe nbd max_part=0
 step() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
@@ -18,7 +18,9 @@ until [ -e /sys/block/nbd0/pid ]; do
 done
 mkfs.ext4 -q -F /dev/nbd0
 mount -t ext4 /dev/nbd0 /mnt
-for round in 1 2; do
+for round in 1 2 3; do
+	end="kill"
+	[ $round = 3 ] && end="term"
 	rm -f /tmp/stop
 	# One that streams, one that fsyncs each file.
 	(dd if=/dev/urandom of=/mnt/stream$round bs=64k count=320 conv=fsync 2>/dev/null || touch /tmp/failed) &
@@ -33,7 +35,7 @@ for round in 1 2; do
 	) &
 	small=$!
 	sleep 2
-	echo "HOST: kill"
+	echo "HOST: $end"
 	sleep 2
 	before=$(cat /tmp/count)
 	sleep 3
@@ -46,7 +48,7 @@ for round in 1 2; do
 	[ ! -e /tmp/failed ] || fail "a write failed"
 	[ "$(find /mnt -name "small$round.*" | wc -l)" = "$(cat /tmp/count)" ] || fail "files are missing"
 	touch /mnt/after$round || fail "the filesystem is not writable any more"
-	step "PASS restart $round after $(cat /tmp/count) fsyncs"
+	step "PASS restart $round ($end) after $(cat /tmp/count) fsyncs"
 done
 sha1sum /mnt/stream* /mnt/small* >/tmp/sum
 umount /mnt

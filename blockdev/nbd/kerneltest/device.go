@@ -29,8 +29,9 @@ type device struct {
 	mu       sync.Mutex // guards what follows; may be taken inside Kernel.mu, never the other way round
 	settings Settings
 	links    []*link
-	ended    bool          // disconnected, or dead for good
-	changed  chan struct{} // closed when links or ended change
+	ended    bool          // disconnected
+	late     bool          // requests have waited for too long: nothing waits any more until there are new links
+	changed  chan struct{} // closed when one of links, ended and late changes
 	turn     int
 }
 
@@ -124,7 +125,7 @@ func (d *device) reconfigure(a *attributes) {
 	}
 	for i, l := range d.links {
 		if l.dead && len(a.sockets) > 0 {
-			d.links[i] = d.newLink(a.sockets[0])
+			d.links[i], d.late = d.newLink(a.sockets[0]), false
 			a.sockets = a.sockets[1:]
 		}
 	}
@@ -173,7 +174,7 @@ func (d *device) pick() (*link, error) {
 				return l, nil
 			}
 		}
-		ended, changed, wait := d.ended, d.changed, d.settings.DeadConnTimeout
+		ended, changed, wait := d.ended || d.late, d.changed, d.settings.DeadConnTimeout
 		d.mu.Unlock()
 		if ended {
 			return nil, syscall.EIO
@@ -187,7 +188,7 @@ func (d *device) pick() (*link, error) {
 		case <-changed:
 		case <-late:
 			d.mu.Lock()
-			d.ended = true
+			d.late = true
 			d.broadcast()
 			d.mu.Unlock()
 			return nil, syscall.EIO

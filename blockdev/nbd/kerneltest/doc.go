@@ -11,7 +11,7 @@
 //   - A link is dead when its socket ends. Everyone in the multicast group hears of it, unless the device is being
 //     disconnected.
 //   - A request whose link dies goes out again on another link; without one it waits for DEAD_CONN_TIMEOUT, then it fails and
-//     the device is dead for good.
+//     so do all others at once, until there are new links.
 //   - RECONFIGURE replaces dead links by new ones, in order, and lets go of the sockets that are too many; the identifier must be
 //     that of CONNECT.
 //   - CONNECT of a connected device is EBUSY, without a privilege everything is EPERM.

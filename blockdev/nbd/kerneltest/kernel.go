@@ -3,7 +3,6 @@ package kerneltest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -149,7 +148,7 @@ func (c *Conn) Receive() ([]genetlink.Message, []netlink.Message, error) {
 	case m := <-c.inbox:
 		return []genetlink.Message{m}, nil, nil
 	case <-c.done:
-		return nil, nil, &netlink.OpError{Op: "receive", Err: net.ErrClosed}
+		return nil, nil, &netlink.OpError{Op: "receive", Err: os.NewSyscallError("recvmsg", syscall.EBADF)} // as a real one
 	}
 }
 
