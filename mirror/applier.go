@@ -128,6 +128,7 @@ func (v *Volume) applyLayer(l *layer) error {
 	}); err != nil {
 		return err
 	}
+	v.sizeApplied(l.end)
 	v.overlay.drop(l)
 	v.changed()
 	return nil
@@ -258,6 +259,9 @@ func (v *Volume) release() {
 func (v *Volume) fillAnchor(a *journal.Anchor) {
 	a.Role = uint8(v.Role())
 	a.Generations = v.History()
+	v.stateMu.Lock()
+	a.DeviceSize = v.sizeAtLocked(a.Applied)
+	v.stateMu.Unlock()
 }
 
 // settle makes everything durable, applies what is committed, and writes the

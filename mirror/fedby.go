@@ -37,7 +37,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	}
 	r := newReceiver(a.v, l)
 	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
-	r.newStage = func() (*staging, error) { return openStaging(a.v, a.c.stagingPath()) }
+	r.newStage = func(size int64) (*staging, error) { return openStaging(a.v, a.c.stagingPath(), size) }
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }

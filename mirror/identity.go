@@ -112,8 +112,8 @@ func (c *Config) fits(a journal.Anchor) error {
 		return fmt.Errorf("%s belongs to mirror %q (uuid %s), not %q: refuse to touch it; choose another --device and --journal, or run this mirror as --name %s",
 			c.Device, a.Name, id, c.Name, a.Name)
 	}
-	if c.Size != 0 && c.Size != a.DeviceSize {
-		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out or set it to that", c.Size, c.journalPath(), a.DeviceSize)
+	if c.Size > a.DeviceSize { // a smaller one is what it was before it grew
+		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out, and make the mirror larger by `mirror-agent resize` when it runs", c.Size, c.journalPath(), a.DeviceSize)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ type receiver struct {
 
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
-	newStage func() (*staging, error)
+	newStage func(size int64) (*staging, error)
 
 	// busy: one message at a time over all receivers of a volume, and none
 	// while one is closed; guards staging and closed.
@@ -162,7 +162,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	head, chain := r.v.log.HeadChain()
 	a := r.v.log.Anchor()
 	f := followerState{
-		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.size, Primary: r.v.Role() == RolePrimary,
+		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
 		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
 	}
@@ -190,6 +190,12 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 				return nil, err
 			}
 			f.Zeroed = r.v.reads0()
+		}
+		if !f.Blank && f.Size < h.Size { // the source has grown
+			if err := r.v.makeRoom(h.Size); err != nil {
+				f.Refused = fmt.Sprintf("%s: %v", r.node, err)
+			}
+			f.Size = r.v.capacity()
 		}
 		// G5: stored before anything of it is taken.
 		if err := r.v.see(h.generation()); err != nil {

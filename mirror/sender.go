@@ -129,7 +129,7 @@ func (s *sender) stop() {
 
 func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	h := hello{
-		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size,
+		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size.Load(),
 		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(),
 	}
 	b, err := s.l.Call(ctx, encodeJSON(kindHello, h))
@@ -142,7 +142,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	}
 	s.ring = f.Ring
 	out := decide(sourceView{
-		mirror: s.mirror, size: s.v.size, generations: h.Generations,
+		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
 		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt,
 	}, f)
 	if out.kind == outcomeResync {

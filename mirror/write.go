@@ -19,7 +19,7 @@ const maxRecordBytes = 4 << 20
 const maxZeroBytes = 1 << 31
 
 // Size returns the size of the mirrored device in bytes.
-func (v *Volume) Size() (int64, error) { return v.size, nil }
+func (v *Volume) Size() (int64, error) { return v.size.Load(), nil }
 
 // WriteAt writes p at off. It returns once the record is in the journal file,
 // that is, in the hands of the OS (G1); durable it is after Sync.
@@ -53,8 +53,9 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	b := batchPool.Get().(*batch)
 	defer b.release()
 	var sync bool
+	size := v.size.Load()
 	for i := range ws {
-		ws[i].Err = b.add(v.size, &ws[i])
+		ws[i].Err = b.add(size, &ws[i])
 		sync = sync || ws[i].Sync
 	}
 	if es := b.seal(); len(es) > 0 {
