@@ -226,6 +226,10 @@ func TestFrontExposure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anybody, err := loadNBDTLS(nbdTLSFiles{cert: files.cert, key: files.key}, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	socket := "unix:" + filepath.Join(t.TempDir(), "n")
 	for _, tt := range []struct {
 		address  string
@@ -241,23 +245,29 @@ func TestFrontExposure(t *testing.T) {
 		{socket, frontSecurity{}, true, false},
 		{"0.0.0.0:0", frontSecurity{insecure: true}, true, false},
 		{"0.0.0.0:0", frontSecurity{tls: tl}, true, true},
+		{"0.0.0.0:0", frontSecurity{tls: anybody}, true, true},
+		{"127.0.0.1:0", frontSecurity{tls: anybody}, true, true},
 		{"127.0.0.1:0", frontSecurity{tls: tl, insecure: true}, true, true},
 		{socket, frontSecurity{tls: tl}, true, false},
 	} {
-		f := newFront(zerolog.Nop(), tt.security)
+		var said strings.Builder
+		f := newFront(zerolog.New(&said), tt.security)
 		says := f.Check(tt.address)
 		_, opened := f.Open(blockdev.NewMemory(1<<20, nil), "vol0", tt.address)
 		if opened == nil && f.Stats().TLS != tt.tls {
 			t.Errorf("%s %+v: TLS %t", tt.address, tt.security, f.Stats().TLS)
 		}
 		f.Abort()
+		if warned := strings.Contains(said.String(), "--nbd-tls-ca asks"); warned != (tt.security.tls == anybody && tt.address == "0.0.0.0:0") {
+			t.Errorf("%s %+v: it said %q", tt.address, tt.security, &said)
+		}
 		for _, err := range []error{says, opened} {
 			if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "is off loopback and has no TLS") {
 				t.Errorf("%s %+v: %v", tt.address, tt.security, err)
 			}
 		}
 	}
-	if err := (&frontSecurity{}).check("name.invalid:1"); err != nil {
+	if err := (&frontSecurity{}).check("not a name:1"); err != nil {
 		t.Errorf("an unknown name: %v", err)
 	}
 }

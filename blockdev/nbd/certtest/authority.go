@@ -11,9 +11,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"testing"
 	"time"
 )
+
+// TB is what is needed of a test.
+type TB interface {
+	Helper()
+	Fatal(args ...any)
+}
 
 // Role is what a certificate is good for; it is the beginning of its files' names.
 type Role string
@@ -26,7 +31,7 @@ const (
 
 // Authority signs certificates. It is for one goroutine.
 type Authority struct {
-	t      testing.TB
+	t      TB
 	cert   *x509.Certificate
 	key    *ecdsa.PrivateKey
 	serial int64
@@ -35,7 +40,7 @@ type Authority struct {
 }
 
 // New makes an authority.
-func New(t testing.TB, name string) *Authority {
+func New(t TB, name string) *Authority {
 	t.Helper()
 	a := &Authority{t: t, serial: 1}
 	template := &x509.Certificate{
@@ -92,7 +97,7 @@ func (a *Authority) Write(dir string, role Role) {
 }
 
 // Replace puts a new file in an old one's place as a careful program does, mode 0600.
-func Replace(t testing.TB, path string, text []byte) {
+func Replace(t TB, path string, text []byte) {
 	t.Helper()
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		t.Fatal(err)
@@ -102,7 +107,7 @@ func Replace(t testing.TB, path string, text []byte) {
 	}
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
+func newKey(t TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -111,4 +116,6 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-func encode(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
