@@ -48,6 +48,9 @@ The agent is found by --control or --name, as everywhere, or by its NBD
 address. Several connections are used when the server promises that a flush on
 one covers all of them, as an agent does.
 
+The kernel's NBD client has no TLS: an agent with --nbd-tls-cert is attached to
+at a unix socket only, on its own host. nbdfuse does TLS.
+
 Unmount before the agent is ended by SIGTERM: it tells the kernel that it is
 shutting down, which the kernel takes for an I/O error. A kill or a crash only
 makes writes wait.`,

@@ -118,7 +118,7 @@ func (t *nbdTLS) load() error {
 	warnings := validity(t.now(), certSetting, t.files.cert, chain[:1], "clients will refuse it")
 	config := &tls.Config{
 		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
-		// A resumed session would skip the look at the client's certificate, and NBD connections live long.
+		// A resumed session would skip the look at the client's certificate: the keys of tickets outlive this configuration.
 		SessionTicketsDisabled: true,
 		// As nbd.Options says it: this is the configuration that a connection really has.
 		DynamicRecordSizingDisabled: true,

@@ -125,6 +125,9 @@ func shaken(t *testing.T, config *tls.Config, client *tls.Config) (serial int64,
 	c := tls.Client(near, client)
 	if err = c.Handshake(); err == nil {
 		serial = c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+		if c.ConnectionState().DidResume {
+			t.Error("a session was resumed: nobody looked at the client's certificate")
+		}
 		_, err = c.Read(make([]byte, 1))
 	}
 	near.Close()
@@ -160,6 +163,7 @@ func TestNBDTLSRenewal(t *testing.T) {
 	var said strings.Builder
 	config := tl.server(zerolog.New(&said))
 	client, age := asClient(t, ca, ca), 0
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
 	expect := func(what string, want int64, told string) {
 		t.Helper()
 		said.Reset()
