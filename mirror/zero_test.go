@@ -64,33 +64,34 @@ func openRecorded(t *testing.T, h *host) (*Volume, *recorder) {
 // any length and also over data; it reads as zeroes at once, and the backing
 // device is told what the client said of the space.
 func TestZeroFast(t *testing.T) {
-	for _, hole := range []bool{true, false} {
+	for i := range 4 {
+		hole, grouped := i&1 == 0, i&2 == 0
+		name := fmt.Sprintf("hole %t, in a group %t", hole, grouped)
 		h := newHost(t, RolePrimary)
 		v, r := openRecorded(t, h)
 		if _, err := v.WriteAt(bytes.Repeat([]byte{7}, 100<<10), 1000); err != nil {
 			t.Fatal(err)
 		}
-		for name, zero := range map[string]func(off, length int64) error{
-			"alone": func(off, length int64) error { return served{v}.ZeroFast(off, length, hole) },
-			"in a group": func(off, length int64) error {
-				ws := []blockdev.Write{{Offset: off, Length: length, Zero: !hole, Trim: hole, Fast: true}}
-				v.WriteBatch(ws)
-				return ws[0].Err
-			},
-		} {
-			before := v.log.Head()
-			if err := zero(0, testDevice); err != nil {
-				t.Fatalf("hole %t, %s: %v", hole, name, err)
-			}
-			if grew := int64(v.log.Head() - before); grew != journal.RecordSize(0) {
-				t.Errorf("hole %t, %s: %d bytes of log for a record of %d", hole, name, grew, journal.RecordSize(0))
-			}
-			if got, err := content(v); err != nil || firstDifference(got, make([]byte, testDevice)) >= 0 {
-				t.Errorf("hole %t, %s: %v, or not all is zero", hole, name, err)
-			}
-			if err := zero(testDevice-1, 2); !errors.Is(err, blockdev.ErrOutOfRange) {
-				t.Errorf("hole %t, %s, past the end: %v", hole, name, err)
-			}
+		before := v.log.Head()
+		var err error
+		if grouped {
+			ws := []blockdev.Write{{Offset: 0, Length: testDevice, Zero: !hole, Trim: hole, Fast: true}}
+			v.WriteBatch(ws)
+			err = ws[0].Err
+		} else {
+			err = served{v}.ZeroFast(0, testDevice, hole)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if grew := int64(v.log.Head() - before); grew != journal.RecordSize(0) {
+			t.Errorf("%s: %d bytes of log for a record of %d", name, grew, journal.RecordSize(0))
+		}
+		if got, err := content(v); err != nil || firstDifference(got, make([]byte, testDevice)) >= 0 {
+			t.Errorf("%s: %v, or not all is zero", name, err)
+		}
+		if err := v.ZeroFast(testDevice-1, 2, hole); !errors.Is(err, blockdev.ErrOutOfRange) {
+			t.Errorf("%s, past the end: %v", name, err)
 		}
 		if err := v.Close(); err != nil {
 			t.Fatal(err)
@@ -100,7 +101,7 @@ func TestZeroFast(t *testing.T) {
 			want = fmt.Sprintf("trim 0+%d", testDevice)
 		}
 		if !slices.Equal(r.calls, []string{want}) {
-			t.Errorf("hole %t: the device was asked for %q, want %q", hole, r.calls, want)
+			t.Errorf("%s: the device was asked for %q, want %q", name, r.calls, want)
 		}
 	}
 }

@@ -110,8 +110,23 @@ func TestNBDTLSExpired(t *testing.T) {
 // shaken does a handshake with what the files say now; it returns the serial number of the server's certificate.
 func shaken(t *testing.T, config *tls.Config, client *tls.Config) (serial int64, err error) {
 	t.Helper()
-	near, far := net.Pipe()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer near.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{near, far} {
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+	}
 	ended := make(chan error, 1)
 	go func() {
 		defer far.Close()
