@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"blockdev":                {},
 	"blockdev/nbd":            {"blockdev"},
 	"blockdev/nbd/kerneltest": {},
+	"blockdev/nbd/certtest":   {},
 	"journal":                 {},
 	"dataport":                {},
 	"dataport/dataporttest":   {"dataport"},

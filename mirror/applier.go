@@ -135,34 +135,42 @@ func (v *Volume) applyLayer(l *layer) error {
 }
 
 // writeLayer issues the device writes of a layer: adjoining extents become
-// one write of at most maxApplyBytes.
+// one write of at most maxApplyBytes, adjoining zeroes of one kind one call.
 func (v *Volume) writeLayer(l *layer) error {
 	if v.applyBuf == nil {
 		v.applyBuf = make([]byte, maxApplyBytes)
 	}
+	// What is gathered and not issued yet: data, or zeroes, never both.
 	var at int64 // where applyBuf's content belongs
 	n := 0
+	var zeroes extent
 	var err error
-	write := func() bool {
-		if n > 0 {
+	issue := func() bool {
+		switch {
+		case n > 0:
 			_, err = v.dev.WriteAt(v.applyBuf[:n], at)
-			n = 0
+		case zeroes.len() == 0:
+		case zeroes.trim:
+			err = v.dev.Trim(zeroes.off, zeroes.len())
+		default:
+			err = v.dev.Zero(zeroes.off, zeroes.len())
 		}
+		n, zeroes = 0, extent{}
 		return err == nil
 	}
 	l.extents.Scan(func(x extent) bool {
 		if x.zero {
-			if !write() {
+			if zeroes.len() > 0 && zeroes.end == x.off && zeroes.trim == x.trim {
+				zeroes.end = x.end
+				return true
+			}
+			if !issue() {
 				return false
 			}
-			if x.trim {
-				err = v.dev.Trim(x.off, x.len())
-			} else {
-				err = v.dev.Zero(x.off, x.len())
-			}
-			return err == nil
+			zeroes = x
+			return true
 		}
-		if n > 0 && at+int64(n) != x.off && !write() {
+		if (zeroes.len() > 0 || n > 0 && at+int64(n) != x.off) && !issue() {
 			return false
 		}
 		for x.len() > 0 {
@@ -175,14 +183,14 @@ func (v *Volume) writeLayer(l *layer) error {
 			}
 			n += int(m)
 			x = x.slice(x.off+m, x.end)
-			if n == maxApplyBytes && !write() {
+			if n == maxApplyBytes && !issue() {
 				return false
 			}
 		}
 		return true
 	})
 	if err == nil {
-		write()
+		issue()
 	}
 	return err
 }

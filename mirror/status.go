@@ -126,6 +126,7 @@ type Event struct {
 // FrontStats counts what the clients did; the front's owner fills it in.
 type FrontStats struct {
 	Address      string `json:"address"`
+	TLS          bool   `json:"tls"` // nothing is served without it
 	Connections  int    `json:"connections"`
 	Reads        uint64 `json:"reads"`
 	Writes       uint64 `json:"writes"`
@@ -137,6 +138,9 @@ type FrontStats struct {
 // Front serves the volume of a primary to applications. The agent opens it
 // when the volume may be written, and closes it when it may not any more.
 type Front interface {
+	// Check says why the front would refuse to serve at an address, before
+	// anything is done that needs it. That the address is free it cannot know.
+	Check(address string) error
 	// Open starts serving dev under the export name at address and returns
 	// the address it really serves at.
 	Open(dev blockdev.Device, export, address string) (string, error)

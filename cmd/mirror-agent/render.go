@@ -93,7 +93,11 @@ func (v view) rate(now, before uint64) float64 {
 }
 
 func (v view) clients(n *mirror.FrontStats) string {
-	s := fmt.Sprintf("%d (%s)", n.Connections, n.Address)
+	at := n.Address
+	if n.TLS {
+		at += ", TLS"
+	}
+	s := fmt.Sprintf("%d (%s)", n.Connections, at)
 	if v.before != nil {
 		b := &v.before.NBD
 		return s + fmt.Sprintf("   %s writes/s  %s/s   %s reads/s  %s/s   %s flushes/s",
