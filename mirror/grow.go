@@ -91,8 +91,13 @@ func (v *Volume) makeRoom(size int64) error {
 	return nil
 }
 
-// capacity is the size of the backing device.
+// capacity is the size of the backing device, as it is now.
 func (v *Volume) capacity() int64 {
+	if g, ok := v.dev.(blockdev.Grower); ok {
+		if n, err := g.Grow(0); err == nil {
+			return n
+		}
+	}
 	n, err := v.dev.Size()
 	if err != nil {
 		return v.size.Load()

@@ -115,6 +115,8 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.start(b[1:])
 	case kindResync:
 		return r.beginResync(b[1:])
+	case kindRoom:
+		return r.room(b[1:])
 	case kindBye:
 		return nil, nil
 	case kindLeave:
@@ -143,6 +145,26 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	return nil, fmt.Errorf("%w: unknown kind %d", errMessage, b[0])
+}
+
+// room enlarges the device for a resize that is to come.
+func (r *receiver) room(b []byte) ([]byte, error) {
+	var m room
+	if err := decodeJSON(b, &m); err != nil {
+		return nil, err
+	}
+	var reply roomReply
+	switch {
+	case r.v.Role() != RoleSecondary:
+		reply.Refused = fmt.Sprintf("%s is %s", r.node, r.v.Role())
+	case m.Size < 0 || m.Size > maxDeviceBytes:
+		reply.Refused = fmt.Sprintf("%s cannot have a device of %d bytes", r.node, m.Size)
+	default:
+		if err := r.v.makeRoom(m.Size); err != nil {
+			reply.Refused = fmt.Sprintf("%s: %v", r.node, err)
+		}
+	}
+	return encodeJSON(0, reply)[1:], nil
 }
 
 // breakOff stops taking the stream and lets the source know.

@@ -15,10 +15,10 @@ import (
 )
 
 // stagedIn stages a resync of v beside it, in a memory device of its host.
-func (h *host) stagedIn(v *Volume) func() (*staging, error) {
-	return func() (*staging, error) {
+func (h *host) stagedIn(v *Volume) func(int64) (*staging, error) {
+	return func(size int64) (*staging, error) {
 		if v.flags()&stateBlank != 0 {
-			return openStaging(v, "")
+			return openStaging(v, "", size)
 		}
 		return newStaging(v, keepOpen{h.stage}, func() error { h.removed = true; return nil })
 	}

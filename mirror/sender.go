@@ -316,6 +316,22 @@ func (s *sender) count() {
 	}
 }
 
+// makeRoom has the follower enlarge its device.
+func (s *sender) makeRoom(ctx context.Context, size int64) error {
+	b, err := s.l.Call(ctx, encodeJSON(kindRoom, room{size}))
+	if err != nil {
+		return fmt.Errorf("ask %s for room: %w", s.l.Peer(), err)
+	}
+	var r roomReply
+	if err := decodeJSON(b, &r); err != nil {
+		return fmt.Errorf("ask %s for room: %w", s.l.Peer(), err)
+	}
+	if r.Refused != "" {
+		return fmt.Errorf("%w; nothing was changed", errors.New(r.Refused))
+	}
+	return nil
+}
+
 // leave tells a follower that the data flow goes to another target from now
 // on, so that it is not promoted with old data by mistake. Best effort: one
 // that cannot be reached cannot be told.
