@@ -1,0 +1,104 @@
+package nbd
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+)
+
+// What the server has of a connection that it did not look at for long, and that the client has closed meanwhile, is not
+// run: the rest of a request whose beginning was read long ago, and what was not read at all. A connection that is
+// only slow loses nothing. Every way by which bytes reach a request is gone through.
+//
+// All who may lead the connection are in the device (see ordered), so the last write stays where it is until they are let
+// go. The client half-closes, so that no reply of the server meets a reset and gives the end away.
+func TestStaleConnectionIsAskedFirst(t *testing.T) {
+	const spot = 4096
+	small := wordWrite(99, spot, "late")
+	large := request(cmdWrite, 0, 99, spot, bufferSize, append([]byte("late\x00\x00\x00\x00"), make([]byte, bufferSize-8)...))
+	p := newPKI(t)
+	for _, tt := range []struct {
+		name    string
+		network string
+		secure  bool
+		last    []byte
+		early   []int // bytes of the last write that were read long ago
+	}{
+		{"unix", "unix", false, small, []int{0, 10, requestSize, requestSize + 3}},
+		{"TCP", "tcp", false, small, []int{0, 10, requestSize, requestSize + 3}},
+		{"TLS", "tcp", true, small, []int{0, 10, requestSize, requestSize + 3}},
+		{"unix, large", "unix", false, large, []int{0, 10, requestSize, requestSize + 3}},
+	} {
+		for _, early := range tt.early {
+			for _, closes := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, %d bytes read, closed %v", tt.name, early, closes), func(t *testing.T) {
+					t.Parallel()
+					d := newOrdered()
+					o := p.options(true)
+					if !tt.secure {
+						o = Options{}
+					}
+					s, addr := start(t, o, Export{Device: d})
+					if tt.network == "tcp" {
+						s, addr = startTCP(t, o, Export{Device: d})
+					}
+					c, socket := dialFor(t, tt.network, addr), (*raw)(nil)
+					c.greeting(clientFixedNewstyle | clientNoZeroes)
+					if socket = c; tt.secure {
+						c = c.secure(p)
+					}
+					c.option(optionExportName)
+					c.get(10)
+					for i := range maxHelpers + 1 {
+						packet := wordWrite(uint64(i), 0, "hold")
+						if i == maxHelpers {
+							packet = append(packet, tt.last[:early]...)
+						}
+						c.put(packet)
+						until(t, "the write reaches the device", func() bool { return d.stuck() == i+1 })
+					}
+					c.put(tt.last[early:])
+					time.Sleep(2 * staleAfter) // at least; longer is as good
+					if closes {
+						giveUp(t, socket)
+					}
+					d.release()
+					if !closes {
+						seen := map[uint64]bool{}
+						for range maxHelpers + 2 {
+							errno, cookie := c.reply()
+							if errno != 0 || seen[cookie] {
+								t.Fatalf("error %d of %d", errno, cookie)
+							}
+							seen[cookie] = true
+						}
+						if got := d.word(t, spot); got != "late" {
+							t.Errorf("the device holds %q", got)
+						}
+						return
+					}
+					until(t, "the connection has ended", func() bool { return s.Stats().Connections == 0 })
+					if got := d.word(t, spot); got != "" {
+						t.Errorf("%q was written for a client that is gone", got)
+					}
+				})
+			}
+		}
+	}
+}
+
+// dialFor connects with room for a large write that the server does not read yet.
+func dialFor(t *testing.T, network, addr string) *raw {
+	t.Helper()
+	nc, err := net.Dial(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	if err := nc.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(2 * bufferSize); err != nil {
+		t.Fatal(err)
+	}
+	nc.SetDeadline(time.Now().Add(patience))
+	return &raw{t, nc}
+}
