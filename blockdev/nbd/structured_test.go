@@ -31,17 +31,23 @@ func connectStructured(t testing.TB, path string) *raw {
 	t.Helper()
 	c := dial(t, path)
 	c.greeting(clientFixedNewstyle | clientNoZeroes)
-	c.option(optionStructuredReply)
-	c.acknowledged(optionStructuredReply)
-	c.option(optionSetMetaContext, metaData("", allocationName)...)
-	if kind, data := c.answer(optionSetMetaContext); kind != replyMetaContext || string(data) != "\x00\x00\x00\x01base:allocation" {
-		t.Fatalf("SET_META_CONTEXT: %x %q", kind, data)
-	}
-	c.acknowledged(optionSetMetaContext)
+	c.structure()
 	c.option(optGo, goData("")...)
 	for kind, _ := c.answer(optGo); kind != repAck; kind, _ = c.answer(optGo) {
 	}
 	return c
+}
+
+// structure asks for structured replies and base:allocation.
+func (c *raw) structure() {
+	c.t.Helper()
+	c.option(optionStructuredReply)
+	c.acknowledged(optionStructuredReply)
+	c.option(optionSetMetaContext, metaData("", allocationName)...)
+	if kind, data := c.answer(optionSetMetaContext); kind != replyMetaContext || string(data[4:]) != allocationName {
+		c.t.Fatalf("SET_META_CONTEXT: %x %q", kind, data)
+	}
+	c.acknowledged(optionSetMetaContext)
 }
 
 func (c *raw) acknowledged(id uint32) {
