@@ -197,18 +197,3 @@ func gate(d blockdev.Device, op blockdev.Op, rule blockdev.Rule) (dev *blockdev.
 
 func be32(p []byte) uint32 { return binary.BigEndian.Uint32(p) }
 func be64(p []byte) uint64 { return binary.BigEndian.Uint64(p) }
-
-// replay gives back what was read from a connection.
-type replay struct {
-	net.Conn
-	p []byte
-}
-
-func (r *replay) Read(p []byte) (int, error) {
-	if len(r.p) > 0 {
-		n := copy(p, r.p)
-		r.p = r.p[n:]
-		return n, nil
-	}
-	return r.Conn.Read(p)
-}

@@ -183,7 +183,7 @@ func TestMalformedBlockStatus(t *testing.T) {
 		c.put(wrong, request(cmdFlush, 0, 7, 0, 0))
 		want := map[uint64]string{be64(wrong[8:]): statusAnswer(wrong, size), 7: "simple 0"}
 		for range 2 {
-			cookie, said := c.answered()
+			cookie, said, _ := c.answered()
 			if want[cookie] != said {
 				t.Fatalf("%x: %q for %x, want %q", wrong, said, cookie, want[cookie])
 			}
@@ -226,15 +226,4 @@ func TestMalformedBlockStatus(t *testing.T) {
 		c.put(wrong)
 		c.ended()
 	}
-}
-
-// answered reads one whole reply, of any request.
-func (c *raw) answered() (cookie uint64, said string) {
-	c.t.Helper()
-	head := c.get(16)
-	cookie = be64(head[8:])
-	c.Conn = &replay{c.Conn, head}
-	said, _ = c.structured()
-	c.Conn = c.Conn.(*replay).Conn
-	return cookie, said
 }
