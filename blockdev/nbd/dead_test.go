@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mirror-agent/blockdev"
@@ -199,4 +200,50 @@ func TestHalfALargeWriteLeavesNothing(t *testing.T) {
 	go c.Write(large)
 	c.expect(0, 1)
 	c.alive()
+}
+
+// The payload of a large write has the time that a handshake has, and after it the connection may be silent for as long as it likes.
+func TestPayloadDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, l := NewServer(Options{HandshakeTimeout: time.Minute}, Export{Device: blockdev.NewMemory(4*mib, nil)}), newPipes()
+		go s.Serve(context.Background(), l)
+		large := request(cmdWrite, 0, 1, 0, mib, make([]byte, mib))
+		for _, part := range []int{requestSize, requestSize + 1, len(large) / 2, len(large) - 1, len(large)} {
+			c := &raw{t, l.dial()}
+			c.greeting(clientFixedNewstyle | clientNoZeroes)
+			c.option(optionExportName)
+			c.get(10)
+			time.Sleep(time.Hour)
+			c.put(large[:part])
+			began := time.Now()
+			if part < len(large) {
+				c.ended()
+				if took := time.Since(began); took != time.Minute {
+					t.Errorf("%d of %d bytes: ended after %s", part, len(large), took)
+				}
+			} else {
+				c.expect(0, 1)
+				time.Sleep(24 * time.Hour)
+				c.alive()
+			}
+			c.Close()
+		}
+		s.Close()
+		s.Wait()
+		synctest.Wait()
+	})
+}
+
+// A slow request takes a helper, of which there are few, and gives it back.
+func TestHelpersComeBack(t *testing.T) {
+	d, entered, leave := gate(blockdev.NewMemory(mib, nil), blockdev.OpTrim, blockdev.Rule{})
+	_, path := start(t, Options{MaxMemoryBytes: 1}, Export{Device: d})
+	c := connect(t, path)
+	for i := range uint64(2 * maxHelpers) {
+		c.put(request(cmdTrim, 0, i, 0, 512))
+		<-entered
+		c.alive() // although that one is slow
+		leave <- nil
+		c.expect(0, i)
+	}
 }
