@@ -70,7 +70,9 @@ func TestNBDAnswers(t *testing.T) {
 				what = "FUA write on another connection"
 				checkEqual(t, what, b.write(m.size-4096, p[:4096], true), nil)
 			}
-			if s := m.source.mustStatus(); s.Log.Durable < head || s.follower("target").Durable < head {
+			// A target that is out of sync for a moment is not waited for; when it counts again it has all that a flush was answered for.
+			s := m.source.mustStatus()
+			if s.Log.Durable < head || s.State == "in sync" && s.follower("target").Durable < head {
 				t.Errorf("after a %s: written up to %d, durable up to %d here and %d at the target", what, head, s.Log.Durable, s.follower("target").Durable)
 			}
 		}
