@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What the server has of a connection that it did not look at for long, and that the client has closed meanwhile, is not
@@ -29,6 +31,7 @@ func TestStaleConnectionIsAskedFirst(t *testing.T) {
 		{"TCP", "tcp", false, small, []int{0, 10, requestSize, requestSize + 3}},
 		{"TLS", "tcp", true, small, []int{0, 10, requestSize, requestSize + 3}},
 		{"unix, large", "unix", false, large, []int{0, 10, requestSize, requestSize + 3}},
+		{"TCP, large, on its way", "tcp", false, large, []int{0, 10, requestSize, requestSize + 3}},
 	} {
 		for _, early := range tt.early {
 			for _, closes := range []bool{true, false} {
@@ -42,6 +45,7 @@ func TestStaleConnectionIsAskedFirst(t *testing.T) {
 					s, addr := start(t, o, Export{Device: d})
 					if tt.network == "tcp" {
 						s, addr = startTCP(t, o, Export{Device: d})
+						narrow(t, s)
 					}
 					c, socket := dialFor(t, tt.network, addr), (*raw)(nil)
 					c.greeting(clientFixedNewstyle | clientNoZeroes)
@@ -84,6 +88,30 @@ func TestStaleConnectionIsAskedFirst(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// narrow makes the server's sockets take in less than a large write: the rest of it, and the end of the stream behind it, are still at
+// the client when the server looks.
+func narrow(t *testing.T, s *Server) {
+	t.Helper()
+	until(t, "the server listens", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.listeners) == 1
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.listeners {
+		raw, err := l.(*net.TCPListener).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set error
+		err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10) })
+		if err != nil || set != nil {
+			t.Fatal(err, set)
 		}
 	}
 }
