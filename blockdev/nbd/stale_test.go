@@ -18,7 +18,8 @@ import (
 func TestStaleConnectionIsAskedFirst(t *testing.T) {
 	const spot = 4096
 	small := wordWrite(99, spot, "late")
-	large := request(cmdWrite, 0, 99, spot, bufferSize, append([]byte("late\x00\x00\x00\x00"), make([]byte, bufferSize-8)...))
+	late := append([]byte("late"), make([]byte, bufferSize-4)...)
+	middling, large := request(cmdWrite, 0, 99, spot, 200<<10, late[:200<<10]), request(cmdWrite, 0, 99, spot, bufferSize, late)
 	p := newPKI(t)
 	for _, tt := range []struct {
 		name    string
@@ -31,6 +32,7 @@ func TestStaleConnectionIsAskedFirst(t *testing.T) {
 		{"TCP", "tcp", false, small, []int{0, 10, requestSize, requestSize + 3}},
 		{"TLS", "tcp", true, small, []int{0, 10, requestSize, requestSize + 3}},
 		{"unix, large", "unix", false, large, []int{0, 10, requestSize, requestSize + 3}},
+		{"TCP, middling, on its way", "tcp", false, middling, []int{0, 10, requestSize, requestSize + 3}},
 		{"TCP, large, on its way", "tcp", false, large, []int{0, 10, requestSize, requestSize + 3}},
 	} {
 		for _, early := range tt.early {
