@@ -316,9 +316,14 @@ func (s *sender) count() {
 	}
 }
 
-// makeRoom has the follower enlarge its device.
+// makeRoom has the follower enlarge its device, if it is there.
 func (s *sender) makeRoom(ctx context.Context, size int64) error {
 	b, err := s.l.Call(ctx, encodeJSON(kindRoom, room{size}))
+	select {
+	case <-s.l.Done():
+		return nil // it is away: it is asked when it comes back
+	default:
+	}
 	if err != nil {
 		return fmt.Errorf("ask %s for room: %w", s.l.Peer(), err)
 	}

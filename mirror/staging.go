@@ -175,6 +175,9 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 			a.DeviceSize = st.size
 		})
 	}
+	if err := st.keepUnapplied(); err != nil {
+		return errors.Join(fmt.Errorf("staging file: %w", err), st.file.Close())
+	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
 		return errors.Join(fmt.Errorf("sync the staging file: %w", err), st.file.Close(), st.remove())
@@ -186,6 +189,32 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		return errors.Join(err, st.file.Close())
 	}
 	return st.merge()
+}
+
+// keepUnapplied stages the blocks that the volume has in its log only: they
+// were found equal to the source's, and the log is about to be forgotten.
+func (st *staging) keepUnapplied() error {
+	b := st.buf
+	for off := int64(0); ; {
+		start, end, ok := st.v.overlay.next(off)
+		if !ok || start >= st.size {
+			return nil
+		}
+		for i := start / resyncBlockBytes; i*resyncBlockBytes < min(end, st.size); i++ {
+			if st.staged[i] {
+				continue
+			}
+			b = b[:min(int64(resyncBlockBytes), st.size-i*resyncBlockBytes)]
+			if err := st.read(b, i*resyncBlockBytes); err != nil {
+				return err
+			}
+			if _, err := st.file.WriteAt(b, i*resyncBlockBytes); err != nil {
+				return err
+			}
+			st.staged[i] = true
+		}
+		off = end
+	}
 }
 
 // merge copies the staged blocks into the device and ends the staging. The
