@@ -107,7 +107,7 @@ type Attachment struct {
 
 	offer   offer // of the first handshake; name and size are what later ones have to show
 	block   uint64
-	links   int   // of the first handshake
+	links   int // of the first handshake
 	adopted bool
 	waiting error // why an adopted device has no new links yet
 
