@@ -37,7 +37,7 @@ func (v *Volume) background(ctx context.Context) {
 			v.changed()
 		}
 		seen = head
-		if time.Since(lastApply) >= v.opts.ApplyInterval || v.pressure() {
+		if time.Since(lastApply) >= v.freezeEvery() || v.pressure() {
 			v.overlay.freeze()
 			lastApply = time.Now()
 			if v.pressure() {
@@ -95,7 +95,7 @@ func (v *Volume) applyReady(ctx context.Context) error {
 			return err
 		}
 		l := v.overlay.oldest()
-		if l == nil || l.end > v.Committed() {
+		if l == nil || l.end > v.Committed() || !v.ripe(l) {
 			return nil
 		}
 		if err := v.applyLayer(l); err != nil {
@@ -279,6 +279,7 @@ func (v *Volume) settle() error {
 		return v.journalError(err)
 	}
 	v.overlay.freeze()
+	v.settling.Store(true)
 	if err := v.applyReady(context.Background()); err != nil {
 		return v.applyError(err)
 	}

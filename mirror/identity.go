@@ -102,7 +102,8 @@ func explainOpen(err error, jpath string) error {
 }
 
 func (c *Config) volumeOptions() VolumeOptions {
-	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval}
+	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
+		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes}
 }
 
 // fits checks that a's volume is the one that c means.

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"sync"
+	"time"
 
 	"github.com/tidwall/btree"
 
@@ -35,6 +36,7 @@ func (e extent) slice(off, end int64) extent {
 // end and its own end, newest only. It is an immutable thing once frozen.
 type layer struct {
 	end     journal.LSN // all records below are in this layer or an older one
+	frozen  time.Time   // when it was; zero while it takes records
 	bytes   int64       // log bytes that went in
 	added   int64       // device bytes that went in, overwritten ones counted again
 	extents *btree.BTreeG[extent]
@@ -165,6 +167,7 @@ func (o *overlay) freezeLocked() {
 	if o.active.bytes == 0 {
 		return
 	}
+	o.active.frozen = time.Now()
 	o.frozen = append(o.frozen, o.active)
 	o.active = newLayer(o.active.end)
 }

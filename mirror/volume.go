@@ -35,6 +35,8 @@ type Volume struct {
 	// the generation that this asks for. Until then no end is a clean one.
 	unclean atomic.Bool
 
+	settling atomic.Bool // nothing is retained any more
+
 	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
 
 	refused atomic.Pointer[error] // why nothing may be written any more
@@ -69,6 +71,12 @@ type VolumeOptions struct {
 	// ApplyInterval is the longest time that a committed record waits for the
 	// applier.
 	ApplyInterval time.Duration
+	// RetainTime is how long a record stays unapplied, so that the volume can
+	// go back to any point of that time; but not more than RetainBytes of log,
+	// and never more than the ring can spare. 0: no limit of that kind; both
+	// 0: nothing is retained.
+	RetainTime  time.Duration
+	RetainBytes int64
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }

@@ -49,6 +49,8 @@ alone: refuse
 start-wait: 0
 journal: /log/vol0
 journal-size: 1G
+retain-time: 10m
+retain-size: 256MiB
 control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
@@ -76,6 +78,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Local = []string{"10.1.0.5", "10.2.0.5"}
 	c.Mode, c.Switch, c.OnLoss, c.Alone = mirror.ModeAsync, mirror.SwitchAuto, mirror.OnLossFreeze, mirror.AloneRefuse
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
+	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
 	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
