@@ -37,7 +37,7 @@ func (v *Volume) background(ctx context.Context) {
 			v.changed()
 		}
 		seen = head
-		if time.Since(lastApply) >= v.freezeEvery() || v.pressure() {
+		if v.freezeDue(time.Since(lastApply)) || v.pressure() {
 			v.overlay.freeze()
 			lastApply = time.Now()
 			if v.pressure() {

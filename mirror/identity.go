@@ -102,8 +102,10 @@ func explainOpen(err error, jpath string) error {
 }
 
 func (c *Config) volumeOptions() VolumeOptions {
-	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
-		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes}
+	return VolumeOptions{
+		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
+		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes,
+	}
 }
 
 // fits checks that a's volume is the one that c means.

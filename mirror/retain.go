@@ -7,9 +7,17 @@ import "time"
 // retainedLayers is into how many layers the retained part of the log is cut about: reads look into each of them.
 const retainedLayers = 32
 
-// freezeEvery is the time that a layer takes records at most.
-func (v *Volume) freezeEvery() time.Duration {
-	return max(v.opts.ApplyInterval, v.opts.RetainTime/retainedLayers)
+// freezeDue says whether the active layer has taken records for long enough: what is retained goes by whole layers, and
+// there should be few of them.
+func (v *Volume) freezeDue(since time.Duration) bool {
+	if since < v.opts.ApplyInterval {
+		return false
+	}
+	if since >= v.opts.RetainTime/retainedLayers {
+		return true
+	}
+	_, active, _ := v.overlay.pending()
+	return v.opts.RetainBytes > 0 && active >= v.opts.RetainBytes/retainedLayers
 }
 
 // ripe says whether a committed layer may be applied: it is old enough, or too much lies behind it, or room is needed.
