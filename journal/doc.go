@@ -13,7 +13,7 @@
 //
 // # Files
 //
-// format.go record; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
+// format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
 // raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; cut.go; wipe.go; recover.go.
 //
 // # Invariants
