@@ -219,8 +219,13 @@ func (l *Log) writeGroup(group []*ticket) {
 	if w.at == head {
 		return
 	}
-	if err := w.flush(&l.ring, head); err != nil {
-		err = l.fail(fmt.Errorf("append at %d: %w", head, err))
+	err := l.reach(w.at)
+	if err == nil {
+		if err = w.flush(&l.ring, head); err != nil {
+			err = l.fail(fmt.Errorf("append at %d: %w", head, err))
+		}
+	}
+	if err != nil {
 		for _, t := range group {
 			if t.err == nil {
 				t.fail(err)

@@ -128,3 +128,67 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	})
 }
+
+// fillLog appends batches of 4 KiB writes until bytes of the ring are in use.
+func fillLog(b testing.TB, l *Log, bytes int64) {
+	payload := make([]byte, 4096)
+	es := make([]*Entry, 64)
+	for i := 0; int64(l.Head()) < bytes; i++ {
+		for j := range es {
+			le.PutUint64(payload, uint64(i*64+j))
+			es[j] = write(uint64(i*64+j)*4096, payload)
+		}
+		if err := l.Append(es); errors.Is(err, ErrFull) {
+			break
+		} else if err != nil {
+			b.Fatal(err)
+		}
+	}
+	if _, err := l.Sync(l.Head()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// Open after a kill, nothing of the file in the page cache: a ring of 1 GiB full of records of 4 KiB that are not applied, and
+// one with next to nothing in it.
+func BenchmarkOpen(b *testing.B) {
+	for name, fill := range map[string]int64{"full": 1 << 30, "empty": 1 << 20} {
+		b.Run(name, func(b *testing.B) {
+			f := benchFile(b, 1<<30)
+			l := mustOpen(b, f, Options{})
+			fillLog(b, l, fill)
+			path := f.Name()
+			if err := l.Close(); err != nil {
+				b.Fatal(err)
+			}
+			for _, cache := range []string{"cold", "warm"} {
+				b.Run(cache, func(b *testing.B) {
+					b.SetBytes(1 << 30)
+					for range b.N {
+						b.StopTimer()
+						file, err := os.OpenFile(path, os.O_RDWR, 0)
+						if err != nil {
+							b.Fatal(err)
+						}
+						if cache == "cold" {
+							if err := unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+								b.Fatal(err)
+							}
+						}
+						records := 0
+						b.StartTimer()
+						l := mustOpen(b, osFile{file}, Options{OnRecover: func(Record) error { records++; return nil }})
+						b.StopTimer()
+						if l.Head() == 0 || int64(records) < fill/8192 {
+							b.Fatalf("%d records, head %d", records, l.Head())
+						}
+						if err := l.Close(); err != nil {
+							b.Fatal(err)
+						}
+						b.StartTimer()
+					}
+				})
+			}
+		})
+	}
+}

@@ -32,6 +32,7 @@ func FormatContext(ctx context.Context, f File, a Anchor, progress func(done, to
 	}
 	d := &diskAnchor{Anchor: a.clone(), ringSize: size}
 	d.Tail, d.TailChain, d.Durable = d.Applied, d.AppliedChain, d.Applied
+	d.horizon = d.Applied + horizonStep(size)
 	if err := d.check(); err != nil {
 		return err
 	}

@@ -38,6 +38,9 @@ func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
 	if err != nil {
 		return head, err
 	}
+	if err := l.reach(end); err != nil {
+		return head, err
+	}
 	if err := l.ring.write(raw, head); err != nil {
 		return head, l.fail(err)
 	}

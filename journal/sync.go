@@ -149,6 +149,9 @@ func (l *Log) commit(next *diskAnchor) error {
 func (l *Log) store(next *diskAnchor) error {
 	next.Sequence = l.anchor.Load().Sequence + 1
 	next.ringSize = l.ring.size
+	if next.pending != pendingReset { // else Reset, which has the lead, chose it
+		next.horizon = max(next.horizon, LSN(l.horizon.Load()), l.Head()+horizonStep(l.ring.size))
+	}
 	if err := next.check(); err != nil {
 		return err
 	}
@@ -156,5 +159,6 @@ func (l *Log) store(next *diskAnchor) error {
 		return l.fail(err)
 	}
 	l.anchor.Store(next)
+	l.horizon.Store(uint64(next.horizon))
 	return nil
 }
