@@ -14,7 +14,8 @@
 // # Files
 //
 // format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
-// raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go; recover.go.
+// raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go;
+// recover.go; stats.go, histogram.go.
 //
 // # Invariants
 //

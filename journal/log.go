@@ -55,7 +55,8 @@ type Log struct {
 	amu    sync.Mutex // one anchor at a time
 	anchor atomic.Pointer[diskAnchor]
 
-	index index
+	index    index
+	counters counters
 
 	failure atomic.Pointer[error]
 	changed atomic.Pointer[chan struct{}]

@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -22,6 +23,7 @@ type rawScratch struct {
 // written: ErrChain (another position or another history), ErrCorrupt (as a *CorruptError: hash, format, padding), ErrFull,
 // ErrTooLarge. raw may be reused when it returns. Durable after Sync.
 func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
+	began := time.Now()
 	if err := l.alone(); err != nil {
 		return l.Head(), err
 	}
@@ -45,6 +47,7 @@ func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
 		return head, l.fail(err)
 	}
 	l.publish(end, chain, s.points, s.es)
+	l.counters.appended(began)
 	return end, nil
 }
 

@@ -73,7 +73,7 @@ func (l *Log) Sync(upTo LSN) (LSN, error) {
 // syncOnce needs the turn and gives it back.
 func (l *Log) syncOnce() {
 	head := l.Head() // what is in the file now
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.syncFile(); err != nil {
 		l.fail(fmt.Errorf("sync journal: %w", err)) //nolint:errcheck // latched, the caller looks
 		head = 0
 	}
@@ -155,9 +155,13 @@ func (l *Log) store(next *diskAnchor) error {
 	if err := next.check(); err != nil {
 		return err
 	}
-	if err := writeSlot(l.ring.f, next); err != nil {
-		return l.fail(err)
+	if _, err := l.ring.f.WriteAt(next.encode(), slotOffset(next.Sequence)); err != nil {
+		return l.fail(fmt.Errorf("write anchor: %w", err))
 	}
+	if err := l.syncFile(); err != nil {
+		return l.fail(fmt.Errorf("sync anchor: %w", err))
+	}
+	l.counters.anchors.Add(1)
 	l.anchor.Store(next)
 	l.horizon.Store(uint64(next.horizon))
 	return nil
