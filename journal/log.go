@@ -32,6 +32,7 @@ type Log struct {
 	// durable and before anything is written over what it freed, so a reader that finds from ≥ tail after it has
 	// read has read no recycled bytes. epoch is raised by a cut after head was lowered and before bytes change.
 	head, durable, tail, applied, epoch atomic.Uint64
+	horizon                             atomic.Uint64 // of the newest durable anchor (horizon.go)
 
 	hmu   sync.Mutex // guards the pair (head, chain); head alone is read without it
 	chain uint64
@@ -54,7 +55,8 @@ type Log struct {
 	amu    sync.Mutex // one anchor at a time
 	anchor atomic.Pointer[diskAnchor]
 
-	index index
+	index    index
+	counters counters
 
 	failure atomic.Pointer[error]
 	changed atomic.Pointer[chan struct{}]

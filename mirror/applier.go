@@ -29,6 +29,9 @@ func (v *Volume) background(ctx context.Context) {
 		case <-v.kick:
 		}
 		head := v.log.Head()
+		if due {
+			v.pulse.beat(head, time.Now())
+		}
 		if behind := head - v.log.Durable(); behind > 0 && (due && seen > v.log.Durable() || int64(behind) >= v.opts.SyncBytes) {
 			if _, err := v.log.Sync(head); err != nil {
 				_ = v.journalError(err)

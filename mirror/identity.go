@@ -41,7 +41,7 @@ func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
 
 // openVolumeFiles opens the volume that c describes or, when there is none,
 // creates it. A device or journal of another mirror is never touched.
-func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
+func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	jpath := c.journalPath()
 	if jpath == c.Device {
 		return nil, fmt.Errorf("%s: journal and device must be two files; choose another --journal", jpath)
@@ -49,7 +49,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	st, err := os.Stat(jpath)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return createVolume(c)
+		return createVolume(ctx, c)
 	case err != nil:
 		return nil, fmt.Errorf("journal: %w", err)
 	case st.IsDir():
@@ -64,7 +64,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 		if err := jf.Close(); err != nil {
 			return nil, err
 		}
-		return createVolume(c)
+		return createVolume(ctx, c)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s cannot be used: %w; if it is not this mirror's journal choose another --journal, "+
@@ -153,7 +153,7 @@ func (c *Config) marked() bool {
 // createVolume makes what is missing: device, then journal. The journal's
 // anchor is the last thing written; a crash before it leaves an empty device
 // that the next start takes. What was created is removed again on an error.
-func createVolume(c *Config) (_ *opened, err error) {
+func createVolume(ctx context.Context, c *Config) (_ *opened, err error) {
 	var made []string
 	var marked bool
 	undo := func() (err error) {
@@ -196,7 +196,7 @@ func createVolume(c *Config) (_ *opened, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
 	}
-	if err := journal.Format(jf, c.firstAnchor(size)); err != nil {
+	if err := journal.FormatContext(ctx, jf, c.firstAnchor(size), c.tellPreparing(jpath)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
 	}
 	c.mark()

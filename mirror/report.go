@@ -124,7 +124,7 @@ func (a *Agent) secondaryStateLocked() stateReport {
 func (a *Agent) Status() Status {
 	a.noteState()
 	log := a.v.log
-	_, _, extents := a.v.overlay.pending()
+	stats := a.v.Stats()
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -135,10 +135,11 @@ func (a *Agent) Status() Status {
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
-			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(), OverlayExtents: extents,
+			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(),
 		},
 		NBD: a.front.Stats(), Followers: []FollowerStatus{}, Alarms: []Alarm{},
 	}
+	s.Log.fill(&stats)
 	if a.c.Key != nil {
 		s.Key = shownKey(&a.c)
 	}
@@ -191,15 +192,7 @@ func (a *Agent) rpo(lsn, head journal.LSN, now time.Time) float64 {
 	if lsn >= head {
 		return 0
 	}
-	var oldest int64
-	_ = a.v.log.Scan(max(lsn, a.v.log.Tail()), head, func(r journal.Record) error {
-		oldest = r.Time
-		return errStopScan
-	})
-	if oldest == 0 {
-		return 0
-	}
-	return max(0, now.Sub(time.Unix(0, oldest)).Seconds())
+	return a.v.ageAt(lsn, head, now).Seconds()
 }
 
 var errStopScan = fmt.Errorf("enough")

@@ -41,6 +41,8 @@ type Volume struct {
 
 	refused atomic.Pointer[error] // why nothing may be written any more
 
+	pulse pulse // how fast the log grows
+
 	line waitLine // of the writers that the log or the gate lets wait
 
 	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time

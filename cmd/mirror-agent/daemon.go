@@ -152,6 +152,10 @@ func (a *app) serve(ctx context.Context, s settings) error {
 	agent, err := mirror.Open(ctx, s.config, front)
 	if err != nil {
 		socket.Close()
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			log.Info().Msg("ended while the journal was being made; nothing was left behind")
+			return nil
+		}
 		return err
 	}
 	o := control.DefaultOptions()
