@@ -119,6 +119,9 @@ func (v *Volume) applyLayer(l *layer) error {
 		return fmt.Errorf("chain at LSN %d: %w", l.end, err)
 	}
 	tail, tailChain, move := v.chooseTail(l.end)
+	if move {
+		v.dirty.leave(tail, v.History())
+	}
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Applied, a.AppliedChain = l.end, chain
 		if move {
@@ -195,8 +198,8 @@ func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	head, tail, size := v.log.Head(), v.log.Tail(), v.log.Capacity()
 	limit := applied
 	v.stateMu.Lock()
-	if v.holding {
-		limit = min(limit, v.holdAt)
+	if v.held.on {
+		limit = min(limit, v.held.at)
 	}
 	waits := v.waiting > 0
 	v.stateMu.Unlock()
@@ -224,6 +227,7 @@ func (v *Volume) relieve() error {
 	if !move {
 		return nil
 	}
+	v.dirty.leave(tail, v.History())
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Tail, a.TailChain = tail, chain
 		v.fillAnchor(a)
@@ -234,30 +238,11 @@ func (v *Volume) relieve() error {
 	return nil
 }
 
-// hold keeps the tail from passing lsn, for a connected follower that still
-// reads there; release ends it.
-func (v *Volume) hold(lsn journal.LSN) {
-	v.stateMu.Lock()
-	moved := !v.holding || lsn > v.holdAt
-	v.holding, v.holdAt = true, lsn
-	waits := v.waiting > 0
-	v.stateMu.Unlock()
-	if moved && (waits || int64(v.log.Head()-v.log.Tail()) > v.log.Capacity()/4*3) {
-		v.poke()
-	}
-}
-
-func (v *Volume) release() {
-	v.stateMu.Lock()
-	v.holding = false
-	v.stateMu.Unlock()
-	v.poke()
-}
-
 // fillAnchor puts what the volume knows beside the log's positions.
 func (v *Volume) fillAnchor(a *journal.Anchor) {
 	a.Role = uint8(v.Role())
 	a.Generations = v.History()
+	a.Followers = v.dirty.followers()
 }
 
 // settle makes everything durable, applies what is committed, and writes the

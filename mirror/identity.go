@@ -102,7 +102,10 @@ func explainOpen(err error, jpath string) error {
 }
 
 func (c *Config) volumeOptions() VolumeOptions {
-	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval}
+	return VolumeOptions{
+		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
+		Dirty: c.dirtyStore(), OnFull: c.OnFull, PushBack: c.PushBack,
+	}
 }
 
 // fits checks that a's volume is the one that c means.
@@ -265,6 +268,7 @@ func (c *Config) firstAnchor(size int64) journal.Anchor {
 	} else {
 		a.State = stateBlank
 	}
+	identify(&a)
 	return a
 }
 

@@ -145,6 +145,9 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		}
 		return st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State &^= stateBlank })
 	}
+	if err := st.keepPending(); err != nil {
+		return errors.Join(fmt.Errorf("staging file: %w", err), st.file.Close())
+	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
 		return errors.Join(fmt.Errorf("sync the staging file: %w", err), st.file.Close(), st.remove())
@@ -153,6 +156,30 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		return errors.Join(err, st.file.Close())
 	}
 	return st.merge()
+}
+
+// keepPending stages what only the log has of the old state: finish begins
+// the log anew, and what was not applied goes with the old one.
+func (st *staging) keepPending() error {
+	for off := int64(0); off < st.v.size; {
+		start, end, ok := st.v.overlay.next(off)
+		if !ok {
+			return nil
+		}
+		for off = start / resyncBlockBytes * resyncBlockBytes; off < end; off += resyncBlockBytes {
+			if i := off / resyncBlockBytes; !st.staged[i] {
+				b := st.buf[:min(int64(resyncBlockBytes), st.v.size-off)]
+				if _, err := st.v.ReadAt(b, off); err != nil {
+					return err
+				}
+				if _, err := st.file.WriteAt(b, off); err != nil {
+					return err
+				}
+				st.staged[i] = true
+			}
+		}
+	}
+	return nil
 }
 
 // merge copies the staged blocks into the device and ends the staging. The
@@ -235,16 +262,30 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 		return refuse("%s has a device of %d bytes, %d are needed", r.node, r.v.size, m.Size)
 	}
 	r.dropStaging()
-	st, err := r.newStage()
+	var reply resyncReply
+	var err error
+	all := m.Size
+	if m.Partial != nil {
+		if reply.Compare, err = r.beginPartial(m.Partial); err != nil {
+			return nil, err
+		}
+		if reply.Compare != "" {
+			return encodeJSON(0, reply)[1:], nil
+		}
+		all = max(m.Partial.Bytes, 1)
+		r.staging, reply.Staged, err = r.openPartial()
+	} else {
+		r.staging, err = r.newStage()
+	}
 	if err != nil {
+		r.staging = nil
 		return refuse("%s: %v", r.node, err)
 	}
-	r.staging = st
 	r.mu.Lock()
 	r.started, r.received = false, m.From
-	r.resyncDone, r.resyncAll, r.resyncAt = 0, m.Size, time.Now()
+	r.resyncDone, r.resyncAll, r.resyncAt = 0, all, time.Now()
 	r.mu.Unlock()
-	return encodeJSON(0, resyncReply{})[1:], nil
+	return encodeJSON(0, reply)[1:], nil
 }
 
 func (r *receiver) block(b []byte) error {
@@ -262,7 +303,7 @@ func (r *receiver) block(b []byte) error {
 		return fmt.Errorf("resync: block at %d: %w", h.Offset, err)
 	}
 	r.mu.Lock()
-	r.resyncDone = h.Done
+	r.resyncDone = min(h.Done, r.resyncAll)
 	r.mu.Unlock()
 	return nil
 }
