@@ -55,6 +55,11 @@ func (v *Volume) background(ctx context.Context) {
 			_ = v.applyError(err)
 			return
 		}
+		if v.dirty.takeNews() {
+			if err := v.setFlags(0, 0); err != nil {
+				return
+			}
+		}
 		if err := v.relieve(); err != nil {
 			_ = v.journalError(err)
 			return

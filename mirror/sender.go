@@ -327,8 +327,8 @@ func (s *sender) count() {
 		return
 	}
 	own := s.v.log.Durable()
-	if s.follower != "" {
-		s.v.dirty.acked(s.follower, s.id, durable, own)
+	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable, own) {
+		s.v.poke()
 	}
 	s.v.hold(min(durable, own))
 	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {

@@ -39,6 +39,7 @@ type tracker struct {
 
 	mu       sync.Mutex  // guards all below; held during no I/O. A leaf.
 	boundary journal.LSN // the log is kept from here on, also by an anchor that is about to be written
+	news     bool        // the anchor does not tell yet of a follower that is covered now
 	version  uint64      // of the newest bitmap file
 	sum      uint64      // its checksum
 	entries  []*tracked
@@ -195,28 +196,43 @@ func (t *tracker) view(name string) trackView {
 // acked: the follower called name, which is the volume id, is streaming and
 // durable up to lsn. As soon as the log reaches back to that, it is all that
 // is needed, and a set is forgotten.
-func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN, durable journal.LSN) {
+//
+// Reports whether an anchor should tell of it soon: until one does, a crash
+// takes the source back to what it knew before, which is not wrong but costs.
+func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN, durable journal.LSN) (news bool) {
 	if id == [16]byte{} {
-		return
+		return false
 	}
 	// What this volume might lose in a power cut is no common ground.
 	lsn = min(lsn, durable)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if lsn < t.boundary {
-		return
+		return false
 	}
 	e := t.find(name)
 	switch {
 	case e == nil && len(t.entries) == maxFollowers:
-		return
+		return false
 	case e == nil:
 		e = &tracked{name: name}
 		t.entries = append(t.entries, e)
-	case e.id == id && e.set == nil && e.lost == "" && lsn <= e.base:
-		return
+	case e.id == id && e.set == nil && e.lost == "":
+		e.base = max(e.base, lsn)
+		return false
 	}
 	*e = tracked{name: name, id: id, base: lsn}
+	t.news = true
+	return true
+}
+
+// takeNews says whether an anchor should be written now.
+func (t *tracker) takeNews() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	news := t.news
+	t.news = false
+	return news
 }
 
 // leave is called before an anchor moves the tail to tail: whoever lacks
