@@ -50,19 +50,11 @@ func (d *dirtySet) mark(off, length int64) {
 
 // each calls fn for every run of adjoining dirty bytes, in order.
 func (d *dirtySet) each(fn func(off, end int64) error) error {
-	for at := int64(0); at < d.blocks(); {
-		first := d.bits.NextValue(uint32(at))
-		if first < 0 {
-			return nil
-		}
-		next := d.bits.NextAbsentValue(uint32(first))
-		if next < 0 || next > d.blocks() {
-			next = d.blocks()
-		}
-		if err := fn(first*d.block, min(next*d.block, d.size)); err != nil {
+	// Not NextAbsentValue, which in v2.30.0 is wrong beyond the first 64 Ki.
+	for first, next := range d.bits.Ranges() {
+		if err := fn(int64(first)*d.block, min(int64(next)*d.block, d.size)); err != nil {
 			return err
 		}
-		at = next
 	}
 	return nil
 }

@@ -69,7 +69,7 @@ func (m *drainMeter) update(now time.Time, lsn journal.LSN, capacity int64) {
 	case dt < drainMemory/20:
 		return
 	default:
-		// Linear is close enough to e^-t, and forgets all after drainMemory.
+		// Close enough to e^-t: what was before drainMemory counts a third.
 		share := dt.Seconds() / drainMemory.Seconds()
 		m.rate += (float64(lsn-m.lsn)/dt.Seconds() - m.rate) * share
 	}

@@ -326,11 +326,10 @@ func (s *sender) count() {
 	if durable == 0 {
 		return
 	}
-	own := s.v.log.Durable()
-	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable, own) {
+	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable) {
 		s.v.poke()
 	}
-	s.v.hold(min(durable, own))
+	s.v.hold(durable)
 	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
 		s.report(followerCaughtUp, "")
 	}

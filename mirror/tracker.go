@@ -49,8 +49,8 @@ type tracker struct {
 type tracked struct {
 	name       string
 	id         [16]byte
-	base, upTo journal.LSN
-	chain      uint64 // at base; of a tracked one
+	base, upTo journal.LSN // of a covered one the base is what it acknowledged, see baseOf
+	chain      uint64      // at base; of a tracked one
 	generation [16]byte
 	set        *dirtySet // nil: covered, or lost
 	lost       string    // why
@@ -147,7 +147,7 @@ func (t *tracker) followers() []journal.Follower {
 	defer t.mu.Unlock()
 	var fs []journal.Follower
 	for _, e := range t.entries {
-		f := journal.Follower{Name: e.name, ID: e.id, Acked: e.base}
+		f := journal.Follower{Name: e.name, ID: e.id, Acked: t.baseOf(e)}
 		switch {
 		case e.lost != "":
 			f.Flags = followerLostTrack
@@ -190,21 +190,19 @@ func (t *tracker) view(name string) trackView {
 	if e == nil {
 		return trackView{}
 	}
-	return trackView{known: true, id: e.id, base: e.base, chain: e.chain, lost: e.lost, set: e.set, upTo: e.upTo}
+	return trackView{known: true, id: e.id, base: t.baseOf(e), chain: e.chain, lost: e.lost, set: e.set, upTo: e.upTo}
 }
 
 // acked: the follower called name, which is the volume id, is streaming and
-// durable up to lsn. As soon as the log reaches back to that, it is all that
-// is needed, and a set is forgotten.
+// durable up to lsn, at most the head. As soon as the log reaches back to that,
+// it is all that is needed, and a set is forgotten.
 //
 // Reports whether an anchor should tell of it soon: until one does, a crash
 // takes the source back to what it knew before, which is not wrong but costs.
-func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN, durable journal.LSN) (news bool) {
+func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN) (news bool) {
 	if id == [16]byte{} {
 		return false
 	}
-	// What this volume might lose in a power cut is no common ground.
-	lsn = min(lsn, durable)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if lsn < t.boundary {
@@ -224,6 +222,15 @@ func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN, durable journ
 	*e = tracked{name: name, id: id, base: lsn}
 	t.news = true
 	return true
+}
+
+// baseOf is the base of e. What this volume might lose in a power cut is no
+// common ground with a follower whose disk was quicker.
+func (t *tracker) baseOf(e *tracked) journal.LSN {
+	if e.set == nil && e.lost == "" {
+		return min(e.base, t.log.Durable())
+	}
+	return e.base
 }
 
 // takeNews says whether an anchor should be written now.
@@ -250,11 +257,12 @@ func (t *tracker) leave(tail journal.LSN, generations []journal.Generation) {
 	from := journal.LSN(0)
 	for _, e := range t.entries {
 		n := *e
+		n.base = t.baseOf(e)
 		switch {
-		case e.lost != "" || e.set == nil && e.base >= tail:
+		case e.lost != "" || e.set == nil && n.base >= tail:
 			continue
 		case e.set == nil:
-			n.upTo = e.base
+			n.upTo = n.base
 		}
 		if n.upTo < tail {
 			if !due || n.upTo < from {
@@ -278,7 +286,7 @@ func (t *tracker) leave(tail journal.LSN, generations []journal.Generation) {
 		n := &next[i]
 		e := t.find(n.name)
 		switch {
-		case e == nil || e.id != n.id || e.base != n.base:
+		case e == nil || e.id != n.id || e.set == nil && e.base >= t.boundary:
 			// Forgotten, or durable beyond the boundary meanwhile.
 		case err == nil:
 			*e = *n

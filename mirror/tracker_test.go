@@ -453,3 +453,111 @@ func TestPendingIsStaged(t *testing.T) {
 		})
 	}
 }
+
+// TestStaleStaging: what an earlier try left in the staging file, of a history
+// that a power cut of the source has ended, does not get into the copy.
+func TestStaleStaging(t *testing.T) {
+	d := newTrackedDuo(t)
+	defer d.close()
+	if err := errors.Join(d.scenario(20, never), d.v[srcHost].Sync()); err != nil {
+		t.Fatal(err)
+	}
+	d.session.close()
+	if err := d.apart(1, 200); err != nil {
+		t.Fatal(err)
+	}
+	h := d.hosts[dstHost]
+	h.newStage()
+	if _, err := h.stage.WriteAt(bytes.Repeat([]byte{0xee}, resyncBlockBytes), 2*resyncBlockBytes); err != nil {
+		t.Fatal(err)
+	}
+	d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, h.stagedIn(d.v[dstHost]))
+	if err := d.session.awaitSync(); err != nil {
+		t.Fatal(err)
+	}
+	if !d.session.partially() {
+		t.Fatalf("resync says %q", d.session.said)
+	}
+	if err := errors.Join(d.v[srcHost].Sync(), equalLogs(d.v[srcHost], d.v[dstHost])); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTrackerStates: what moves a follower from covered to tracked, to lost
+// and back, and that only the tail's way is remembered.
+func TestTrackerStates(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	h.track()
+	v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, VolumeOptions{SyncInterval: time.Hour, SyncBytes: 1 << 30, ApplyInterval: time.Hour, Dirty: h.dirty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Abort() }()
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	write := func(off int64) (end journal.LSN) {
+		if _, err := v.WriteAt(make([]byte, 100), off); err != nil {
+			t.Fatal(err)
+		}
+		end, err := v.log.Sync(v.log.Head())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return end
+	}
+	is := func(what string, base journal.LSN, dirty int64, lost bool) {
+		t.Helper()
+		w := v.dirty.view("f")
+		if w.base != base || v.dirty.dirtyBytes("f") != dirty || (w.lost != "") != lost {
+			t.Fatalf("%s: base %d, %d bytes dirty, lost %q; want %d, %d, %v", what, w.base, v.dirty.dirtyBytes("f"), w.lost, base, dirty, lost)
+		}
+	}
+	id, tr := v.id, v.dirty
+	at1 := write(0)
+	if _, err := v.WriteAt(make([]byte, 100), 0); err != nil {
+		t.Fatal(err)
+	}
+	head := v.log.Head()
+	tr.acked("f", id, head)
+	is("acknowledged, and not all of it is durable here", at1, 0, false)
+	at1 = write(0)
+	is("now it is", head, 0, false)
+	tr.acked("f", id, at1)
+	at2 := write(8192)
+	at3 := write(8192 + 4000) // into the next block
+	tr.leave(at1, v.History())
+	is("the tail is at the base", at1, 0, false)
+	tr.leave(at2, v.History())
+	is("the tail passes the base; all that is durable is marked", at1, 2*minDirtyBlock, false)
+	if w := tr.view("f"); w.upTo != at3 {
+		t.Fatalf("marked up to %d, the log has %d", w.upTo, at3)
+	}
+	tr.acked("f", id, at2-8)
+	is("acknowledged below the tail", at1, 2*minDirtyBlock, false)
+	tr.acked("f", id, at2)
+	is("acknowledged where the tail is", at2, 0, false)
+	at4 := write(40960)
+	tr.store = nil
+	tr.leave(at3, v.History())
+	is("no place for the bitmap", at2, 0, true)
+	if fs := tr.followers(); len(fs) != 1 || fs[0].Flags != followerLostTrack {
+		t.Fatalf("the anchor would say %+v", fs)
+	}
+	tr.acked("f", id, at4)
+	is("acknowledged again", at4, 0, false)
+	for i := range maxFollowers + 2 {
+		tr.acked(fmt.Sprint(i), id, at4)
+	}
+	if n := len(tr.followers()); n != maxFollowers {
+		t.Fatalf("%d followers", n)
+	}
+	tr.keepOnly([]string{"f", "3", "none"})
+	if n := len(tr.followers()); n != 2 {
+		t.Fatalf("%d followers are left", n)
+	}
+	tr.acked("g", [16]byte{}, at4)
+	if tr.view("g").known {
+		t.Fatal("a follower without an id is kept")
+	}
+}
