@@ -37,11 +37,16 @@ type session struct {
 const testUUID = "6f4e2f0e-0000-4000-8000-000000000001"
 
 func connect(src, dst *Volume, p *promise, stage func() (*staging, error)) *session {
+	return connectAs("dst", src, dst, p, stage)
+}
+
+// connectAs: the source knows the follower by that name.
+func connectAs(name string, src, dst *Volume, p *promise, stage func() (*staging, error)) *session {
 	s := &session{promise: p, caught: make(chan struct{}), ended: make(chan error, 1)}
 	s.a, s.b = pair()
 	s.sender = newSender(src, s.a, p)
 	s.sender.mirror, s.sender.name, s.sender.node = testUUID, "vol", "src"
-	s.sender.follower = "dst"
+	s.sender.follower = name
 	s.sender.report = func(e followerEvent, why string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()

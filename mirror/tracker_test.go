@@ -191,8 +191,7 @@ func TestPartialOrNot(t *testing.T) {
 		{"another follower comes and goes", func(t *testing.T, d *duo) {
 			other := newHost(t, RoleSecondary).mustOpen(t)
 			for range 2 { // two switch-overs
-				s := connect(d.v[srcHost], other, d.promise, inPlace(other))
-				s.sender.follower = "other"
+				s := connectAs("other", d.v[srcHost], other, d.promise, inPlace(other))
 				if err := s.awaitSync(); err != nil {
 					t.Fatal(err)
 				}
