@@ -62,6 +62,7 @@ type Agent struct {
 // follower is one configured target and what is known of it.
 type follower struct {
 	target  string
+	name    string // in the anchor
 	kind    string
 	state   FollowerState
 	reason  string
@@ -124,10 +125,10 @@ func (c *Config) followers() []*follower {
 	var fs []*follower
 	now := time.Now()
 	if len(c.Target) > 0 {
-		fs = append(fs, &follower{target: c.Target[0], kind: "target", state: FollowerConnecting, since: now})
+		fs = append(fs, &follower{target: c.Target[0], name: followerName(c.Target[0]), kind: "target", state: FollowerConnecting, since: now})
 	}
 	for _, b := range c.Backups {
-		fs = append(fs, &follower{target: b[0], kind: "backup", state: FollowerIdle, since: now})
+		fs = append(fs, &follower{target: b[0], name: followerName(b[0]), kind: "backup", state: FollowerIdle, since: now})
 	}
 	return fs
 }

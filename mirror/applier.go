@@ -58,6 +58,11 @@ func (v *Volume) background(ctx context.Context) {
 			_ = v.applyError(err)
 			return
 		}
+		if v.dirty.takeNews() {
+			if err := v.setFlags(0, 0); err != nil {
+				return
+			}
+		}
 		if err := v.relieve(); err != nil {
 			_ = v.journalError(err)
 			return
@@ -122,6 +127,9 @@ func (v *Volume) applyLayer(l *layer) error {
 		return fmt.Errorf("chain at LSN %d: %w", l.end, err)
 	}
 	tail, tailChain, move := v.chooseTail(l.end)
+	if move {
+		v.dirty.leave(tail, v.History())
+	}
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Applied, a.AppliedChain = l.end, chain
 		if move {
@@ -207,8 +215,8 @@ func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	head, tail, size := v.log.Head(), v.log.Tail(), v.log.Capacity()
 	limit := applied
 	v.stateMu.Lock()
-	if v.holding {
-		limit = min(limit, v.holdAt)
+	if v.held.on {
+		limit = min(limit, v.held.at)
 	}
 	waits := v.waiting > 0
 	v.stateMu.Unlock()
@@ -236,6 +244,7 @@ func (v *Volume) relieve() error {
 	if !move {
 		return nil
 	}
+	v.dirty.leave(tail, v.History())
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Tail, a.TailChain = tail, chain
 		v.fillAnchor(a)
@@ -246,26 +255,6 @@ func (v *Volume) relieve() error {
 	return nil
 }
 
-// hold keeps the tail from passing lsn, for a connected follower that still
-// reads there; release ends it.
-func (v *Volume) hold(lsn journal.LSN) {
-	v.stateMu.Lock()
-	moved := !v.holding || lsn > v.holdAt
-	v.holding, v.holdAt = true, lsn
-	waits := v.waiting > 0
-	v.stateMu.Unlock()
-	if moved && (waits || int64(v.log.Head()-v.log.Tail()) > v.log.Capacity()/4*3) {
-		v.poke()
-	}
-}
-
-func (v *Volume) release() {
-	v.stateMu.Lock()
-	v.holding = false
-	v.stateMu.Unlock()
-	v.poke()
-}
-
 // fillAnchor puts what the volume knows beside the log's positions.
 func (v *Volume) fillAnchor(a *journal.Anchor) {
 	a.Role = uint8(v.Role())
@@ -273,6 +262,7 @@ func (v *Volume) fillAnchor(a *journal.Anchor) {
 	v.stateMu.Lock()
 	a.DeviceSize = v.sizeAtLocked(a.Applied)
 	v.stateMu.Unlock()
+	a.Followers = v.dirty.followers()
 }
 
 // settle makes everything durable, applies what is committed, and writes the

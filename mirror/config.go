@@ -52,6 +52,11 @@ type Config struct {
 	Switch SwitchMode
 	OnLoss OnLoss
 	Alone  Alone
+	// OnFull says what happens when the log is full of what a connected
+	// follower has not got; PushBack how long it may hold writers up with
+	// OnFullTrack.
+	OnFull   OnFull
+	PushBack time.Duration
 	// StartWait is how long a restarted source asks its followers for a
 	// higher generation before it opens its front.
 	StartWait time.Duration
@@ -87,6 +92,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
+		OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
 		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
@@ -125,7 +131,7 @@ func (c *Config) Validate() error {
 	if len(c.Target) == 0 && len(c.Backups) > 0 {
 		return errors.New("backup: a mirror with backups needs a target first, --target HOST:PORT")
 	}
-	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 {
+	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {

@@ -147,6 +147,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	if err := v.log.Reset(lsn, chain, func(a *journal.Anchor) {
 		a.Generations = gs
 		a.Role = uint8(v.Role())
+		a.Followers = nil // of a time when it was fed by nobody
 		update(a)
 	}); err != nil {
 		return v.journalError(err)
@@ -156,6 +157,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	v.stateMu.Unlock()
 	v.overlay.reset(lsn)
 	v.sizeReset(v.log.Anchor().DeviceSize)
+	v.dirty.restart(lsn)
 	v.declared.Store(uint64(lsn))
 	v.changed()
 	return nil
@@ -216,8 +218,12 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	v.stateMu.Lock()
 	v.generations = append(v.generations, g)
 	v.stateMu.Unlock()
+	if major {
+		v.dirty.keepOnly(nil)
+	}
 	err := v.log.WriteAnchor(func(a *journal.Anchor) {
-		a.Role, a.Generations = uint8(RolePrimary), v.History()
+		v.fillAnchor(a)
+		a.Role = uint8(RolePrimary)
 		if compareRank(g, a.Seen) > 0 {
 			a.Seen = g
 		}

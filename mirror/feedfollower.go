@@ -193,7 +193,7 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 		f := a.followers[i]
 		p, id := a.promise, a.uuid
 		s := newSender(a.v, l, p)
-		s.mirror, s.name, s.node = id, a.c.Name, a.node
+		s.mirror, s.name, s.node, s.follower = id, a.c.Name, a.node, f.name
 		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(e) }
 		f.sender = s
 		a.mu.Unlock()
@@ -226,6 +226,10 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 			a.transition(i, followerRefuse, refused.reason)
 			p.giveUp()
 			a.signalVerdict()
+			wait = retryRefused
+		case errors.Is(err, errOutrun):
+			a.transition(i, followerLost, err.Error())
+			p.giveUp() // by on-loss: nobody waits for it now
 			wait = retryRefused
 		default:
 			a.transition(i, followerLost, err.Error())

@@ -29,6 +29,9 @@ func (v *Volume) grown(end journal.LSN, size int64) {
 	v.stateMu.Lock()
 	v.resizes = append(v.resizes, resize{end, size})
 	v.size.Store(size)
+	if v.dirty != nil { // else it is being recovered
+		v.dirty.size.Store(size)
+	}
 	v.stateMu.Unlock()
 }
 

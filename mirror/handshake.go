@@ -16,11 +16,14 @@ import (
 //	follower blank                                         resync
 //	follower's newest generation unknown to the source     diverged
 //	fork (or follower's head) below what it has committed  diverged
-//	fork below the source's tail                           resync
+//	fork below the source's tail
+//	  and the follower's dirty set is known, of the same
+//	  volume, and reaches back to a base ≤ fork            partial resync from the fork, of what changed since the base
+//	  else                                                 resync, the reason says what was missing
 //	else                                                   stream from the fork; what the follower has beyond is cut
 type outcome struct {
 	kind   outcomeKind
-	at     journal.LSN // stream: where
+	at     journal.LSN // stream, partial: where
 	chain  uint64      // stream: the source's chain value there
 	reason string      // for the operator
 }
@@ -30,6 +33,7 @@ type outcomeKind int
 const (
 	outcomeStream outcomeKind = iota + 1
 	outcomeResync
+	outcomePartial
 	outcomeFenced
 	outcomeDiverged
 	outcomeUnrelated
@@ -43,6 +47,7 @@ type sourceView struct {
 	generations []journal.Generation
 	head, tail  journal.LSN
 	chainAt     func(journal.LSN) (uint64, error)
+	track       trackView // what the follower lacks
 }
 
 func (s *sourceView) generation() journal.Generation {
@@ -102,7 +107,15 @@ func fork(s sourceView, f followerState) outcome {
 		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("%s has committed up to LSN %d, this side's history parts from it at %d", f.Node, f.Committed, at)}
 	}
 	if at < s.tail {
-		return outcome{kind: outcomeResync, reason: fmt.Sprintf("%s has the log up to LSN %d, it is kept from %d on", f.Node, at, s.tail)}
+		// Below the fork the logs are one: what a generation's primary ever
+		// declared durable no other record of that generation replaces, and a
+		// primary that lost anything has begun a new one there. The follower
+		// makes sure at the base, by the chain.
+		reason := fmt.Sprintf("%s has the log up to LSN %d, it is kept from %d on", f.Node, at, s.tail)
+		if why := s.track.why(&f, at); why != "" {
+			return outcome{kind: outcomeResync, reason: fmt.Sprintf("%s, and %s: all blocks are compared", reason, why)}
+		}
+		return outcome{kind: outcomePartial, at: at, reason: reason + ": what changed since is copied"}
 	}
 	chain, err := s.chainAt(at)
 	if err != nil {

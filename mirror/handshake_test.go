@@ -26,6 +26,53 @@ func TestDecide(t *testing.T) {
 	src := sourceView{mirror: "m", size: 1 << 20, generations: base, head: 400 * 8, tail: 150 * 8, chainAt: chains}
 	ok := followerState{Mirror: "m", Node: "f", Size: 1 << 20, Generations: base, Seen: base[2], Head: 350 * 8, Chain: 350 * 8 * 3, Committed: 340 * 8}
 	with := func(change func(*followerState)) followerState { f := ok; change(&f); return f }
+	old := gen(0, 9, 9, 0)
+	// A follower whose log the source does not reach back to, with a dirty set.
+	tracked := func(f *followerState, w *trackView) {
+		f.ID = [16]byte{7}
+		f.Generations, f.Head, f.Committed, f.Chain = base[:1], 149*8, 0, 149*8*3
+		*w = trackView{known: true, id: f.ID, base: 149 * 8, chain: 149 * 8 * 3, set: newDirtySet(1 << 20)}
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(f *followerState, w *trackView)
+		want   outcomeKind
+		at     journal.LSN
+		say    string
+	}{
+		{"the set begins where the follower is", func(*followerState, *trackView) {}, outcomePartial, 149 * 8, "what changed since is copied"},
+		{"the set begins before that", func(_ *followerState, w *trackView) { w.base, w.chain = 110*8, 1 }, outcomePartial, 149 * 8, ""},
+		{"the set begins after that: an older copy", func(_ *followerState, w *trackView) { w.base += 8 }, outcomeResync, 0, "an older state"},
+		{"the set of another volume", func(_ *followerState, w *trackView) { w.id[3]++ }, outcomeResync, 0, "another volume"},
+		{"the log differs at the set's base", func(_ *followerState, w *trackView) { w.chain++ }, outcomeResync, 0, "differs"},
+		{"the set was lost", func(_ *followerState, w *trackView) { w.set, w.lost = nil, "rotten" }, outcomeResync, 0, "rotten"},
+		{"there is no set", func(_ *followerState, w *trackView) { w.set = nil }, outcomeResync, 0, "not tracked"},
+		{"nothing is known", func(_ *followerState, w *trackView) { *w = trackView{} }, outcomeResync, 0, "never tracked"},
+		{"a volume without an id", func(f *followerState, _ *trackView) { f.ID = [16]byte{} }, outcomeResync, 0, "another volume"},
+		{"the fork is below the tail", func(f *followerState, w *trackView) {
+			f.Generations, f.Head, f.Committed, w.base = []journal.Generation{old}, 140*8, 90*8, 95*8
+		}, outcomePartial, 100 * 8, ""},
+		{"the fork is below the set's base", func(f *followerState, w *trackView) {
+			f.Generations, f.Head, f.Committed, w.base = []journal.Generation{old}, 140*8, 90*8, 101*8
+		}, outcomeResync, 0, "an older state"},
+		{"committed beyond the fork", func(f *followerState, w *trackView) {
+			f.Generations, f.Head, f.Committed, w.base = []journal.Generation{old}, 140*8, 110*8, 95*8
+		}, outcomeDiverged, 0, "committed"},
+		{"blank, and a set is known", func(f *followerState, _ *trackView) { f.Blank = true }, outcomeResync, 0, "empty"},
+		{"the log has it all, and a set is known", func(f *followerState, _ *trackView) { f.Head, f.Chain = 150*8, 150*8*3 }, outcomeStream, 150 * 8, ""},
+		{"it has seen a higher generation", func(f *followerState, _ *trackView) { f.Seen = gen(2, 0, 7, 0) }, outcomeFenced, 0, "2.0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, f := src, ok
+			s.generations = append([]journal.Generation{old}, base...)
+			tracked(&f, &s.track)
+			tt.change(&f, &s.track)
+			got := decide(s, f)
+			if got.kind != tt.want || got.at != tt.at || !strings.Contains(got.reason, tt.say) {
+				t.Fatalf("got %+v, want kind %d at %d saying %q", got, tt.want, tt.at, tt.say)
+			}
+		})
+	}
 	tests := []struct {
 		name string
 		f    followerState

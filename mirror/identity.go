@@ -105,6 +105,7 @@ func (c *Config) volumeOptions() VolumeOptions {
 	return VolumeOptions{
 		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
 		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes,
+		Dirty: c.dirtyStore(), OnFull: c.OnFull, PushBack: c.PushBack,
 	}
 }
 
@@ -268,6 +269,7 @@ func (c *Config) firstAnchor(size int64) journal.Anchor {
 	} else {
 		a.State = stateBlank
 	}
+	identify(&a)
 	return a
 }
 

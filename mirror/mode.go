@@ -62,6 +62,27 @@ func ParseSwitchMode(s string) (SwitchMode, error) {
 	return "", fmt.Errorf("unknown switch mode %q: choose manual or auto", s)
 }
 
+// OnFull says what the source does when the log is full of what a connected
+// follower has not got.
+type OnFull string
+
+// OnFullTrack lets the follower hold writers up for Config.PushBack at most;
+// then it notes which blocks the follower lacks, goes on without it, and
+// resyncs those blocks later. OnFullWait lets writers wait as long as it takes.
+const (
+	OnFullTrack OnFull = "track"
+	OnFullWait  OnFull = "wait"
+)
+
+// ParseOnFull reads a policy's name.
+func ParseOnFull(s string) (OnFull, error) {
+	switch o := OnFull(strings.ToLower(s)); o {
+	case OnFullTrack, OnFullWait:
+		return o, nil
+	}
+	return "", fmt.Errorf("unknown on-full policy %q: choose track or wait", s)
+}
+
 // Alone says what a restarted source does when no follower answers within
 // Config.StartWait.
 type Alone string

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type session struct {
 
 	mu     sync.Mutex
 	states []followerEvent
+	said   string // the reason of the last one that had any
 	caught chan struct{}
 	ended  chan error
 }
@@ -35,14 +37,21 @@ type session struct {
 const testUUID = "6f4e2f0e-0000-4000-8000-000000000001"
 
 func connect(src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
+	return connectAs("dst", src, dst, p, stage)
+}
+
+// connectAs: the source knows the follower by that name.
+func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
 	s := &session{promise: p, caught: make(chan struct{}), ended: make(chan error, 1)}
 	s.a, s.b = pair()
 	s.sender = newSender(src, s.a, p)
 	s.sender.mirror, s.sender.name, s.sender.node = testUUID, "vol", "src"
-	s.sender.report = func(e followerEvent, _ string) {
+	s.sender.follower = name
+	s.sender.report = func(e followerEvent, why string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.states = append(s.states, e)
+		s.said = cmp.Or(why, s.said)
 		if e == followerCaughtUp {
 			close(s.caught)
 		}
@@ -149,6 +158,7 @@ type duo struct {
 	states   [][]byte // content after each operation
 	flushed  int      // operations covered by an answered flush while the follower counted
 	answered int      // … by any answered flush
+	fill     byte     // of what apart wrote last
 }
 
 const (
@@ -158,7 +168,20 @@ const (
 
 func newDuo(t testing.TB) *duo {
 	t.Helper()
-	d := &duo{hosts: [2]*host{newHost(t, RolePrimary), newHost(t, RoleSecondary)}, model: make([]byte, testDevice)}
+	return duoOf(t, newHost(t, RolePrimary), newHost(t, RoleSecondary))
+}
+
+// newTrackedDuo's source knows what its follower lacks.
+func newTrackedDuo(t testing.TB) *duo {
+	t.Helper()
+	src := newHost(t, RolePrimary)
+	src.track()
+	return duoOf(t, src, newHost(t, RoleSecondary))
+}
+
+func duoOf(t testing.TB, src, dst *host) *duo {
+	t.Helper()
+	d := &duo{hosts: [2]*host{src, dst}, model: make([]byte, testDevice)}
 	d.states = [][]byte{bytes.Clone(d.model)}
 	d.v[srcHost], d.v[dstHost] = d.hosts[srcHost].mustOpen(t), d.hosts[dstHost].mustOpen(t)
 	d.lead()

@@ -59,6 +59,11 @@ func unlessFenced(err error) error {
 // lead makes the promise of a primary's mode the volume's gate.
 func (a *Agent) lead() {
 	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.c.Target) > 0, a.v.log.Durable())
+	var names []string
+	for _, f := range a.followers {
+		names = append(names, f.name)
+	}
+	a.v.dirty.keepOnly(names)
 	a.mu.Lock()
 	a.promise = p
 	a.mu.Unlock()
@@ -109,7 +114,7 @@ func (a *Agent) askFirst(ctx context.Context) {
 
 // serve opens the front. opMu is held.
 func (a *Agent) serve(address string) error {
-	stored := string(a.v.log.Anchor().Extra)
+	_, stored := unpackExtra(a.v.log.Anchor().Extra)
 	if address == "" {
 		address = cmp.Or(a.c.NBD, stored)
 	}
@@ -136,7 +141,7 @@ func (a *Agent) serve(address string) error {
 	}
 	if stored != address && a.c.Role == RoleSecondary {
 		// A promoted target serves there again after a restart.
-		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = []byte(address); a.v.fillAnchor(x) })); err != nil {
+		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = packExtra(a.v.id, address); a.v.fillAnchor(x) })); err != nil {
 			return err
 		}
 	}

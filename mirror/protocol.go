@@ -83,6 +83,7 @@ type followerState struct {
 	Mirror      string               `json:"mirror"`
 	Name        string               `json:"name"`
 	Node        string               `json:"node"`
+	ID          [16]byte             `json:"id"` // of the volume
 	Size        int64                `json:"size"`
 	Blank       bool                 `json:"blank"`
 	Zeroed      bool                 `json:"zeroed"` // blank, and the device reads as zeroes all over
@@ -116,12 +117,29 @@ type roomReply struct {
 
 // resyncBegin announces a fuzzy copy; records from From on follow in between.
 type resyncBegin struct {
-	From journal.LSN `json:"from"`
-	Size int64       `json:"size"`
+	From    journal.LSN   `json:"from"`
+	Size    int64         `json:"size"`
+	Partial *partialBegin `json:"partial,omitempty"` // nil: all blocks are compared
+}
+
+// partialBegin: only what changed since Base is copied, over the state that
+// the follower has at At; what it has beyond that it cuts. Chain is the
+// source's chain value at Base, which the follower's log must have too.
+type partialBegin struct {
+	At    journal.LSN `json:"at"`
+	Base  journal.LSN `json:"base"`
+	Chain uint64      `json:"chain"`
+	Bytes int64       `json:"bytes"` // about to be copied, for the status
 }
 
 type resyncReply struct {
 	Refused string `json:"refused,omitempty"`
+	// Compare: a partial resync cannot be, for this reason; all blocks have
+	// to be compared.
+	Compare string `json:"compare,omitempty"`
+	// Staged are the blocks of resyncBlockBytes that an earlier try of a
+	// partial resync left, a roaring bitmap: they are to be compared.
+	Staged []byte `json:"staged,omitempty"`
 }
 
 // resyncEnd says that the copy and all records below At make a state that

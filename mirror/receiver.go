@@ -184,7 +184,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	head, chain := r.v.log.HeadChain()
 	a := r.v.log.Anchor()
 	f := followerState{
-		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
+		Mirror: r.mirror, Name: r.name, Node: r.node, ID: r.v.id, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
 		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
 	}

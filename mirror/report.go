@@ -162,6 +162,9 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		if f.sender != nil {
 			x = f.sender.lastAck()
 		}
+		if x.Durable == 0 { // not heard of since this start
+			x.Durable = a.v.dirty.view(f.name).base
+		}
 		fs := FollowerStatus{
 			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
@@ -170,13 +173,13 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			s.ActiveTarget = f.target
 			fs.Paths = append(fs.Paths, a.transport.paths()...)
 		}
-		known := x.Durable >= firstLSN
-		if known {
+		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)
 		} else {
 			fs.LagBytes = uint64(head)
 		}
+		fs.DirtyBytes = a.v.dirty.dirtyBytes(f.name)
 		if f.sender != nil {
 			fs.Resync = f.sender.resync.status()
 			if fs.Resync != nil {
@@ -233,10 +236,29 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			})
 		}
 	}
+	if pinned, follower := a.v.pinned(); follower && s.Role == RolePrimary.String() {
+		held := float64(s.Log.Head-min(s.Log.Head, uint64(pinned))) / float64(s.Log.SizeBytes)
+		if held > 0.8 {
+			s.Alarms = append(s.Alarms, a.heldAlarm(s, held, now))
+		}
+	}
 	if used := float64(s.Log.Head-s.Log.Applied) / float64(s.Log.SizeBytes); used > 0.8 {
 		s.Alarms = append(s.Alarms, Alarm{
 			Name: "log-full", Since: now, Reason: fmt.Sprintf("%.0f %% of the log's %s are not yet applied", used*100, humanize.IBytes(uint64(s.Log.SizeBytes))),
 			NextStep: "the backing device is slower than the writes: writers are slowed to its pace",
 		})
 	}
+}
+
+// heldAlarm: most of the log is kept for a follower that is too slow.
+func (a *Agent) heldAlarm(s *Status, held float64, now time.Time) Alarm {
+	x := Alarm{
+		Name: "log-held", Since: now,
+		Reason:   fmt.Sprintf("%.0f %% of the log's %s are held for %s, which has not got them: writers are slowed to its pace", held*100, humanize.IBytes(uint64(s.Log.SizeBytes)), s.ActiveTarget),
+		NextStep: fmt.Sprintf("after %s of that the mirror goes on without it and resyncs what it lacks later (on-full: track); give it a faster link or disk, or a larger --journal-size", a.c.PushBack),
+	}
+	if a.c.OnFull == OnFullWait {
+		x.NextStep = "writers wait for it as long as it takes (on-full: wait); mirror-agent suspend lets them go on without it, --on-full track does so by itself"
+	}
+	return x
 }

@@ -30,6 +30,12 @@ type resyncProgress struct {
 	started           atomic.Int64 // unix ns
 }
 
+func (p *resyncProgress) begin(total int64) {
+	p.total.Store(total)
+	p.done.Store(0)
+	p.started.Store(time.Now().UnixNano())
+}
+
 func (p *resyncProgress) status() *Progress {
 	at := p.started.Load()
 	if at == 0 {
@@ -39,22 +45,30 @@ func (p *resyncProgress) status() *Progress {
 }
 
 // runResync makes the follower equal and leaves s.sent where its log begins.
-func (s *sender) runResync(ctx context.Context) error {
-	s.sent = s.v.log.Head()
-	s.v.hold(s.sent)
-	size := s.v.size.Load() // after sent: a resize that this has not seen is a record that follows, and ends the resync
-	if err := s.callResync(ctx, encodeJSON(kindResync, resyncBegin{From: s.sent, Size: size})); err != nil {
-		return err
-	}
-	p := &s.resync
-	p.total.Store(size)
-	p.started.Store(time.Now().UnixNano())
-	defer p.started.Store(0)
-	c := &copier{sender: s, size: size, block: make([]byte, resyncBlockBytes)}
+func (s *sender) runResync(ctx context.Context, out outcome) error {
+	c := &copier{sender: s, size: s.v.size.Load(), block: make([]byte, resyncBlockBytes)}
 	if _, err := rand.Read(c.key[:]); err != nil {
 		return err
 	}
-	for off := int64(0); off < size; {
+	p := &s.resync
+	defer p.started.Store(0)
+	if out.kind == outcomePartial {
+		compare, err := c.partial(ctx, out)
+		if err != nil || compare == "" {
+			return err
+		}
+		out.reason = fmt.Sprintf("a partial resync cannot be, %s: all blocks are compared", compare)
+	}
+	s.report(followerNeedsResync, out.reason)
+	s.sent = s.v.log.Head()
+	s.v.hold(s.sent)
+	c.size = s.v.size.Load() // after sent: a resize that this has not seen is a record that follows, and ends the resync
+	begin := resyncBegin{From: s.sent, Size: c.size}
+	if _, err := s.callResync(ctx, encodeJSON(kindResync, begin)); err != nil {
+		return err
+	}
+	p.begin(c.size)
+	for off := int64(0); off < c.size; {
 		if err := s.drainRecords(ctx); err != nil {
 			return err
 		}
@@ -97,22 +111,22 @@ func (s *sender) endResync(ctx context.Context) error {
 		return fmt.Errorf("chain at LSN %d: %w", s.sent, err)
 	}
 	gs := keepBelow(s.v.History(), s.sent)
-	return s.callResync(ctx, encodeJSON(kindResyncEnd, resyncEnd{At: s.sent, Chain: chain, Generations: gs}))
+	_, err = s.callResync(ctx, encodeJSON(kindResyncEnd, resyncEnd{At: s.sent, Chain: chain, Generations: gs}))
+	return err
 }
 
-func (s *sender) callResync(ctx context.Context, msg []byte) error {
+func (s *sender) callResync(ctx context.Context, msg []byte) (r resyncReply, err error) {
 	b, err := s.l.Call(ctx, msg)
 	if err != nil {
-		return fmt.Errorf("resync: %w", err)
+		return r, fmt.Errorf("resync: %w", err)
 	}
-	var r resyncReply
 	if err := decodeJSON(b, &r); err != nil {
-		return fmt.Errorf("resync: %w", err)
+		return r, fmt.Errorf("resync: %w", err)
 	}
 	if r.Refused != "" {
-		return &refusedError{kind: outcomeRefused, reason: r.Refused}
+		return r, &refusedError{kind: outcomeRefused, reason: r.Refused}
 	}
-	return nil
+	return r, nil
 }
 
 // copier walks over the device of the source.
@@ -121,13 +135,13 @@ type copier struct {
 	size  int64 // of the device, when the resync began
 	key   [32]byte
 	block []byte
+	shift int64 // from an offset to how much is done, for the follower's status
 }
 
 // chunk copies what differs in one chunk at off, and returns where the next
 // one begins: holes of a follower that is all zeroes are jumped over.
 func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
 	end := min(off+resyncChunkBytes, c.size)
-	var hashes []byte
 	if c.resync.zeroed {
 		start, dataEnd, err := c.v.nextData(off)
 		if errors.Is(err, io.EOF) {
@@ -142,22 +156,15 @@ func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
 		off = start / resyncBlockBytes * resyncBlockBytes
 		end = min(off+resyncChunkBytes, c.size, (dataEnd+resyncBlockBytes-1)/resyncBlockBytes*resyncBlockBytes)
 	} else {
-		var err error
-		req := hashRequest{Offset: off, Length: end - off, Key: c.key}
-		if hashes, err = c.l.Call(ctx, req.encode()); err != nil {
-			return 0, fmt.Errorf("resync: hashes at %d: %w", off, err)
-		}
-		if want := int(end-off+resyncBlockBytes-1) / resyncBlockBytes * hashBytes; len(hashes) != want {
-			return 0, fmt.Errorf("resync: %w: %d bytes of hashes instead of %d", errMessage, len(hashes), want)
-		}
+		return end, c.compare(ctx, off, end)
 	}
-	for i := 0; off < end; i++ {
+	for off < end {
 		n := min(int64(resyncBlockBytes), end-off)
-		var theirs []byte
-		if hashes != nil {
-			theirs = hashes[i*hashBytes : (i+1)*hashBytes]
+		zero, err := c.read(off, n)
+		if err == nil && !zero {
+			err = c.send(ctx, off, n, false)
 		}
-		if err := c.copyBlock(ctx, off, n, theirs); err != nil {
+		if err != nil {
 			return 0, err
 		}
 		off += n
@@ -165,28 +172,51 @@ func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
 	return end, nil
 }
 
-// copyBlock sends one block unless the follower has it.
-func (c *copier) copyBlock(ctx context.Context, off, n int64, theirs []byte) error {
-	b := c.block[:n]
-	if _, err := c.v.ReadAt(b, off); err != nil {
-		return fmt.Errorf("resync: %w", err)
+// compare copies the blocks of [off, end), at most a chunk, whose hashes
+// differ from the follower's.
+func (c *copier) compare(ctx context.Context, off, end int64) error {
+	req := hashRequest{Offset: off, Length: end - off, Key: c.key}
+	hashes, err := c.l.Call(ctx, req.encode())
+	if err != nil {
+		return fmt.Errorf("resync: hashes at %d: %w", off, err)
 	}
-	zero := allZero(b)
-	if theirs == nil && zero {
-		return nil
+	if want := int(end-off+resyncBlockBytes-1) / resyncBlockBytes * hashBytes; len(hashes) != want {
+		return fmt.Errorf("resync: %w: %d bytes of hashes instead of %d", errMessage, len(hashes), want)
 	}
-	if theirs != nil {
-		var mine [hashBytes]byte
-		hashBlock(mine[:], &c.key, b)
-		if bytes.Equal(mine[:], theirs) {
-			return nil
+	for ; off < end; hashes = hashes[hashBytes:] {
+		n := min(int64(resyncBlockBytes), end-off)
+		zero, err := c.read(off, n)
+		if err != nil {
+			return err
 		}
+		var mine [hashBytes]byte
+		hashBlock(mine[:], &c.key, c.block[:n])
+		if !bytes.Equal(mine[:], hashes[:hashBytes]) {
+			if err := c.send(ctx, off, n, zero); err != nil {
+				return err
+			}
+		}
+		off += n
 	}
+	return nil
+}
+
+// read puts a block of the device into c.block.
+func (c *copier) read(off, n int64) (zero bool, err error) {
+	if _, err := c.v.ReadAt(c.block[:n], off); err != nil {
+		return false, fmt.Errorf("resync: %w", err)
+	}
+	return allZero(c.block[:n]), nil
+}
+
+// send sends the block that was read last.
+func (c *copier) send(ctx context.Context, off, n int64, zero bool) error {
+	b := c.block[:n]
 	buf, err := c.buffers.get(ctx, c.l)
 	if err != nil {
 		return err
 	}
-	blockHeader{Zero: zero, Length: n, Offset: off, Done: off + n}.put(buf)
+	blockHeader{Zero: zero, Length: n, Offset: off, Done: off + n + c.shift}.put(buf)
 	size := blockHeaderBytes
 	if !zero {
 		size += copy(buf[blockHeaderBytes:], b)

@@ -119,6 +119,12 @@ func TestCatchUp(t *testing.T) {
 // resync of a volume that was consistent before: it comes back with its old
 // state or with the new one, whole, and promotable (G4).
 func TestResyncPowerLoss(t *testing.T) {
+	for name, duo := range map[string]func(testing.TB) *duo{"compared": newDuo, "by bitmap": newTrackedDuo} {
+		t.Run(name, func(t *testing.T) { resyncPowerLoss(t, duo) })
+	}
+}
+
+func resyncPowerLoss(t *testing.T, duo func(testing.TB) *duo) {
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 3))
 	step := 1
@@ -127,7 +133,7 @@ func TestResyncPowerLoss(t *testing.T) {
 	}
 	cuts, taken := 0, 0
 	for n := 1; ; n += step {
-		lost, merged := resyncCrash(t, n, seed, rng)
+		lost, merged := resyncCrash(t, duo(t), n, seed, rng)
 		if !lost {
 			break
 		}
@@ -142,7 +148,7 @@ func TestResyncPowerLoss(t *testing.T) {
 	t.Logf("%d cuts, %d of them after the takeover", cuts, taken)
 }
 
-func resyncCrash(t *testing.T, n int, seed uint64, rng *rand.Rand) (lost, merged bool) {
+func resyncCrash(t *testing.T, d *duo, n int, seed uint64, rng *rand.Rand) (lost, merged bool) {
 	t.Helper()
 	fail := func(err error) {
 		t.Helper()
@@ -150,7 +156,6 @@ func resyncCrash(t *testing.T, n int, seed uint64, rng *rand.Rand) (lost, merged
 			t.Fatalf("cut at operation %d (seed %d): %v", n, seed, err)
 		}
 	}
-	d := newDuo(t)
 	defer d.close()
 	h := d.hosts[dstHost]
 	fail(d.scenario(30, never))

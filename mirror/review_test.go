@@ -137,7 +137,7 @@ func TestLateAcknowledgement(t *testing.T) {
 	s.acknowledged(ack{Received: head, Durable: head, Applied: head})
 	v := d.v[srcHost]
 	v.stateMu.Lock()
-	holding := v.holding
+	holding := v.held.on
 	v.stateMu.Unlock()
 	if holding {
 		t.Error("the tail is held for a session that has ended")

@@ -33,6 +33,11 @@ type sender struct {
 	node    string
 	report  func(followerEvent, string) // state of the follower, for the operator
 	resync  resyncProgress
+	// follower is its name in the anchor, id the volume that answered; "" is
+	// a follower that nothing is kept of.
+	follower string
+	id       [16]byte
+	track    trackView // at the handshake
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -75,13 +80,24 @@ func (s *sender) poke() {
 // run blocks until the session ends, ctx is cancelled or the follower refuses
 // (a *refusedError).
 func (s *sender) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	defer s.v.release()
 	defer s.stop()
 	defer s.buffers.drop()
 	// Nothing that this handshake may count on leaves the log under it.
-	s.v.hold(s.v.log.Tail())
+	s.v.startHold(s.v.log.Tail(), func() { cancel(errOutrun) })
+	err := s.feed(ctx)
+	if errors.Is(context.Cause(ctx), errOutrun) {
+		return errOutrun
+	}
+	return err
+}
+
+// errOutrun: the follower held writers up for too long and lost its hold.
+var errOutrun = errors.New("writers outran it for longer than push-back allows; what it lacks is tracked and resynced")
+
+func (s *sender) feed(ctx context.Context) error {
 	out, err := s.handshake(ctx)
 	if err != nil {
 		return err
@@ -90,9 +106,8 @@ func (s *sender) run(ctx context.Context) error {
 	case outcomeStream:
 		s.sent = out.at
 		s.report(followerStream, "")
-	case outcomeResync:
-		s.report(followerNeedsResync, out.reason)
-		if err := s.runResync(ctx); err != nil {
+	case outcomeResync, outcomePartial:
+		if err := s.runResync(ctx, out); err != nil {
 			return err
 		}
 		s.report(followerCopied, "")
@@ -140,10 +155,11 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	if err := decodeJSON(b, &f); err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
-	s.ring = f.Ring
+	s.ring, s.id = f.Ring, f.ID
+	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
-		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt,
+		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt, track: s.track,
 	}, f)
 	if out.kind == outcomeResync {
 		s.resync.zeroed = f.Zeroed
@@ -298,7 +314,6 @@ func (s *sender) acknowledged(a ack) {
 	s.applied.Store(uint64(a.Applied))
 	s.ackMu.Lock()
 	if s.streaming.Load() {
-		s.v.hold(a.Received)
 		s.count()
 	}
 	s.ackMu.Unlock()
@@ -311,6 +326,10 @@ func (s *sender) count() {
 	if durable == 0 {
 		return
 	}
+	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable) {
+		s.v.poke()
+	}
+	s.v.hold(durable)
 	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
 		s.report(followerCaughtUp, "")
 	}

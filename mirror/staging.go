@@ -297,16 +297,30 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 		return refuse("%s has a device of %d bytes, %d are needed", r.node, r.v.capacity(), m.Size)
 	}
 	r.dropStaging()
-	st, err := r.newStage(m.Size)
+	var reply resyncReply
+	var err error
+	all := m.Size
+	if m.Partial != nil {
+		if reply.Compare, err = r.beginPartial(m.Partial); err != nil {
+			return nil, err
+		}
+		if reply.Compare != "" {
+			return encodeJSON(0, reply)[1:], nil
+		}
+		all = max(m.Partial.Bytes, 1)
+		r.staging, reply.Staged, err = r.openPartial(m.Size)
+	} else {
+		r.staging, err = r.newStage(m.Size)
+	}
 	if err != nil {
+		r.staging = nil
 		return refuse("%s: %v", r.node, err)
 	}
-	r.staging = st
 	r.mu.Lock()
 	r.started, r.received = false, m.From
-	r.resyncDone, r.resyncAll, r.resyncAt = 0, m.Size, time.Now()
+	r.resyncDone, r.resyncAll, r.resyncAt = 0, all, time.Now()
 	r.mu.Unlock()
-	return encodeJSON(0, resyncReply{})[1:], nil
+	return encodeJSON(0, reply)[1:], nil
 }
 
 func (r *receiver) block(b []byte) error {
@@ -324,7 +338,7 @@ func (r *receiver) block(b []byte) error {
 		return fmt.Errorf("resync: block at %d: %w", h.Offset, err)
 	}
 	r.mu.Lock()
-	r.resyncDone = h.Done
+	r.resyncDone = min(h.Done, r.resyncAll)
 	r.mu.Unlock()
 	return nil
 }

@@ -24,6 +24,9 @@ type Volume struct {
 	size atomic.Int64 // bytes, at the head of the log; see grow.go
 	opts VolumeOptions
 
+	id    [16]byte // tells this volume from all others of the mirror
+	dirty *tracker // what the followers lack
+
 	overlay *overlay
 	// layerBytes of log make a layer of the overlay; a frozen layer is
 	// applied as one.
@@ -53,14 +56,16 @@ type Volume struct {
 	resizes     []resize // above applied, in order
 	failed      error
 	closed      bool
-	holdAt      journal.LSN // tail may not pass it while holding
-	holding     bool
+	held        heldTail
 	waiting     int           // writers that wait for room in the log
 	moved       chan struct{} // closed when applied, committed, declared or failed moved
 
 	kick    chan struct{} // wakes the background goroutine, capacity 1
 	stop    context.CancelFunc
 	stopped chan struct{}
+
+	holdMark atomic.Uint64 // the hold's LSN, or noHold
+	drain    drainMeter    // used by the first in line only
 
 	applyBuf []byte
 }
@@ -79,6 +84,11 @@ type VolumeOptions struct {
 	// 0: nothing is retained.
 	RetainTime  time.Duration
 	RetainBytes int64
+	// Dirty is where bitmaps are kept; nil: nowhere.
+	Dirty dirtyStore
+	// OnFull and PushBack: see Config. The zero value is OnFullWait.
+	OnFull   OnFull
+	PushBack time.Duration
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -123,6 +133,7 @@ const (
 func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, *journal.Recovery, error) {
 	v := &Volume{dev: dev, opts: o, line: newWaitLine(), moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	v.gate.Store(&gateBox{openGate{}})
+	v.holdMark.Store(noHold)
 	a, err := journal.ReadAnchor(f)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
@@ -154,11 +165,14 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	if err := v.checkSize(); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
-	if a.Clean {
-		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false }); err != nil {
+	v.id, _ = unpackExtra(a.Extra)
+	if a.Clean || v.id == [16]byte{} {
+		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false; identify(a) }); err != nil {
 			return nil, nil, errors.Join(err, v.closeFiles())
 		}
+		v.id, _ = unpackExtra(l.Anchor().Extra)
 	}
+	v.dirty = newTracker(l, o.Dirty, v.size.Load())
 	// What a crash left committed on a secondary is at least what was applied
 	// before it; the source declares the rest anew.
 	v.declared.Store(uint64(l.Applied()))
@@ -290,26 +304,6 @@ func (v *Volume) watch() (<-chan struct{}, error) {
 	v.stateMu.Lock()
 	defer v.stateMu.Unlock()
 	return v.moved, v.stuckLocked()
-}
-
-// awaitRoom waits until the background goroutine has moved something; moved
-// was taken before the log was found full.
-func (v *Volume) awaitRoom(ctx context.Context, moved <-chan struct{}) error {
-	v.stateMu.Lock()
-	v.waiting++
-	v.stateMu.Unlock()
-	defer func() {
-		v.stateMu.Lock()
-		v.waiting--
-		v.stateMu.Unlock()
-	}()
-	v.poke()
-	select {
-	case <-moved:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func (v *Volume) stuckLocked() error {

@@ -31,6 +31,7 @@ type host struct {
 	device  *blockdev.Memory
 	stage   *blockdev.Memory // of a resync
 	removed bool             // stage was
+	dirty   dirtyStore       // nil: nothing is tracked
 }
 
 func newHost(t testing.TB, role Role) *host {
@@ -53,9 +54,36 @@ func testOptions() VolumeOptions {
 	return VolumeOptions{SyncInterval: 2 * time.Millisecond, SyncBytes: 256 << 10, ApplyInterval: 5 * time.Millisecond}
 }
 
+func (h *host) options() VolumeOptions {
+	o := testOptions()
+	o.Dirty = h.dirty
+	return o
+}
+
+// dirtySlots keeps bitmap files on the host's disks.
+type dirtySlots [2]*blockdev.Memory
+
+func (h *host) track() {
+	h.dirty = &dirtySlots{blockdev.NewMemory(1<<20, h.power), blockdev.NewMemory(1<<20, h.power)}
+}
+
+func (s *dirtySlots) write(version uint64, b []byte) error {
+	m := s[version%2]
+	if _, err := m.WriteAt(b, 0); err != nil {
+		return err
+	}
+	return m.Sync()
+}
+
+func (s *dirtySlots) read(version uint64, limit int64) ([]byte, error) {
+	b := make([]byte, min(limit, 1<<20))
+	_, err := s[version%2].ReadAt(b, 0)
+	return b, err
+}
+
 // open opens the host's volume; a primary begins a generation, as an agent does.
 func (h *host) open() (*Volume, error) {
-	v, rec, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, testOptions())
+	v, rec, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, h.options())
 	if err != nil {
 		return nil, err
 	}

@@ -36,8 +36,8 @@ func (v *Volume) Stats() VolumeStats {
 	tail, applied := v.log.Tail(), v.log.Applied() // the head only grows meanwhile, unless it is cut
 	pinned := applied
 	v.stateMu.Lock()
-	if v.holding {
-		pinned = max(min(pinned, v.holdAt), tail)
+	if v.held.on {
+		pinned = max(min(pinned, v.held.at), tail)
 	}
 	v.stateMu.Unlock()
 	head := max(v.log.Head(), applied)

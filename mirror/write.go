@@ -96,13 +96,16 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 // in which they came. A client that gave up waiting and sent a request again, and what it wrote after that, must not be
 // overtaken by the first one.
 func (v *Volume) append(es []*journal.Entry) error {
-	if v.line.empty() {
+	if v.line.empty() && !v.paced() {
 		if _, err := v.tryAppend(noWait, es); !isFull(err) && !errors.Is(err, noWait.Err()) {
 			return err
 		}
 	}
 	leave := v.line.enter()
 	defer leave()
+	if err := v.slow(entriesSize(es)); err != nil {
+		return err
+	}
 	return v.appendInTurn(es)
 }
 

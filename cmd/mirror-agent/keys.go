@@ -57,6 +57,8 @@ var keys = []key{
 	choice("mode", "what a FLUSH waits for: async (here) or flush (here and at the target)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
+	choice("on-full", "a log full of what a connected target has not got: track (writers are slowed for --push-back at most, then its blocks are resynced later) or wait (as long as it takes)", mirror.ParseOnFull, func(s *settings) *mirror.OnFull { return &s.config.OnFull }),
+	duration("push-back", "`TIME` that a connected target may slow writers with --on-full track", func(s *settings) *time.Duration { return &s.config.PushBack }),
 	choice("alone", "a restarted source that reaches no other host: serve or refuse", mirror.ParseAlone, func(s *settings) *mirror.Alone { return &s.config.Alone }),
 	duration("start-wait", "`TIME` that a restarted source asks the others for a newer generation", func(s *settings) *time.Duration { return &s.config.StartWait }),
 	text("journal", "`FILE` of the log (default the device's name + .journal)", func(s *settings) *string { return &s.config.Journal }),

@@ -45,6 +45,8 @@ local: 10.1.0.5,10.2.0.5
 mode: async
 switch: auto
 on-loss: freeze
+on-full: wait
+push-back: 25s
 alone: refuse
 start-wait: 0
 journal: /log/vol0
@@ -77,6 +79,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Backups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}
 	c.Local = []string{"10.1.0.5", "10.2.0.5"}
 	c.Mode, c.Switch, c.OnLoss, c.Alone = mirror.ModeAsync, mirror.SwitchAuto, mirror.OnLossFreeze, mirror.AloneRefuse
+	c.OnFull, c.PushBack = mirror.OnFullWait, 25*time.Second
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second

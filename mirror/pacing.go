@@ -1,0 +1,119 @@
+package mirror
+
+import (
+	"time"
+
+	"mirror-agent/journal"
+)
+
+// Back-pressure without a cliff. What the backing device and a connected
+// follower have not got yet fills the ring. Up to half of it nothing happens.
+// Beyond that writers are delayed so that they settle where the ring is 85 %
+// full, at the pace at which it is drained. Only a drain that stands still
+// makes it full; then writers wait for room.
+
+const (
+	// Shares of the ring: where delays begin, and where writers go as fast as
+	// the ring is drained.
+	paceStart = 0.5
+	paceEven  = 0.85
+	// maxPace is the longest delay of one call.
+	maxPace = 100 * time.Millisecond
+	// minPace: shorter delays are saved up, a timer is no finer than that.
+	minPace = time.Millisecond
+	// drainMemory is how long ago counts for the rate of the drain.
+	drainMemory = time.Second
+)
+
+// paceDelay is how long a call that adds bytes to the log is delayed, when
+// used of the ring's capacity cannot be freed and drain bytes are freed in a
+// second. For a share u of the ring writers may go at the drain's rate times
+// k(1-u)/(u-start), which is without bound where delays begin, 1 at paceEven,
+// and 0 when the ring is full.
+func paceDelay(used, capacity, bytes int64, drain float64) time.Duration {
+	u := float64(used) / float64(max(capacity, 1))
+	if u <= paceStart {
+		return 0
+	}
+	if u >= 1 || drain <= 0 {
+		return maxPace
+	}
+	const k = (paceEven - paceStart) / (1 - paceEven)
+	allowed := drain * k * (1 - u) / (u - paceStart)
+	seconds := float64(bytes) / allowed
+	if seconds >= maxPace.Seconds() {
+		return maxPace
+	}
+	return time.Duration(seconds * float64(time.Second))
+}
+
+// drainMeter measures how fast the ring is freed, while that matters. For one
+// goroutine at a time.
+type drainMeter struct {
+	rate float64 // bytes in a second
+	at   time.Time
+	lsn  journal.LSN
+	debt time.Duration // delays too short to be slept
+}
+
+// update takes where the ring is freed up to now; capacity is the ring's.
+// Until something was measured the ring is taken to drain in a second.
+func (m *drainMeter) update(now time.Time, lsn journal.LSN, capacity int64) {
+	if m.at.IsZero() {
+		m.rate = float64(capacity)
+	}
+	dt := now.Sub(m.at)
+	switch {
+	case dt > drainMemory || lsn < m.lsn:
+		// A new time of pressure: what was measured last stands.
+	case dt < drainMemory/20:
+		return
+	default:
+		// Close enough to e^-t: what was before drainMemory counts a third.
+		share := dt.Seconds() / drainMemory.Seconds()
+		m.rate += (float64(lsn-m.lsn)/dt.Seconds() - m.rate) * share
+	}
+	m.at, m.lsn = now, lsn
+}
+
+// used is how much of the ring cannot be freed now.
+func (v *Volume) used() int64 {
+	pinned, _ := v.pinned()
+	return int64(v.log.Head() - min(v.log.Head(), pinned))
+}
+
+// paced says whether writers are slowed.
+func (v *Volume) paced() bool { return float64(v.used()) > paceStart*float64(v.log.Capacity()) }
+
+// slow delays a call that adds bytes to the log, for the first in line. It
+// ends early when the ring is freed, or the volume stops.
+func (v *Volume) slow(bytes int64) error {
+	start := time.Now()
+	for {
+		moved, err := v.watch()
+		if err != nil {
+			return err
+		}
+		if !v.paced() {
+			v.drain.debt = 0
+			return nil
+		}
+		now := time.Now()
+		v.heldUp(now)
+		pinned, _ := v.pinned()
+		v.drain.update(now, pinned, v.log.Capacity())
+		wait := paceDelay(v.used(), v.log.Capacity(), bytes, v.drain.rate) + v.drain.debt - now.Sub(start)
+		if wait < minPace {
+			v.drain.debt = max(0, wait)
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+			v.drain.debt = 0
+			return nil
+		case <-moved:
+			timer.Stop()
+		}
+	}
+}

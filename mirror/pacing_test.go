@@ -1,0 +1,170 @@
+package mirror
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"mirror-agent/journal"
+)
+
+// TestPaceDelay: no delay in the normal range, none to speak of where it
+// begins, the drain's own pace where the ring is 85 % full, never more than
+// the bound, and never less for more of the ring, more bytes or a slower drain.
+func TestPaceDelay(t *testing.T) {
+	const ring, drain = 1 << 30, 100e6
+	for _, tt := range []struct {
+		name        string
+		used, bytes int64
+		drain       float64
+		least, most time.Duration
+	}{
+		{"empty", 0, 4096, drain, 0, 0},
+		{"half full", ring / 2, 1 << 20, drain, 0, 0},
+		{"half full and nothing drains", ring / 2, 1 << 20, 0, 0, 0},
+		{"just over half", ring/2 + ring/1000, 4096, drain, 0, time.Microsecond},
+		{"at 85 %", ring / 100 * 85, 1e6, drain, 9900 * time.Microsecond, 10100 * time.Microsecond},
+		{"nearly full", ring / 1000 * 999, 1e6, drain, maxPace, maxPace},
+		{"full", ring, 1, drain, maxPace, maxPace},
+		{"beyond", ring * 2, 1, drain, maxPace, maxPace},
+		{"nothing drains", ring / 4 * 3, 4096, 0, maxPace, maxPace},
+	} {
+		if d := paceDelay(tt.used, ring, tt.bytes, tt.drain); d < tt.least || d > tt.most {
+			t.Errorf("%s: %v, want %v to %v", tt.name, d, tt.least, tt.most)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		used := rapid.Int64Range(0, ring).Draw(t, "used")
+		bytes := rapid.Int64Range(1, 32<<20).Draw(t, "bytes")
+		rate := rapid.Float64Range(1, 1e10).Draw(t, "drain")
+		d := paceDelay(used, ring, bytes, rate)
+		more := rapid.Int64Range(0, ring).Draw(t, "more")
+		switch {
+		case d < 0 || d > maxPace || used <= ring/2 && d != 0:
+			t.Fatalf("%v", d)
+		case paceDelay(min(used+more, ring), ring, bytes, rate) < d:
+			t.Fatal("shorter with more of the ring in use")
+		case paceDelay(used, ring, bytes+more, rate) < d:
+			t.Fatal("shorter for more bytes")
+		case paceDelay(used, ring, bytes, rate/2) < d:
+			t.Fatal("shorter with a slower drain")
+		}
+		// No cliff: a hundredth more of the ring, but for its last tenth, is
+		// worth at most as much as the ring's worth of the delay there.
+		if next := paceDelay(used+ring/100, ring, bytes, rate); used < ring/10*9 && next-d > maxPace/2 && float64(bytes)/rate < 0.02 {
+			t.Fatalf("from %v to %v", d, next)
+		}
+	})
+}
+
+// TestDrainMeter: the rate follows what is measured within a second or so, a
+// pause between two times of pressure is not measured, and before anything is
+// known a ring's worth in a second is taken.
+func TestDrainMeter(t *testing.T) {
+	var m drainMeter
+	now, lsn := time.Unix(1000, 0), journal.LSN(4096)
+	is := func(what string, want float64) {
+		t.Helper()
+		if m.rate < want*0.9-1 || m.rate > want*1.1+1 {
+			t.Fatalf("%s: %.0f bytes/s, want about %.0f", what, m.rate, want)
+		}
+	}
+	run := func(steps int, rate float64) {
+		for range steps {
+			now = now.Add(100 * time.Millisecond)
+			lsn += journal.LSN(rate / 10)
+			m.update(now, lsn, 1<<20)
+		}
+	}
+	m.update(now, lsn, 1<<20)
+	is("at first", 1<<20)
+	run(100, 5000)
+	is("after 10 s of 5000 bytes/s", 5000)
+	now = now.Add(time.Hour)
+	run(1, 0)
+	is("after a pause", 5000)
+	run(100, 300)
+	is("after 10 s of 300 bytes/s", 300)
+	run(100, 0)
+	is("after 10 s of standstill", 0)
+	now = now.Add(time.Microsecond)
+	m.update(now, lsn+1<<30, 1<<20)
+	is("too soon to tell", 0)
+}
+
+// TestPushBack: with track, a follower that holds writers up for longer than
+// push-back loses its hold, once, and cannot take it again in that session;
+// with wait it never does. Pauses do not count.
+func TestPushBack(t *testing.T) {
+	for _, policy := range []OnFull{OnFullTrack, OnFullWait} {
+		h := newHost(t, RolePrimary)
+		v := h.mustOpen(t)
+		v.opts.OnFull, v.opts.PushBack = policy, 10*time.Second
+		lost := 0
+		hold := v.log.Tail()
+		v.startHold(hold, func() { lost++ })
+		if _, err := v.WriteAt(make([]byte, 8192), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(v.Sync(), v.settle()); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Unix(1000, 0)
+		step := func(d time.Duration) { now = now.Add(d); v.heldUp(now) }
+		for range 100 {
+			step(3 * time.Second) // now and then
+		}
+		for range 9 {
+			step(time.Second)
+		}
+		if lost != 0 || v.holdMark.Load() != uint64(hold) {
+			t.Fatalf("%s: lost after less than 10 s on end", policy)
+		}
+		for range 20 {
+			step(time.Second)
+		}
+		v.hold(hold)
+		pinned, follower := v.pinned()
+		if policy == OnFullTrack {
+			if lost != 1 || follower || pinned != v.log.Applied() {
+				t.Fatalf("track: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
+			}
+		} else if lost != 0 || !follower || pinned != hold {
+			t.Fatalf("wait: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
+		}
+		v.release()
+		v.startHold(hold, func() {})
+		if _, follower := v.pinned(); !follower {
+			t.Fatalf("%s: the next session cannot hold", policy)
+		}
+		if err := v.Abort(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestOutrun: a connected follower that does not get on is left behind, and
+// writers go on; when it is back it gets what it lacks by a partial resync.
+func TestOutrun(t *testing.T) {
+	d := newTrackedDuo(t)
+	defer d.close()
+	src := d.v[srcHost]
+	if err := errors.Join(d.scenario(20, never), src.Sync(), d.awaitEntry()); err != nil {
+		t.Fatal(err)
+	}
+	src.opts.OnFull, src.opts.PushBack = OnFullTrack, time.Nanosecond // the first writer held up is one too many
+	d.promise.update(func() { d.promise.mode = ModeAsync })           // or it is a flush that waits
+	d.session.receiver.busy.Lock()                                    // the follower hangs
+	err := d.apart(1, 300)
+	d.session.receiver.busy.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-d.session.ended; !errors.Is(err, errOutrun) {
+		t.Fatalf("the session ended with %v", err)
+	}
+	d.session.close()
+	d.mustRejoin(t, "")
+}

@@ -1,0 +1,95 @@
+package mirror
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+// TestSwitchBackByBitmap: each target is kept account of, also the one that
+// the data flow has left: on the way back it gets what changed and no more,
+// twice over and over a restart of the source.
+func TestSwitchBackByBitmap(t *testing.T) {
+	first, second := newAgentNode(t, RoleSecondary).start(), newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, first, second).start()
+	source.awaitState("in sync")
+	source.write(1)
+	all := bytes.Repeat([]byte{5}, 1<<20)
+	if _, err := source.awaitServing().WriteAt(all, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := source.awaitServing().Sync(); err != nil { // the target has acknowledged it
+		t.Fatal(err)
+	}
+	active := func(n *agentNode) func(Status) bool {
+		return func(s Status) bool { return s.State == "in sync" && s.ActiveTarget == n.c.Listen[0] }
+	}
+	const span = 200 << 10
+	// overwrite goes over a part of the device until the log has forgotten.
+	overwrite := func(fill byte) {
+		t.Helper()
+		for i := range minJournalSize / span * 3 / 2 {
+			if _, err := source.awaitServing().WriteAt(bytes.Repeat([]byte{fill + byte(i)}, span), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := source.awaitServing().Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	equal := func(n *agentNode) {
+		t.Helper()
+		a, err := content(source.a.v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := content(n.a.v)
+		if err != nil || !bytes.Equal(a, b) {
+			t.Fatalf("%s differs at %d (%v)", n.c.NodeName, firstDifference(a, b), err)
+		}
+	}
+	resyncs := func() (n int) {
+		t.Helper()
+		es, _ := source.a.Events(0)
+		for _, e := range es {
+			if e.Kind == "follower-resync" && !strings.Contains(e.Text, "is empty") {
+				if !strings.Contains(e.Text, "what changed since is copied") {
+					t.Fatalf("resync: %s", e.Text)
+				}
+				n++
+			}
+		}
+		return n
+	}
+	to := func(n *agentNode, where string) {
+		t.Helper()
+		if err := source.a.Switch(t.Context(), where); err != nil {
+			t.Fatal(err)
+		}
+		source.await("fed to the "+where, active(n))
+		if err := source.awaitServing().Sync(); err != nil {
+			t.Fatal(err)
+		}
+		equal(n)
+	}
+	to(second, "backup")
+	overwrite(10)
+	if d := source.a.Status().Followers[0].DirtyBytes; d != span {
+		t.Fatalf("%d bytes of the target are dirty, %d were written over", d, span)
+	}
+	to(first, "primary")
+	overwrite(60)
+	if d := source.a.Status().Followers[1].DirtyBytes; d != span {
+		t.Fatalf("%d bytes of the backup are dirty, %d were written over", d, span)
+	}
+	if n := resyncs(); n != 1 {
+		t.Fatalf("%d partial resyncs", n)
+	}
+	source.kill()
+	source.start()
+	source.await("in sync with the target after a kill", active(first))
+	to(second, "backup")
+	if n := resyncs(); n != 1 {
+		t.Fatalf("%d partial resyncs after the kill", n)
+	}
+}
