@@ -51,6 +51,7 @@ type Agent struct {
 	promoting  bool   // no source may feed this volume now
 	starting   string // why the front is not open yet
 	startError error
+	held       resyncHold          // why no resync is taken now
 	receivers  map[uint64]*inbound // by session
 	inbound    *inbound            // the one that feeds this volume
 	state      stateReport

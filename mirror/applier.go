@@ -18,7 +18,8 @@ func (v *Volume) background(ctx context.Context) {
 	tick := time.NewTicker(v.opts.SyncInterval)
 	defer tick.Stop()
 	lastApply := time.Now()
-	var seen journal.LSN // head at the last tick
+	var seen journal.LSN      // head at the last tick
+	var held <-chan time.Time // while the backing device is in trouble: until the next try
 	for {
 		var due bool
 		select {
@@ -27,6 +28,8 @@ func (v *Volume) background(ctx context.Context) {
 		case <-tick.C:
 			due = true
 		case <-v.kick:
+		case <-held:
+			held = nil
 		}
 		head := v.log.Head()
 		if behind := head - v.log.Durable(); behind > 0 && (due && seen > v.log.Durable() || int64(behind) >= v.opts.SyncBytes) {
@@ -48,12 +51,17 @@ func (v *Volume) background(ctx context.Context) {
 				}
 			}
 		}
-		if err := v.applyReady(ctx); err != nil {
-			if ctx.Err() != nil {
-				return
+		if held == nil {
+			if err := v.applyReady(ctx); err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				wait, again := v.troubled(err)
+				if !again {
+					return
+				}
+				held = time.After(wait)
 			}
-			_ = v.applyError(err)
-			return
 		}
 		if err := v.relieve(); err != nil {
 			_ = v.journalError(err)
@@ -63,10 +71,10 @@ func (v *Volume) background(ctx context.Context) {
 }
 
 func (v *Volume) applyError(err error) error {
-	if errors.Is(err, journal.ErrFailed) {
-		return v.journalError(err)
+	if d := (*deviceError)(nil); errors.As(err, &d) {
+		return v.fail("device", err)
 	}
-	return v.fail("device", err)
+	return v.fail("journal", err)
 }
 
 // pace wakes the background goroutine when the log grew enough.
@@ -101,6 +109,7 @@ func (v *Volume) applyReady(ctx context.Context) error {
 		if err := v.applyLayer(l); err != nil {
 			return err
 		}
+		v.untroubled()
 	}
 }
 
@@ -112,7 +121,7 @@ func (v *Volume) applyLayer(l *layer) error {
 		return fmt.Errorf("apply up to LSN %d: %w", l.end, err)
 	}
 	if err := v.dev.Sync(); err != nil {
-		return fmt.Errorf("sync the device: %w", err)
+		return &deviceError{sync: true, err: fmt.Errorf("sync the device: %w", err)}
 	}
 	chain, err := v.log.ChainAt(l.end)
 	if err != nil {
@@ -145,6 +154,7 @@ func (v *Volume) writeLayer(l *layer) error {
 	write := func() bool {
 		if n > 0 {
 			_, err = v.dev.WriteAt(v.applyBuf[:n], at)
+			err = deviceWrite(err)
 			n = 0
 		}
 		return err == nil
@@ -155,9 +165,9 @@ func (v *Volume) writeLayer(l *layer) error {
 				return false
 			}
 			if x.trim {
-				err = v.dev.Trim(x.off, x.len())
+				err = deviceWrite(v.dev.Trim(x.off, x.len()))
 			} else {
-				err = v.dev.Zero(x.off, x.len())
+				err = deviceWrite(v.dev.Zero(x.off, x.len()))
 			}
 			return err == nil
 		}
@@ -268,6 +278,9 @@ func (v *Volume) settle() error {
 	}
 	v.overlay.freeze()
 	if err := v.applyReady(context.Background()); err != nil {
+		if d := (*deviceError)(nil); errors.As(err, &d) && !d.sync {
+			return fmt.Errorf("device: %w; nothing is lost: what it lacks stays in the log and is applied after the next start", err)
+		}
 		return v.applyError(err)
 	}
 	clean := v.log.Applied() == v.log.Head() && !v.unclean.Load()

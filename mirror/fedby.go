@@ -37,11 +37,15 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	}
 	r := newReceiver(a.v, l)
 	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
-	r.newStage = func() (*staging, error) { return openStaging(a.v, a.c.stagingPath()) }
+	r.newStage = a.openStage
+	r.stageFailed = a.holdResync
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
-	r.resynced = func() { a.event("resynced", l.Peer(), "the copy is complete, consistent from here on") }
+	r.resynced = func() {
+		a.holdResync(nil)
+		a.event("resynced", l.Peer(), "the copy is complete, consistent from here on")
+	}
 	a.receivers[session] = &inbound{session: session, link: l, receiver: r}
 	return r
 }

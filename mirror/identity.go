@@ -59,7 +59,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	a, err := journal.ReadAnchor(jf)
+	a, err := readAnchor(jf)
 	if errors.Is(err, journal.ErrNoAnchor) && blankFile(jf) {
 		if err := jf.Close(); err != nil {
 			return nil, err

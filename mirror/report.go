@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -46,10 +47,7 @@ func reasonSuffix(reason string) string {
 func (a *Agent) stateLocked(failed error) stateReport {
 	switch {
 	case failed != nil:
-		return stateReport{
-			state: "failed", reason: failed.Error(),
-			next: "mend the disk, then restart the agent; meanwhile the other side can be promoted",
-		}
+		return a.failedStateLocked(failed)
 	case a.startError != nil:
 		return stateReport{state: "failed", reason: a.startError.Error(), next: "mend that, then restart the agent"}
 	case a.fenced != "":
@@ -57,7 +55,11 @@ func (a *Agent) stateLocked(failed error) stateReport {
 			state: "fenced", reason: a.fenced,
 			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
 		}
-	case a.v.Role() == RolePrimary:
+	}
+	if t := a.v.troubleNow(); t != nil {
+		return a.troubleState(t)
+	}
+	if a.v.Role() == RolePrimary {
 		return a.primaryStateLocked()
 	}
 	return a.secondaryStateLocked()
@@ -104,6 +106,9 @@ func (a *Agent) secondaryStateLocked() stateReport {
 		if in.receiver.isStreaming() {
 			return stateReport{state: "streaming", reason: "fed by " + in.link.Peer()}
 		}
+	}
+	if a.held.err != nil {
+		return a.resyncHeldState(blank)
 	}
 	if blank {
 		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
@@ -165,6 +170,9 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
+		if f.sender != nil {
+			fs.Trouble = troubleName(x.Trouble)
+		}
 		if i == a.current {
 			s.ActiveTarget = f.target
 			fs.Paths = append(fs.Paths, a.transport.paths()...)
@@ -223,7 +231,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 
 func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	switch s.State {
-	case "failed", "fenced", "degraded":
+	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld:
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {
@@ -237,6 +245,14 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			s.Alarms = append(s.Alarms, Alarm{
 				Name: "path-down", Since: p.Since, Reason: fmt.Sprintf("path %d to %s is %s%s; the other paths carry the data", p.ID, p.Remote, p.State, reasonSuffix(p.Reason)),
 				NextStep: "it is dialled again by itself; mend the link, or mirror-agent path reset",
+			})
+		}
+	}
+	for _, f := range s.Followers {
+		if f.Trouble != "" {
+			s.Alarms = append(s.Alarms, Alarm{
+				Name: "target-" + strings.ReplaceAll(f.Trouble, " ", "-"), Since: now, Reason: fmt.Sprintf("%s says: %s; its log still takes what comes, until that is full", f.Target, f.Trouble),
+				NextStep: "see mirror-agent explain on that host",
 			})
 		}
 	}

@@ -109,7 +109,7 @@ func (s *sender) callResync(ctx context.Context, msg []byte) error {
 		return fmt.Errorf("resync: %w", err)
 	}
 	if r.Refused != "" {
-		return &refusedError{kind: outcomeRefused, reason: r.Refused}
+		return &refusedError{kind: outcomeRefused, reason: r.Refused, retry: min(time.Duration(r.RetryMillis)*time.Millisecond, maxStageWait)}
 	}
 	return nil
 }

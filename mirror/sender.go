@@ -42,6 +42,7 @@ type sender struct {
 	buffers  bufferQueue
 
 	received, durable, applied atomic.Uint64
+	trouble                    atomic.Uint32 // of the follower's device
 	told                       atomic.Uint64 // declared to the follower and sent
 	breaks                     chan string   // capacity 1: the follower cannot go on
 
@@ -50,6 +51,7 @@ type sender struct {
 	ackMu     sync.Mutex
 	streaming atomic.Bool // acknowledgements count; set under ackMu
 	stopped   bool        // guarded by ackMu
+	lived     bool        // it came as far as the stream; of run, and who waited for it
 }
 
 // refusedError: the follower or the histories do not allow a stream. The
@@ -57,6 +59,7 @@ type sender struct {
 type refusedError struct {
 	kind   outcomeKind
 	reason string
+	retry  time.Duration // not before this is over
 }
 
 func (e *refusedError) Error() string { return e.reason }
@@ -100,6 +103,7 @@ func (s *sender) run(ctx context.Context) error {
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
 	s.v.hold(s.sent)
+	s.lived = true
 	s.goLive()
 	// A generation's own record is part of every FLUSH: ask at once.
 	s.promise.request(s.v.log.Durable())
@@ -171,8 +175,8 @@ func (s *sender) stream(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		changed := s.v.log.Changed()
-		if err := s.v.Err(); err != nil {
-			return err
+		if err := s.v.Err(); err != nil && s.sent >= s.v.log.Head() {
+			return s.lastWords(ctx, err)
 		}
 		if s.sent < s.v.log.Head() {
 			if err := s.sendRecords(ctx); err != nil {
@@ -205,11 +209,22 @@ func (s *sender) stream(ctx context.Context) error {
 	}
 }
 
+// lastWords: this volume has failed, and all that its log holds has been sent: better there than nowhere. The follower checks
+// every byte, so what the failed disk garbles goes no further.
+func (s *sender) lastWords(ctx context.Context, why error) error {
+	if s.v.log.Durable() > s.declared {
+		if err := s.sendHeader(ctx); err != nil {
+			return err
+		}
+	}
+	return why
+}
+
 // sendRecords sends the next records of the log in one message.
 func (s *sender) sendRecords(ctx context.Context) error {
 	// A follower's ring must never be full of what it may not commit, since
 	// the word that it may comes behind these records.
-	if undeclared := int64(s.sent - min(s.sent, s.v.log.Durable())); s.ring > 0 && undeclared > min(s.ring/4, 64<<20) {
+	if undeclared := int64(s.sent - min(s.sent, s.v.log.Durable())); s.ring > 0 && undeclared > min(s.ring/4, 64<<20) && s.v.log.Failed() == nil {
 		if _, err := s.v.log.Sync(s.sent); err != nil {
 			return s.v.journalError(err)
 		}
@@ -267,6 +282,7 @@ func (s *sender) broken(why string) {
 func (s *sender) lastAck() ack {
 	return ack{
 		Received: journal.LSN(s.received.Load()), Durable: journal.LSN(s.durable.Load()), Applied: journal.LSN(s.applied.Load()),
+		Trouble: uint8(s.trouble.Load()),
 	}
 }
 
@@ -296,6 +312,7 @@ func (s *sender) acknowledged(a ack) {
 	s.received.Store(uint64(a.Received))
 	s.durable.Store(uint64(a.Durable))
 	s.applied.Store(uint64(a.Applied))
+	s.trouble.Store(uint32(a.Trouble))
 	s.ackMu.Lock()
 	if s.streaming.Load() {
 		s.v.hold(a.Received)

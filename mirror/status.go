@@ -76,6 +76,7 @@ type FollowerStatus struct {
 	LagBytes   uint64       `json:"lag_bytes"`
 	RPOSeconds float64      `json:"rpo_seconds"`
 	DirtyBytes int64        `json:"dirty_bytes"`
+	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
 }

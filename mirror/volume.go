@@ -46,6 +46,7 @@ type Volume struct {
 	stateMu     sync.Mutex // guards all below
 	generations []journal.Generation
 	failed      error
+	trouble     *trouble // of the backing device, while it is tried again
 	closed      bool
 	holdAt      journal.LSN // tail may not pass it while holding
 	holding     bool
@@ -111,7 +112,10 @@ const (
 func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, *journal.Recovery, error) {
 	v := &Volume{dev: dev, opts: o, line: newWaitLine(), moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	v.gate.Store(&gateBox{openGate{}})
-	a, err := journal.ReadAnchor(f)
+	a, err := readAnchor(f)
+	if err == nil && !a.Clean {
+		err = errors.Join(dropCache(f, 0, 0), dropCache(dev, 0, 0))
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
