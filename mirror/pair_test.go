@@ -102,6 +102,7 @@ func connect(src, dst *Volume, p *promise, stage func() (*staging, error)) *sess
 // cut breaks the connection; nobody waits for the follower any more.
 func (s *session) cut() {
 	s.a.cut()
+	s.sender.stop() // or an acknowledgement that is being taken counts again after this
 	s.promise.giveUp()
 }
 
