@@ -106,6 +106,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}
+	if n := o.v.spare(); n > 0 {
+		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored; they are not used", c.Device, n, o.v.size)
+	}
 	t, err := newPortTransport(&c, a)
 	if err != nil {
 		return nil, errors.Join(err, o.v.Close(), o.undo())

@@ -284,8 +284,12 @@ func (v *Volume) settle() error {
 		return v.applyError(err)
 	}
 	clean := v.log.Applied() == v.log.Head() && !v.unclean.Load()
-	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
+	update := func(a *journal.Anchor) {
 		a.Clean = clean
 		v.fillAnchor(a)
-	}))
+	}
+	if v.restamp != nil {
+		return v.restamp(update)
+	}
+	return v.journalError(v.log.WriteAnchor(update))
 }

@@ -6,21 +6,16 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
 
 // Opening a volume by its files. The journal's anchor says which mirror a
-// volume belongs to; a device file bears the mirror's name as an extended
-// attribute beside that, where the filesystem has those, so that a device is
-// known also when its journal is not at hand.
-
-const deviceAttribute = "user.mirror-agent"
+// volume belongs to; a device file bears the mirror's name beside that, so that
+// a device is known also when its journal is not at hand (stamp.go).
 
 // opened is a volume and what was found when it was opened.
 type opened struct {
@@ -43,7 +38,7 @@ func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
 // creates it. A device or journal of another mirror is never touched.
 func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	jpath := c.journalPath()
-	if jpath == c.Device {
+	if jpath == c.Device || sameFile(jpath, c.Device) {
 		return nil, fmt.Errorf("%s: journal and device must be two files; choose another --journal", jpath)
 	}
 	st, err := os.Stat(jpath)
@@ -77,7 +72,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("device of the journal %s: %w", jpath, err), jf.Close())
 	}
-	if err := c.bears(a.Name); err != nil {
+	if err := errors.Join(c.bears(a.Name), c.belongTogether(a)); err != nil {
 		return nil, errors.Join(err, jf.Close(), dev.Close())
 	}
 	v, rec, err := openVolume(jf, dev, c.volumeOptions())
@@ -86,6 +81,9 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	}
 	if err := resumeMerge(v, c.stagingPath()); err != nil {
 		return nil, errors.Join(err, v.Abort())
+	}
+	if err := c.stamp(v, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", c.Device, err), v.Abort())
 	}
 	return &opened{v: v, recovery: rec, undo: func() error { return nil }}, nil
 }
@@ -116,35 +114,6 @@ func (c *Config) fits(a journal.Anchor) error {
 		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out or set it to that", c.Size, c.journalPath(), a.DeviceSize)
 	}
 	return nil
-}
-
-// bears checks the name that a device file bears.
-func (c *Config) bears(name string) error {
-	b := make([]byte, 256)
-	n, err := unix.Getxattr(c.Device, deviceAttribute, b)
-	if err != nil {
-		return nil // no such attribute, or a filesystem without any
-	}
-	owner, _, _ := strings.Cut(string(b[:n]), " ")
-	if owner != name {
-		return fmt.Errorf("%s belongs to mirror %q, not %q: refuse to touch it; choose another --device (or, if that mirror is gone for good, setfattr -x %s %s)",
-			c.Device, owner, name, deviceAttribute, c.Device)
-	}
-	return nil
-}
-
-func (c *Config) mark() {
-	// Best effort: block devices and some filesystems have no attributes, and
-	// the journal knows the owner anyway.
-	_ = unix.Setxattr(c.Device, deviceAttribute, []byte(c.Name), 0)
-}
-
-// unmark takes back mark; createVolume only ever marks what bore no name.
-func (c *Config) unmark() { _ = unix.Removexattr(c.Device, deviceAttribute) }
-
-func (c *Config) marked() bool {
-	n, err := unix.Getxattr(c.Device, deviceAttribute, nil)
-	return err == nil && n > 0
 }
 
 // createVolume makes what is missing: device, then journal. The journal's
@@ -196,11 +165,13 @@ func createVolume(c *Config) (_ *opened, err error) {
 	if err := journal.Format(jf, c.firstAnchor(size)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
 	}
-	c.mark()
-	marked = true
+	marked = true // before it is: a stamp may fail when the mark is there
 	v, rec, err := openVolume(jf, dev, c.volumeOptions())
 	if err != nil {
 		return nil, err
+	}
+	if err := c.stamp(v, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("device %s: %w", c.Device, err), v.Abort())
 	}
 	if c.Role == RolePrimary {
 		if _, err := v.beginGeneration(true); err != nil {
@@ -266,6 +237,13 @@ func (c *Config) firstAnchor(size int64) journal.Anchor {
 		a.State = stateBlank
 	}
 	return a
+}
+
+// sameFile: two paths lead to one file, by links.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // blankFile: f holds no data, as far as that is quickly known.

@@ -109,7 +109,7 @@ func (a *Agent) askFirst(ctx context.Context) {
 
 // serve opens the front. opMu is held.
 func (a *Agent) serve(address string) error {
-	stored := string(a.v.log.Anchor().Extra)
+	stored := parseSidecar(a.v.log.Anchor().Extra).nbd
 	if address == "" {
 		address = cmp.Or(a.c.NBD, stored)
 	}
@@ -136,7 +136,10 @@ func (a *Agent) serve(address string) error {
 	}
 	if stored != address && a.c.Role == RoleSecondary {
 		// A promoted target serves there again after a restart.
-		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = []byte(address); a.v.fillAnchor(x) })); err != nil {
+		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) {
+			withSidecar(x, func(s *sidecar) { s.nbd = address })
+			a.v.fillAnchor(x)
+		})); err != nil {
 			return err
 		}
 	}

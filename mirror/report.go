@@ -137,7 +137,7 @@ func (a *Agent) Status() Status {
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), Switch: string(a.c.Switch),
 		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
-		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size},
+		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size, SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
 			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(), OverlayExtents: extents,

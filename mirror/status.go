@@ -37,6 +37,9 @@ type Status struct {
 type DeviceStatus struct {
 	Path      string `json:"path"`
 	SizeBytes int64  `json:"size_bytes"`
+	// SpareBytes is what the device has beyond that: it grew while the agent
+	// was not running. Nobody uses it.
+	SpareBytes int64 `json:"spare_bytes,omitempty"`
 }
 
 // LogStatus holds the log's positions (LSNs, bytes) and its ring's size.

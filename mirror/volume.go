@@ -37,6 +37,10 @@ type Volume struct {
 
 	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
 
+	// restamp writes an anchor and marks the device anew with it; nil without a
+	// device file. Set before the volume is used.
+	restamp func(update func(*journal.Anchor)) error
+
 	refused atomic.Pointer[error] // why nothing may be written any more
 
 	line waitLine // of the writers that the log or the gate lets wait
@@ -173,6 +177,15 @@ func (v *Volume) checkSize() error {
 		return fmt.Errorf("the device has %d bytes, its journal was made for %d: it was shrunk or replaced; give back the old device", n, v.size)
 	}
 	return nil
+}
+
+// spare is what the device has beyond the mirrored size.
+func (v *Volume) spare() int64 {
+	n, err := v.dev.Size()
+	if err != nil {
+		return 0
+	}
+	return n - v.size
 }
 
 // recovered puts a record that recovery found back into the overlay.
