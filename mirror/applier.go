@@ -51,6 +51,9 @@ func (v *Volume) background(ctx context.Context) {
 				}
 			}
 		}
+		if v.damageNow() != nil && v.Role() == RolePrimary {
+			continue // nothing is changed before the log is whole again
+		}
 		if held == nil {
 			if err := v.applyReady(ctx); err != nil {
 				if ctx.Err() != nil {

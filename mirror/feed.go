@@ -95,6 +95,7 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if err := v.log.Cut(lsn); err != nil {
 		return v.journalError(err)
 	}
+	v.damage.Store(nil) // what was promised beyond is given up with it
 	v.declared.Store(min(v.declared.Load(), uint64(lsn)))
 	v.stateMu.Lock()
 	v.generations = keepBelow(v.generations, lsn)
@@ -139,6 +140,8 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	}); err != nil {
 		return v.journalError(err)
 	}
+	v.damage.Store(nil)
+	v.rotten.Store(0)
 	v.stateMu.Lock()
 	v.generations = append([]journal.Generation(nil), gs...)
 	v.stateMu.Unlock()
@@ -240,9 +243,6 @@ func (v *Volume) learn(found []journal.Record) error {
 	}
 	return nil
 }
-
-// recoverGenerations completes the anchor's history by what recovery found.
-func (v *Volume) recoverGenerations(found []journal.Record) error { return v.learn(found) }
 
 // generationBytes is the size of a generation record's payload: major u32,
 // minor u32, id 16 bytes, first LSN u64, chain there u64; little endian.

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"mirror-agent/journal"
@@ -16,7 +17,7 @@ import (
 //	follower blank                                         resync
 //	follower's newest generation unknown to the source     diverged
 //	fork (or follower's head) below what it has committed  diverged
-//	fork below the source's tail                           resync
+//	fork below the source's tail, or behind rot            resync
 //	else                                                   stream from the fork; what the follower has beyond is cut
 type outcome struct {
 	kind   outcomeKind
@@ -105,6 +106,9 @@ func fork(s sourceView, f followerState) outcome {
 		return outcome{kind: outcomeResync, reason: fmt.Sprintf("%s has the log up to LSN %d, it is kept from %d on", f.Node, at, s.tail)}
 	}
 	chain, err := s.chainAt(at)
+	if errors.Is(err, journal.ErrCorrupt) {
+		return outcome{kind: outcomeResync, reason: fmt.Sprintf("the way to LSN %d of %s has rotted: %v", at, f.Node, err)}
+	}
 	if err != nil {
 		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("LSN %d of %s: %v", at, f.Node, err)}
 	}

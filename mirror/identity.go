@@ -75,12 +75,17 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	if err := errors.Join(c.bears(a.Name), c.belongTogether(a)); err != nil {
 		return nil, errors.Join(err, jf.Close(), dev.Close())
 	}
-	v, rec, err := openVolume(jf, dev, c.volumeOptions())
+	o := c.volumeOptions()
+	o.Damaged = a.Role == journal.RoleSecondary || len(c.Target) > 0
+	v, rec, err := openVolume(jf, dev, o)
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", c.Device, explainOpen(err, jpath))
 	}
 	if err := resumeMerge(v, c.stagingPath()); err != nil {
 		return nil, errors.Join(err, v.Abort())
+	}
+	if rec.Rot != nil { // nothing is changed before it is repaired
+		return &opened{v: v, recovery: rec, undo: func() error { return nil }}, nil
 	}
 	if err := c.stamp(v, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", c.Device, err), v.Abort())

@@ -37,6 +37,7 @@ const (
 	kindResyncEnd byte = 8  // Call, resyncEnd → resyncReply
 	kindBye       byte = 9  // Call: the source ends cleanly
 	kindLeave     byte = 11 // Call: the source moves its data flow to another target
+	kindFetch     byte = 12 // Call, fetch → fetchReply: records for a source whose own log has rotted
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

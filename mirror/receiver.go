@@ -37,6 +37,7 @@ type receiver struct {
 	// where it is built fails.
 	resynced    func()
 	stageFailed func(error)
+	repaired    func() // the log, which had rotted, is whole again
 
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
@@ -67,7 +68,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, stageFailed: func(error) {}, busy: new(sync.Mutex),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -278,6 +279,15 @@ func (r *receiver) records(ctx context.Context, b []byte) error {
 	if len(raw) > 0 {
 		if at, err = r.v.appendRaw(ctx, at, raw); err != nil {
 			return fmt.Errorf("append at LSN %d: %w", h.From, err)
+		}
+	}
+	if r.v.damageNow() != nil {
+		err := r.v.repairStep(h.Head)
+		if r.v.damageNow() == nil {
+			r.repaired()
+		}
+		if err != nil {
+			return err
 		}
 	}
 	r.v.declare(min(h.Declared, at))

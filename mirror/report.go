@@ -56,6 +56,9 @@ func (a *Agent) stateLocked(failed error) stateReport {
 			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
 		}
 	}
+	if d := a.v.damageNow(); d != nil {
+		return a.damagedState(d)
+	}
 	if t := a.v.troubleNow(); t != nil {
 		return a.troubleState(t)
 	}
@@ -231,7 +234,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 
 func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	switch s.State {
-	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld:
+	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged:
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {

@@ -147,7 +147,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	s.ring = f.Ring
 	out := decide(sourceView{
 		mirror: s.mirror, size: s.v.size, generations: h.Generations,
-		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt,
+		head: s.v.log.Head(), tail: s.v.intactFrom(), chainAt: s.v.log.ChainAt,
 	}, f)
 	if out.kind == outcomeResync {
 		s.resync.zeroed = f.Zeroed
@@ -200,13 +200,22 @@ func (s *sender) stream(ctx context.Context) error {
 				}
 			}
 		case why := <-s.breaks:
-			return fmt.Errorf("%s cannot go on: %s", s.l.Peer(), why)
+			return errors.Join(fmt.Errorf("%s cannot go on: %s", s.l.Peer(), why), s.checkSent())
 		case <-s.l.Done():
 			return s.l.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// checkSent looks for rot in what the follower may have refused: what is sent is read without looking at the payloads.
+func (s *sender) checkSent() error {
+	err := s.v.log.Verify(max(journal.LSN(s.received.Load()), s.v.log.Tail()), s.sent)
+	if rot := (*journal.CorruptError)(nil); errors.As(err, &rot) {
+		return s.v.rotFound(rot)
+	}
+	return nil // anything else is not about rot
 }
 
 // lastWords: this volume has failed, and all that its log holds has been sent: better there than nowhere. The follower checks
@@ -242,6 +251,9 @@ func (s *sender) sendRecords(ctx context.Context) error {
 	if errors.Is(err, io.EOF) {
 		s.buffers.putBack(buf)
 		return nil
+	}
+	if rot := (*journal.CorruptError)(nil); errors.As(err, &rot) {
+		err = s.v.rotFound(rot)
 	}
 	if err != nil {
 		return fmt.Errorf("read the log at LSN %d: %w", s.sent, s.v.journalError(err))

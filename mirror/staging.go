@@ -305,6 +305,7 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 	}
 	st := r.staging
 	r.staging = nil
+	damaged := r.v.damageNow() != nil
 	if err := st.finish(m.At, m.Chain, m.Generations); err != nil {
 		return nil, err
 	}
@@ -313,6 +314,9 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 	r.mu.Unlock()
 	if err := r.begin(m.At); err != nil {
 		return nil, err
+	}
+	if damaged {
+		r.repaired()
 	}
 	r.resynced()
 	return encodeJSON(0, resyncReply{})[1:], nil

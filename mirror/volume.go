@@ -41,6 +41,10 @@ type Volume struct {
 	// device file. Set before the volume is used.
 	restamp func(update func(*journal.Anchor)) error
 
+	damage atomic.Pointer[damage] // rot in the log, until it is repaired
+	rotten atomic.Uint64          // LSN behind the newest rot met below applied
+	found  []journal.Record       // generation records that recovery met; of who recovers
+
 	refused atomic.Pointer[error] // why nothing may be written any more
 
 	line waitLine // of the writers that the log or the gate lets wait
@@ -72,6 +76,8 @@ type VolumeOptions struct {
 	// ApplyInterval is the longest time that a committed record waits for the
 	// applier.
 	ApplyInterval time.Duration
+	// Damaged opens a volume whose log has rotted, to be repaired.
+	Damaged bool
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -126,17 +132,7 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	v.size = a.DeviceSize
 	v.overlay = newOverlay(a.Applied)
 	v.layerBytes = 64 << 20
-	var found []journal.Record
-	l, rec, err := journal.Open(f, journal.Options{
-		OnAppend: v.onAppend,
-		OnRecover: func(r journal.Record) error {
-			if r.Op == journal.OpGeneration {
-				found = append(found, r)
-			}
-			return v.recovered(r)
-		},
-		Now: o.Now,
-	})
+	l, rec, err := journal.Open(f, journal.Options{OnAppend: v.onAppend, OnRecover: v.onRecover, Damaged: o.Damaged, Now: o.Now})
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
@@ -144,7 +140,7 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	v.layerBytes = min(64<<20, l.Capacity()/8)
 	v.role.Store(uint32(a.Role))
 	v.generations = append([]journal.Generation(nil), a.Generations...)
-	if err := v.recoverGenerations(found); err != nil {
+	if err := v.tookRecovery(rec); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
 	if err := v.checkSize(); err != nil {
@@ -159,8 +155,10 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	// before it; the source declares the rest anew.
 	v.declared.Store(uint64(l.Applied()))
 	v.unclean.Store(v.Role() == RolePrimary && !rec.Clean)
-	if err := v.undoPromotion(); err != nil {
-		return nil, nil, errors.Join(err, v.closeFiles())
+	if rec.Rot == nil {
+		if err := v.undoPromotion(); err != nil {
+			return nil, nil, errors.Join(err, v.closeFiles())
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	v.stop, v.stopped = stop, make(chan struct{})
@@ -379,7 +377,7 @@ func (v *Volume) Close() error {
 	v.stop()
 	<-v.stopped
 	var err error
-	if failed == nil {
+	if failed == nil && v.damageNow() == nil {
 		err = v.settle()
 	}
 	return errors.Join(err, v.closeFiles())
