@@ -2,6 +2,7 @@ package integration
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -234,4 +235,17 @@ func TestJournalFilesystemFull(t *testing.T) {
 		t.Errorf("the source is %s", s.brief())
 	}
 	m.stopLevel("target")
+}
+
+// TestKernelWritebackFails: a real kernel's fdatasync fails under the agent, which stops, and after a restart does not take
+// for durable what only the page cache has (G9).
+func TestKernelWritebackFails(t *testing.T) {
+	needVM(t)
+	needTools(t, "dmsetup")
+	dmsetup, err := exec.LookPath("dmsetup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	console := runGuest(t, "nbd://127.0.0.1:1/none", "guest-disk.sh", func(string) {}, dmsetup)
+	passed(t, console, "stopped", "disk")
 }

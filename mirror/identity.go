@@ -160,10 +160,13 @@ func createVolume(c *Config) (_ *opened, err error) {
 		return nil, errors.Join(err, dev.Close())
 	}
 	jpath := c.journalPath()
-	if _, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
+	jsize := c.journalSizeFor(size)
+	if st, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
 		made = append(made, jpath)
+	} else if statErr == nil && st.Mode()&os.ModeDevice != 0 {
+		jsize = c.JournalSize // 0: all of it
 	}
-	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: c.journalSizeFor(size), Preallocate: true})
+	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: jsize, Preallocate: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
 	}

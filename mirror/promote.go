@@ -41,7 +41,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, fmt.Errorf("refused: this volume has never been in sync, there is nothing consistent to serve: %w", ErrNotPromotable)
 	}
 	if d := a.v.damageNow(); d != nil && !o.Force {
-		return PromoteResult{}, fmt.Errorf("refused: %v, and everything up to LSN %d was promised: start the source, which repairs it, or say promote --force to go on with the state at LSN %d, without what was promised beyond: %w",
+		return PromoteResult{}, fmt.Errorf("refused: %w, and everything up to LSN %d was promised: start the source, which repairs it, or say promote --force to go on with the state at LSN %d, without what was promised beyond: %w",
 			d.rot, d.promise, a.v.log.Head(), ErrNotPromotable)
 	}
 	if o.NBD == "" && a.c.NBD == "" {
