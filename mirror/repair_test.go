@@ -68,10 +68,8 @@ func TestRotBehindApplied(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			awaitVolume(t, "the follower has it all", func() bool {
-				got, err := content(d.v[dstHost])
-				return err == nil && bytes.Equal(got, want)
-			})
+			awaitVolume(t, "the follower has everything", func() bool { return d.v[dstHost].log.Durable() >= src.log.Head() })
+			mustContent(t, "the follower", d.v[dstHost], want)
 		})
 	}
 }
