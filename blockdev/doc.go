@@ -10,7 +10,8 @@
 //	Faulty    a wrapper that makes chosen operations fail, fall short or wait
 //
 // Optional abilities are interfaces of their own: [VectorWriter] (one system call for many buffers), [BatchWriter] (many
-// writes as one group), [DataFinder] (where holes are). [ApplyBatch] runs a group on any Device.
+// writes as one group), [DataFinder] (where holes are), [CacheDropper] (read the disk). [ApplyBatch] runs a group on any
+// Device.
 //
 // What holds for every device of this package:
 //
@@ -20,5 +21,9 @@
 //   - Sync returns nil only when every write, zero and trim that was answered before Sync was called is durable.
 //   - After Zero and after Trim the range reads back as zeroes, always. They are writes: durable after the next Sync.
 //   - File: a Sync that failed is never tried again. The kernel marks the pages clean, so a second try would lie; every
-//     later Sync and every later write returns the first error. What survived is found out by opening the device anew.
+//     later Sync and every later write returns the first error. What survived is found out by opening the device anew, and
+//     after DropCache: the pages of a writeback that failed are still cached, marked clean, and would be read instead of the
+//     disk. A process that starts cannot know whether one before it met such an error (the kernel reports it to descriptors
+//     that were open, and once to the next that opens when nobody has seen it), so who recovers always drops first.
+//     Dropping is advice to the kernel: a page that somebody has mapped stays, and tmpfs has no disk to read.
 package blockdev

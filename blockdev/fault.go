@@ -227,6 +227,14 @@ func (f *Faulty) Prefetch(off, length int64) error {
 	return nil
 }
 
+// DropCache is that of the device below, if it has a cache.
+func (f *Faulty) DropCache(off, length int64) error {
+	if c, ok := f.d.(CacheDropper); ok {
+		return c.DropCache(off, length)
+	}
+	return nil
+}
+
 // Sync syncs unless a rule hits.
 func (f *Faulty) Sync() error {
 	if _, err := f.hit(OpSync, 0, 0); err != nil {

@@ -36,11 +36,12 @@ var prepareVM = sync.OnceValues(func() (missing string, err error) {
 
 // runGuest boots Debian's kernel with our binary and runs a script of
 // scripts/vm in it, which gets the export of uri. onLine is told each line
-// of the console. It returns the console.
-func runGuest(t *testing.T, uri, script string, onLine func(line string)) string {
+// of the console. files are programs that the guest gets besides. It returns the
+// console.
+func runGuest(t *testing.T, uri, script string, onLine func(line string), files ...string) string {
 	t.Helper()
 	cmd := exec.Command(bootScript, uri, filepath.Join("../scripts/vm", script))
-	cmd.Env = append(cmd.Environ(), "FILES="+program(t), fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
+	cmd.Env = append(cmd.Environ(), "FILES="+strings.Join(append(files, program(t)), " "), fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
 	// A process group of its own: when the test ends early, QEMU ends with the script.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()

@@ -152,6 +152,9 @@ func (l *Log) Append(es []*Entry) error {
 		}
 		bytes += RecordSize(len(e.Payload))
 	}
+	if at := l.Damaged(); at > 0 {
+		return failEntries(es, fmt.Errorf("%w: promised up to %d, to be repaired before anything is appended", ErrCorrupt, at))
+	}
 	if bytes > l.ring.size-Reserve {
 		return failEntries(es, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, bytes, l.ring.size-Reserve))
 	}

@@ -35,7 +35,7 @@ func (l *Log) Cut(to LSN) error {
 				keep = append(keep, g)
 			}
 		}
-		if to == l.Head() && len(keep) == len(next.Generations) {
+		if to == l.Head() && len(keep) == len(next.Generations) && l.Damaged() == 0 {
 			return point{}, errNothing
 		}
 		next.Generations = keep
@@ -90,6 +90,10 @@ func (l *Log) drop(plan func(next *diskAnchor) (point, error)) error {
 	}
 	l.smu.Lock()
 	l.cuts++
+	if l.Damaged() > 0 { // the promise is given up with that anchor; records of it may lie anywhere
+		old = l.Tail() + LSN(l.ring.size)
+		l.repair.Store(0)
+	}
 	l.durable.Store(uint64(end.at)) // what lies below was in the file before the anchor's fdatasync
 	l.smu.Unlock()
 	l.setHead(end.at, end.chain)

@@ -15,6 +15,8 @@ type Options struct {
 	OnAppend func(es []*Entry)
 	// OnRecover is called for every record from Applied to Head while the log is opened, in order.
 	OnRecover func(r Record) error
+	// Damaged has Open return a log with rot as one that ends before it (Recovery.Rot), to be repaired: see repair.go.
+	Damaged bool
 	// MaxGroupBytes bounds what one leader writes at once (one call of Append is never split); 0 is 8 MiB.
 	MaxGroupBytes int64
 	// Now is the clock for the records' time; nil is time.Now.
@@ -33,6 +35,8 @@ type Log struct {
 	// read has read no recycled bytes. epoch is raised by a cut after head was lowered and before bytes change.
 	head, durable, tail, applied, epoch atomic.Uint64
 	horizon                             atomic.Uint64 // of the newest durable anchor (horizon.go)
+
+	repair atomic.Uint64 // the promise of a damaged log, 0 when it is whole
 
 	hmu   sync.Mutex // guards the pair (head, chain); head alone is read without it
 	chain uint64

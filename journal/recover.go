@@ -11,6 +11,9 @@ type Recovery struct {
 	Cut      bool  // a torn tail was cut
 	CutBytes int64 // from Head to the end of the last record dropped, as far as that can be told
 	Clean    bool  // a clean end: everything is applied, the backing device alone is the volume
+
+	Rot     *CorruptError // the log is damaged there (Options.Damaged), nil when it is whole
+	Promise LSN           // with Rot: what it has to reach
 }
 
 // Open finds the end of the log in f and makes everything below it durable. A torn tail is cut. Rot is not touched:
@@ -66,14 +69,14 @@ func (l *Log) recover() (*Recovery, error) {
 	}
 	x := w.at
 	if d.Durable > x {
-		return nil, l.rot(x, stop, fmt.Sprintf("the anchor promises everything up to %d", d.Durable))
+		return l.damaged(d, &w, l.rot(x, stop, fmt.Sprintf("the anchor promises everything up to %d", d.Durable)), d.Durable)
 	}
 	left, err := l.remains(d, &w, limit)
 	if err != nil {
 		return nil, err
 	}
 	if d.Role == RolePrimary && d.pending == pendingNone && left.promise > x {
-		return nil, l.rot(x, stop, fmt.Sprintf("the record at %d promises everything up to %d", left.by, left.promise))
+		return l.damaged(d, &w, l.rot(x, stop, fmt.Sprintf("the record at %d promises everything up to %d", left.by, left.promise)), left.promise)
 	}
 	l.setHead(x, w.chain)
 	rec := &Recovery{Head: x, Cut: left.end > x, CutBytes: int64(left.end - x), Clean: d.Clean && x == d.Applied && left.end == x}
@@ -132,7 +135,7 @@ func (l *Log) replay(w *walker) (stop errStop, err error) {
 	}
 }
 
-func (l *Log) rot(x LSN, stop errStop, promise string) error {
+func (l *Log) rot(x LSN, stop errStop, promise string) *CorruptError {
 	return &CorruptError{LSN: x, Offset: l.ring.offset(x), Reason: stop.reason + ", but " + promise}
 }
 

@@ -117,7 +117,7 @@ func (l *Log) WriteAnchor(update func(a *Anchor)) error {
 
 // place checks the positions of the next anchor and fills in their chain values. Needs amu: nothing is cut.
 func (l *Log) place(old, next *diskAnchor) error {
-	next.Durable = l.Durable()
+	next.Durable = l.promise()
 	if next.Tail < old.Tail || next.Applied < old.Applied {
 		return fmt.Errorf("%w anchor: tail %d → %d, applied %d → %d", ErrInvalid, old.Tail, next.Tail, old.Applied, next.Applied)
 	}
@@ -141,7 +141,7 @@ func (l *Log) place(old, next *diskAnchor) error {
 
 // commit makes next the durable anchor, with the promise that holds now. Needs amu and the turn.
 func (l *Log) commit(next *diskAnchor) error {
-	next.Durable = l.Durable()
+	next.Durable = l.promise()
 	return l.store(next)
 }
 

@@ -35,6 +35,7 @@ type Agent struct {
 	opMu sync.Mutex // one operator's order, or start and end, at a time
 
 	wg      sync.WaitGroup
+	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
 
@@ -51,6 +52,7 @@ type Agent struct {
 	promoting  bool   // no source may feed this volume now
 	starting   string // why the front is not open yet
 	startError error
+	held       resyncHold          // why no resync is taken now
 	receivers  map[uint64]*inbound // by session
 	inbound    *inbound            // the one that feeds this volume
 	state      stateReport
@@ -98,7 +100,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	}
 	a := &Agent{
 		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
-		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1),
+		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
 		uuid: uuidString(o.v.log.Anchor().Mirror), receivers: map[uint64]*inbound{},
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
@@ -106,12 +108,24 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}
+	if d := o.v.damageNow(); d != nil {
+		a.event(stateDamaged, "", "%s: %v; everything up to LSN %d was promised", c.journalPath(), d.rot, d.promise)
+	}
+	if n := o.v.spare(); n > 0 {
+		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored: mirror-agent resize takes them into the mirror", c.Device, n, o.v.size.Load())
+	}
 	t, err := newPortTransport(&c, a)
 	if err != nil {
 		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
 	a.transport = t
 	return a, nil
+}
+
+func (a *Agent) mirrorID() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.uuid
 }
 
 func uuidString(id [16]byte) string {
@@ -169,6 +183,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			return a.end()
+		case <-a.refused:
 			return a.end()
 		case <-tick.C:
 		}

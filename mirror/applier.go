@@ -18,7 +18,8 @@ func (v *Volume) background(ctx context.Context) {
 	tick := time.NewTicker(v.opts.SyncInterval)
 	defer tick.Stop()
 	lastApply := time.Now()
-	var seen journal.LSN // head at the last tick
+	var seen journal.LSN      // head at the last tick
+	var held <-chan time.Time // while the backing device is in trouble: until the next try
 	for {
 		var due bool
 		select {
@@ -27,6 +28,8 @@ func (v *Volume) background(ctx context.Context) {
 		case <-tick.C:
 			due = true
 		case <-v.kick:
+		case <-held:
+			held = nil
 		}
 		head := v.log.Head()
 		if due {
@@ -51,12 +54,20 @@ func (v *Volume) background(ctx context.Context) {
 				}
 			}
 		}
-		if err := v.applyReady(ctx); err != nil {
-			if ctx.Err() != nil {
-				return
+		if v.damageNow() != nil && v.Role() == RolePrimary {
+			continue // nothing is changed before the log is whole again
+		}
+		if held == nil {
+			if err := v.applyReady(ctx); err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				wait, again := v.troubled(err)
+				if !again {
+					return
+				}
+				held = time.After(wait)
 			}
-			_ = v.applyError(err)
-			return
 		}
 		if v.dirty.takeNews() {
 			if err := v.setFlags(0, 0); err != nil {
@@ -71,10 +82,10 @@ func (v *Volume) background(ctx context.Context) {
 }
 
 func (v *Volume) applyError(err error) error {
-	if errors.Is(err, journal.ErrFailed) {
-		return v.journalError(err)
+	if d := (*deviceError)(nil); errors.As(err, &d) {
+		return v.fail("device", err)
 	}
-	return v.fail("device", err)
+	return v.fail("journal", err)
 }
 
 // pace wakes the background goroutine when the log grew enough.
@@ -109,6 +120,7 @@ func (v *Volume) applyReady(ctx context.Context) error {
 		if err := v.applyLayer(l); err != nil {
 			return err
 		}
+		v.untroubled()
 	}
 }
 
@@ -120,7 +132,7 @@ func (v *Volume) applyLayer(l *layer) error {
 		return fmt.Errorf("apply up to LSN %d: %w", l.end, err)
 	}
 	if err := v.dev.Sync(); err != nil {
-		return fmt.Errorf("sync the device: %w", err)
+		return &deviceError{sync: true, err: fmt.Errorf("sync the device: %w", err)}
 	}
 	chain, err := v.log.ChainAt(l.end)
 	if err != nil {
@@ -160,11 +172,12 @@ func (v *Volume) writeLayer(l *layer) error {
 		switch {
 		case n > 0:
 			_, err = v.dev.WriteAt(v.applyBuf[:n], at)
+			err = deviceWrite(err)
 		case zeroes.len() == 0:
 		case zeroes.trim:
-			err = v.dev.Trim(zeroes.off, zeroes.len())
+			err = deviceWrite(v.dev.Trim(zeroes.off, zeroes.len()))
 		default:
-			err = v.dev.Zero(zeroes.off, zeroes.len())
+			err = deviceWrite(v.dev.Zero(zeroes.off, zeroes.len()))
 		}
 		n, zeroes = 0, extent{}
 		return err == nil
@@ -274,11 +287,18 @@ func (v *Volume) settle() error {
 	v.overlay.freeze()
 	v.settling.Store(true)
 	if err := v.applyReady(context.Background()); err != nil {
+		if d := (*deviceError)(nil); errors.As(err, &d) && !d.sync {
+			return fmt.Errorf("device: %w; nothing is lost: what it lacks stays in the log and is applied after the next start", err)
+		}
 		return v.applyError(err)
 	}
 	clean := v.log.Applied() == v.log.Head() && !v.unclean.Load()
-	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
+	update := func(a *journal.Anchor) {
 		a.Clean = clean
 		v.fillAnchor(a)
-	}))
+	}
+	if v.restamp != nil {
+		return v.restamp(update)
+	}
+	return v.journalError(v.log.WriteAnchor(update))
 }

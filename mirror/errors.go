@@ -3,6 +3,8 @@ package mirror
 import (
 	"errors"
 	"fmt"
+
+	"mirror-agent/journal"
 )
 
 // Errors of the volume.
@@ -22,12 +24,23 @@ var (
 // FailedError says that the volume stopped because a part of it failed (G9).
 // It recovers by a restart, which reads what really is on the disk.
 type FailedError struct {
-	Part string // journal, device
+	Part string // journal, device, staging file
 	Err  error
 }
 
 func (e *FailedError) Error() string {
-	return fmt.Sprintf("mirror: %s failed: %v (the volume has stopped; mend the disk, then restart the agent)", e.Part, e.Err)
+	return fmt.Sprintf("mirror: %s failed: %v (the volume has stopped; %s)", e.Part, e.Err, e.next())
+}
+
+// next is what the operator can do.
+func (e *FailedError) next() string {
+	switch {
+	case errors.Is(e.Err, journal.ErrCorrupt):
+		return "restart the agent: the log is then repaired from the other side, or refused with the way out"
+	case noSpace(e.Err):
+		return "free space on the filesystem of the " + e.Part + ", then restart the agent"
+	}
+	return "mend the disk of the " + e.Part + ", then restart the agent"
 }
 
 func (e *FailedError) Unwrap() error { return e.Err }

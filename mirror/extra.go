@@ -2,25 +2,37 @@ package mirror
 
 import (
 	"crypto/rand"
+	"encoding/hex"
+	"strings"
 
 	"mirror-agent/journal"
 )
 
-// What a volume keeps in its anchor's extra bytes: a mark, 1 byte; the
-// volume's own id, 16 bytes; the address that a promoted target serves at.
-// Before volumes had ids it was the address alone.
-const extraMark = 1
-
-func packExtra(id [16]byte, nbd string) []byte {
-	return append(append([]byte{extraMark}, id[:]...), nbd...)
+// sidecar is what a volume keeps in its anchor's extra bytes, a line each.
+type sidecar struct {
+	nbd            string   // where a promoted target serves
+	stamp, pending string   // see stamp.go
+	id             [16]byte // tells the volume from any other of its mirror
 }
 
-func unpackExtra(b []byte) (id [16]byte, nbd string) {
-	if len(b) < 17 || b[0] != extraMark {
-		return id, string(b)
+func parseSidecar(b []byte) (s sidecar) {
+	lines := append(strings.Split(string(b), "\n"), "", "", "")
+	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
+	if id, err := hex.DecodeString(lines[3]); err == nil {
+		copy(s.id[:], id)
 	}
-	copy(id[:], b[1:])
-	return id, string(b[17:])
+	return s
+}
+
+func (s sidecar) encode() []byte {
+	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]))
+}
+
+// withSidecar changes the sidecar in an anchor.
+func withSidecar(a *journal.Anchor, change func(*sidecar)) {
+	s := parseSidecar(a.Extra)
+	change(&s)
+	a.Extra = s.encode()
 }
 
 // newVolumeID tells a volume from any other of its mirror, so that a
@@ -32,7 +44,9 @@ func newVolumeID() (id [16]byte) {
 
 // identify fills in the id of a volume that has none yet.
 func identify(a *journal.Anchor) {
-	if id, nbd := unpackExtra(a.Extra); id == [16]byte{} {
-		a.Extra = packExtra(newVolumeID(), nbd)
-	}
+	withSidecar(a, func(s *sidecar) {
+		if s.id == [16]byte{} {
+			s.id = newVolumeID()
+		}
+	})
 }

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -9,12 +10,15 @@ import (
 
 // onFollowerMessage takes a source's message: its session's receiver does.
 func (a *Agent) onFollowerMessage(ctx context.Context, l link, session uint64, b []byte) ([]byte, error) {
+	if b[0] == kindFetch {
+		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	}
 	r := a.receiverFor(l, session, b[0] == kindHello)
 	if r == nil {
 		return nil, nil // of a session that another one has superseded, or of one without hello
 	}
 	reply, err := r.handle(ctx, b)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errRepaired) {
 		a.event("refused", l.Peer(), "%v", err)
 	}
 	return reply, err
@@ -37,11 +41,16 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	}
 	r := newReceiver(a.v, l)
 	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
-	r.newStage = func(size int64) (*staging, error) { return openStaging(a.v, a.c.stagingPath(), size) }
+	r.newStage = a.openStage
+	r.stageFailed = a.holdResync
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
-	r.resynced = func() { a.event("resynced", l.Peer(), "the copy is complete, consistent from here on") }
+	r.repaired = func() { a.noteRepaired(l.Peer()) }
+	r.resynced = func() {
+		a.holdResync(nil)
+		a.event("resynced", l.Peer(), "the copy is complete, consistent from here on")
+	}
 	a.receivers[session] = &inbound{session: session, link: l, receiver: r}
 	return r
 }

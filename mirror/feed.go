@@ -17,28 +17,7 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 	if v.Role() != RoleSecondary {
 		return 0, ErrFenced
 	}
-	var found []journal.Record
-	size := v.size.Load()
-	err := journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
-		switch r.Op {
-		case journal.OpGeneration:
-			if err := v.agreed(r, payload); err != nil {
-				return err
-			}
-			found = append(found, r)
-		case journal.OpResize:
-			if err := checkResize(r, size); err != nil {
-				return err
-			}
-			size = int64(r.Offset)
-			if err := v.makeRoom(size); err != nil {
-				return err
-			}
-		default:
-		}
-		_, _, err := extentOf(size, r.Op, r.Offset, r.Length, r.LSN, 0)
-		return err
-	})
+	found, err := v.checkRaw(raw)
 	if err != nil {
 		return 0, err
 	}
@@ -64,6 +43,33 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 			return 0, err
 		}
 	}
+}
+
+// checkRaw checks records that came from elsewhere before they are taken, and
+// enlarges the device for those that say so. It returns the generation records.
+func (v *Volume) checkRaw(raw []byte) (found []journal.Record, err error) {
+	size := v.size.Load()
+	err = journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
+		switch r.Op {
+		case journal.OpGeneration:
+			if err := v.agreed(r, payload); err != nil {
+				return err
+			}
+			found = append(found, r)
+		case journal.OpResize:
+			if err := checkResize(r, size); err != nil {
+				return err
+			}
+			size = int64(r.Offset)
+			if err := v.makeRoom(size); err != nil {
+				return err
+			}
+		default:
+		}
+		_, _, err := extentOf(size, r.Op, r.Offset, r.Length, r.LSN, 0)
+		return err
+	})
+	return found, err
 }
 
 // agreed checks a generation record of the source before it is taken: what
@@ -106,6 +112,7 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if err := v.log.Cut(lsn); err != nil {
 		return v.journalError(err)
 	}
+	v.damage.Store(nil) // what was promised beyond is given up with it
 	v.declared.Store(min(v.declared.Load(), uint64(lsn)))
 	v.stateMu.Lock()
 	v.generations = keepBelow(v.generations, lsn)
@@ -152,6 +159,8 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	}); err != nil {
 		return v.journalError(err)
 	}
+	v.damage.Store(nil)
+	v.rotten.Store(0)
 	v.stateMu.Lock()
 	v.generations = append([]journal.Generation(nil), gs...)
 	v.stateMu.Unlock()
@@ -259,9 +268,6 @@ func (v *Volume) learn(found []journal.Record) error {
 	}
 	return nil
 }
-
-// recoverGenerations completes the anchor's history by what recovery found.
-func (v *Volume) recoverGenerations(found []journal.Record) error { return v.learn(found) }
 
 // generationBytes is the size of a generation record's payload: major u32,
 // minor u32, id 16 bytes, first LSN u64, chain there u64; little endian.

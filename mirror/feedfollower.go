@@ -188,7 +188,7 @@ func (a *Agent) expect(p *promise) {
 // feed runs senders over one session until it is gone: after a refusal or an
 // error it tries again.
 func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
-	for ctx.Err() == nil {
+	for fails := 0; ctx.Err() == nil; fails++ {
 		a.mu.Lock()
 		f := a.followers[i]
 		p, id := a.promise, a.uuid
@@ -207,7 +207,10 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 			f.sender = nil
 		}
 		a.mu.Unlock()
-		wait := retryBroken
+		if s.lived {
+			fails = 0
+		}
+		wait := min(retryBroken<<min(fails, 10), maxStageWait) // a disk that fails in each try is not read all over at once
 		select {
 		case <-l.Done():
 			return
@@ -226,7 +229,7 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 			a.transition(i, followerRefuse, refused.reason)
 			p.giveUp()
 			a.signalVerdict()
-			wait = retryRefused
+			wait = max(retryRefused, refused.retry)
 		case errors.Is(err, errOutrun):
 			a.transition(i, followerLost, err.Error())
 			p.giveUp() // by on-loss: nobody waits for it now
@@ -234,6 +237,9 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 		default:
 			a.transition(i, followerLost, err.Error())
 			a.expect(p)
+			if a.v.Err() != nil {
+				return // nothing more comes from here; the state says why
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"mirror-agent/journal"
@@ -16,7 +17,7 @@ import (
 //	follower blank                                         resync
 //	follower's newest generation unknown to the source     diverged
 //	fork (or follower's head) below what it has committed  diverged
-//	fork below the source's tail
+//	fork below the source's tail, or behind rot
 //	  and the follower's dirty set is known, of the same
 //	  volume, and reaches back to a base ≤ fork            partial resync from the fork, of what changed since the base
 //	  else                                                 resync, the reason says what was missing
@@ -118,6 +119,9 @@ func fork(s sourceView, f followerState) outcome {
 		return outcome{kind: outcomePartial, at: at, reason: reason + ": what changed since is copied"}
 	}
 	chain, err := s.chainAt(at)
+	if errors.Is(err, journal.ErrCorrupt) {
+		return outcome{kind: outcomeResync, reason: fmt.Sprintf("the way to LSN %d of %s has rotted: %v", at, f.Node, err)}
+	}
 	if err != nil {
 		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("LSN %d of %s: %v", at, f.Node, err)}
 	}

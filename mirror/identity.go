@@ -6,21 +6,16 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
 
 // Opening a volume by its files. The journal's anchor says which mirror a
-// volume belongs to; a device file bears the mirror's name as an extended
-// attribute beside that, where the filesystem has those, so that a device is
-// known also when its journal is not at hand.
-
-const deviceAttribute = "user.mirror-agent"
+// volume belongs to; a device file bears the mirror's name beside that, so that
+// a device is known also when its journal is not at hand (stamp.go).
 
 // opened is a volume and what was found when it was opened.
 type opened struct {
@@ -43,7 +38,7 @@ func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
 // creates it. A device or journal of another mirror is never touched.
 func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	jpath := c.journalPath()
-	if jpath == c.Device {
+	if jpath == c.Device || sameFile(jpath, c.Device) {
 		return nil, fmt.Errorf("%s: journal and device must be two files; choose another --journal", jpath)
 	}
 	st, err := os.Stat(jpath)
@@ -59,7 +54,7 @@ func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	a, err := journal.ReadAnchor(jf)
+	a, err := readAnchor(jf)
 	if errors.Is(err, journal.ErrNoAnchor) && blankFile(jf) {
 		if err := jf.Close(); err != nil {
 			return nil, err
@@ -77,15 +72,23 @@ func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("device of the journal %s: %w", jpath, err), jf.Close())
 	}
-	if err := c.bears(a.Name); err != nil {
+	if err := errors.Join(c.bears(a.Name), c.belongTogether(a)); err != nil {
 		return nil, errors.Join(err, jf.Close(), dev.Close())
 	}
-	v, rec, err := openVolume(jf, dev, c.volumeOptions())
+	o := c.volumeOptions()
+	o.Damaged = a.Role == journal.RoleSecondary || len(c.Target) > 0
+	v, rec, err := openVolume(jf, dev, o)
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", c.Device, explainOpen(err, jpath))
 	}
 	if err := resumeMerge(v, c.stagingPath()); err != nil {
 		return nil, errors.Join(err, v.Abort())
+	}
+	if rec.Rot != nil { // nothing is changed before it is repaired
+		return &opened{v: v, recovery: rec, undo: func() error { return nil }}, nil
+	}
+	if err := c.stamp(v, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", c.Device, err), v.Abort())
 	}
 	return &opened{v: v, recovery: rec, undo: func() error { return nil }}, nil
 }
@@ -120,35 +123,6 @@ func (c *Config) fits(a journal.Anchor) error {
 		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out, and make the mirror larger by `mirror-agent resize` when it runs", c.Size, c.journalPath(), a.DeviceSize)
 	}
 	return nil
-}
-
-// bears checks the name that a device file bears.
-func (c *Config) bears(name string) error {
-	b := make([]byte, 256)
-	n, err := unix.Getxattr(c.Device, deviceAttribute, b)
-	if err != nil {
-		return nil // no such attribute, or a filesystem without any
-	}
-	owner, _, _ := strings.Cut(string(b[:n]), " ")
-	if owner != name {
-		return fmt.Errorf("%s belongs to mirror %q, not %q: refuse to touch it; choose another --device (or, if that mirror is gone for good, setfattr -x %s %s)",
-			c.Device, owner, name, deviceAttribute, c.Device)
-	}
-	return nil
-}
-
-func (c *Config) mark() {
-	// Best effort: block devices and some filesystems have no attributes, and
-	// the journal knows the owner anyway.
-	_ = unix.Setxattr(c.Device, deviceAttribute, []byte(c.Name), 0)
-}
-
-// unmark takes back mark; createVolume only ever marks what bore no name.
-func (c *Config) unmark() { _ = unix.Removexattr(c.Device, deviceAttribute) }
-
-func (c *Config) marked() bool {
-	n, err := unix.Getxattr(c.Device, deviceAttribute, nil)
-	return err == nil && n > 0
 }
 
 // createVolume makes what is missing: device, then journal. The journal's
@@ -190,21 +164,26 @@ func createVolume(ctx context.Context, c *Config) (_ *opened, err error) {
 		return nil, errors.Join(err, dev.Close())
 	}
 	jpath := c.journalPath()
-	if _, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
+	jsize := c.journalSizeFor(size)
+	if st, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
 		made = append(made, jpath)
+	} else if statErr == nil && st.Mode()&os.ModeDevice != 0 {
+		jsize = c.JournalSize // 0: all of it
 	}
-	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: c.journalSizeFor(size), Preallocate: true})
+	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: jsize, Preallocate: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
 	}
 	if err := journal.FormatContext(ctx, jf, c.firstAnchor(size), c.tellPreparing(jpath)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
 	}
-	c.mark()
-	marked = true
+	marked = true // before it is: a stamp may fail when the mark is there
 	v, rec, err := openVolume(jf, dev, c.volumeOptions())
 	if err != nil {
 		return nil, err
+	}
+	if err := c.stamp(v, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("device %s: %w", c.Device, err), v.Abort())
 	}
 	if c.Role == RolePrimary {
 		if _, err := v.beginGeneration(true); err != nil {
@@ -271,6 +250,13 @@ func (c *Config) firstAnchor(size int64) journal.Anchor {
 	}
 	identify(&a)
 	return a
+}
+
+// sameFile: two paths lead to one file, by links.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // blankFile: f holds no data, as far as that is quickly known.

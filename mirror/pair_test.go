@@ -111,6 +111,7 @@ func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*st
 // cut breaks the connection; nobody waits for the follower any more.
 func (s *session) cut() {
 	s.a.cut()
+	s.sender.stop() // or an acknowledgement that is being taken counts again after this
 	s.promise.giveUp()
 }
 

@@ -35,6 +35,9 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 		c.sent = c.v.log.Head()
 		set, err = c.v.dirty.since(w, c.sent)
 	}
+	if errors.Is(err, journal.ErrCorrupt) {
+		return fmt.Sprintf("what %s lacks cannot be told: %v", c.l.Peer(), err), nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("resync: what %s lacks: %w", c.l.Peer(), c.v.journalError(err))
 	}

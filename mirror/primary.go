@@ -24,14 +24,16 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		a.event("fenced", "", "a higher generation was met before this start; the front stays closed")
 		return nil
 	}
-	if a.unclean {
-		g, err := a.v.beginGeneration(false)
-		if err != nil {
+	if a.v.damageNow() != nil {
+		if err := a.transport.open(&a.c); err != nil {
 			return err
 		}
-		a.event("generation", "", "generation %s after an unclean end", rankString(g))
+		a.spawn(func() { a.repairFirst(a.tasks) })
+		return nil
 	}
-	a.lead()
+	if err := a.beginLead(); err != nil {
+		return err
+	}
 	if len(a.c.Target) == 0 {
 		return unlessFenced(a.serve(""))
 	}
@@ -41,10 +43,28 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 	if a.fresh {
 		return unlessFenced(a.serve(""))
 	}
+	a.startAsking()
+	return nil
+}
+
+// startAsking has the followers asked for a higher generation.
+func (a *Agent) startAsking() {
 	a.mu.Lock()
 	a.starting = fmt.Sprintf("asking the followers for a higher generation, for up to %s", a.c.StartWait)
 	a.mu.Unlock()
 	a.spawn(func() { a.askFirst(a.tasks) })
+}
+
+// beginLead begins a generation where the last end was not clean, and the mode's promise.
+func (a *Agent) beginLead() error {
+	if a.unclean {
+		g, err := a.v.beginGeneration(false)
+		if err != nil {
+			return err
+		}
+		a.event("generation", "", "generation %s after an unclean end", rankString(g))
+	}
+	a.lead()
 	return nil
 }
 
@@ -114,7 +134,7 @@ func (a *Agent) askFirst(ctx context.Context) {
 
 // serve opens the front. opMu is held.
 func (a *Agent) serve(address string) error {
-	_, stored := unpackExtra(a.v.log.Anchor().Extra)
+	stored := parseSidecar(a.v.log.Anchor().Extra).nbd
 	if address == "" {
 		address = cmp.Or(a.c.NBD, stored)
 	}
@@ -141,7 +161,10 @@ func (a *Agent) serve(address string) error {
 	}
 	if stored != address && a.c.Role == RoleSecondary {
 		// A promoted target serves there again after a restart.
-		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) { x.Extra = packExtra(a.v.id, address); a.v.fillAnchor(x) })); err != nil {
+		if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) {
+			withSidecar(x, func(s *sidecar) { s.nbd = address })
+			a.v.fillAnchor(x)
+		})); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"mirror-agent/journal"
 )
 
 // PromoteOptions are what the operator says when ordering a promotion.
@@ -40,6 +42,10 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if a.v.flags()&stateBlank != 0 {
 		return PromoteResult{}, fmt.Errorf("refused: this volume has never been in sync, there is nothing consistent to serve: %w", ErrNotPromotable)
 	}
+	if d := a.v.damageNow(); d != nil && !o.Force {
+		return PromoteResult{}, fmt.Errorf("refused: %w, and everything up to LSN %d was promised: start the source, which repairs it, or say promote --force to go on with the state at LSN %d, without what was promised beyond: %w",
+			d.rot, d.promise, a.v.log.Head(), ErrNotPromotable)
+	}
 	if o.NBD == "" && a.c.NBD == "" {
 		return PromoteResult{}, errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
 	}
@@ -56,7 +62,14 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	a.promoting = true
 	a.mu.Unlock()
 	sources := a.closeInbound() // no record of the old generation from here on
-	g, err := a.v.beginGeneration(true)
+	var err error
+	if a.v.damageNow() != nil {
+		err = a.v.giveUpRepair()
+	}
+	var g journal.Generation
+	if err == nil {
+		g, err = a.v.beginGeneration(true)
+	}
 	a.mu.Lock()
 	a.promoting = false
 	a.mu.Unlock()

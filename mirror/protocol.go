@@ -19,7 +19,7 @@ import (
 //	 24 head u64 (source's log)              32 wanted u64 (be durable up to here, and say so)
 //	 40 the records as the log holds them
 //	ack      follower → source, Send
-//	  0 kind u8   1 zero 7   8 received u64   16 durable u64   24 applied u64
+//	  0 kind u8   1 trouble u8 (of the backing device)   2 zero 6   8 received u64   16 durable u64   24 applied u64
 //	hashes   source → follower, Call
 //	  0 kind u8   1 zero 3   4 block u32   8 offset u64   16 length u64   24 key 32
 //	  reply: 16 bytes per block
@@ -38,6 +38,7 @@ const (
 	kindBye       byte = 9  // Call: the source ends cleanly
 	kindLeave     byte = 11 // Call: the source moves its data flow to another target
 	kindRoom      byte = 12 // Call, room → roomReply: see to it that the device can be so large
+	kindFetch     byte = 13 // Call, fetch → fetchReply: records for a source whose own log has rotted
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 
@@ -139,7 +140,8 @@ type resyncReply struct {
 	Compare string `json:"compare,omitempty"`
 	// Staged are the blocks of resyncBlockBytes that an earlier try of a
 	// partial resync left, a roaring bitmap: they are to be compared.
-	Staged []byte `json:"staged,omitempty"`
+	Staged      []byte `json:"staged,omitempty"`
+	RetryMillis int64  `json:"retry_ms,omitempty"` // not before
 }
 
 // resyncEnd says that the copy and all records below At make a state that
@@ -191,11 +193,12 @@ func decodeRecords(b []byte) (h recordsHeader, raw []byte, err error) {
 
 type ack struct {
 	Received, Durable, Applied journal.LSN
+	Trouble                    uint8
 }
 
 func (a ack) encode() []byte {
 	b := make([]byte, ackBytes)
-	b[0] = kindAck
+	b[0], b[1] = kindAck, a.Trouble
 	binary.LittleEndian.PutUint64(b[8:], uint64(a.Received))
 	binary.LittleEndian.PutUint64(b[16:], uint64(a.Durable))
 	binary.LittleEndian.PutUint64(b[24:], uint64(a.Applied))
@@ -206,6 +209,7 @@ func decodeAck(b []byte) (a ack, err error) {
 	if len(b) != ackBytes {
 		return a, fmt.Errorf("%w: acknowledgement of %d bytes", errMessage, len(b))
 	}
+	a.Trouble = b[1]
 	a.Received = journal.LSN(binary.LittleEndian.Uint64(b[8:]))
 	a.Durable = journal.LSN(binary.LittleEndian.Uint64(b[16:]))
 	a.Applied = journal.LSN(binary.LittleEndian.Uint64(b[24:]))

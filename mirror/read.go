@@ -18,7 +18,7 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	if size := v.size.Load(); off < 0 || off > size || int64(len(p)) > size-off {
 		return 0, blockdev.ErrOutOfRange
 	}
-	if _, err := v.watch(); err != nil {
+	if err := v.readable(); err != nil {
 		return 0, err
 	}
 	buf := piecePool.Get().(*[]extent)
@@ -29,6 +29,9 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 		if errors.Is(err, journal.ErrGone) {
 			// Applied and recycled while we read: the device has it now.
 			continue
+		}
+		if err == nil {
+			err = v.sound(*buf)
 		}
 		if err != nil {
 			return 0, err

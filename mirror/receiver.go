@@ -33,8 +33,11 @@ type receiver struct {
 	// accepted is called, under busy, when a hello was: no other session may
 	// feed the volume from here on.
 	accepted func()
-	// resynced is called when a resync is complete.
-	resynced func()
+	// resynced is called when a resync is complete, stageFailed when the place
+	// where it is built fails.
+	resynced    func()
+	stageFailed func(error)
+	repaired    func() // the log, which had rotted, is whole again
 
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
@@ -65,7 +68,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, busy: new(sync.Mutex),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -128,7 +131,9 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		if r.staging == nil {
 			return nil, fmt.Errorf("%w: kind %d outside of a resync", errMessage, b[0])
 		}
-		return r.resyncCall(b)
+		reply, err := r.resyncCall(b)
+		r.noteStage(err)
+		return reply, err
 	case kindRecords, kindBlock:
 		if !started {
 			return nil, nil
@@ -140,6 +145,7 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 			err = r.block(b)
 		}
 		if err != nil {
+			r.noteStage(err)
 			r.breakOff(err)
 		}
 		return nil, err
@@ -165,6 +171,12 @@ func (r *receiver) room(b []byte) ([]byte, error) {
 		}
 	}
 	return encodeJSON(0, reply)[1:], nil
+}
+
+func (r *receiver) noteStage(err error) {
+	if s := (*stageError)(nil); errors.As(err, &s) {
+		r.stageFailed(err)
+	}
 }
 
 // breakOff stops taking the stream and lets the source know.
@@ -297,6 +309,15 @@ func (r *receiver) records(ctx context.Context, b []byte) error {
 			return fmt.Errorf("append at LSN %d: %w", h.From, err)
 		}
 	}
+	if r.v.damageNow() != nil {
+		err := r.v.repairStep(h.Head)
+		if r.v.damageNow() == nil {
+			r.repaired()
+		}
+		if err != nil {
+			return err
+		}
+	}
 	r.v.declare(min(h.Declared, at))
 	r.mu.Lock()
 	r.received = at
@@ -357,8 +378,8 @@ func (r *receiver) acknowledge(ctx context.Context) {
 			lastSync = time.Now()
 			r.v.changed()
 		}
-		a := ack{Received: received, Durable: min(durable, received), Applied: r.v.log.Applied()}
-		if a.Durable == told.Durable && (a.Received == told.Received || !due) && (a.Applied == told.Applied || !due) {
+		a := ack{Received: received, Durable: min(durable, received), Applied: r.v.log.Applied(), Trouble: r.v.troubleNow().kind()}
+		if a.Trouble == told.Trouble && a.Durable == told.Durable && (a.Received == told.Received || !due) && (a.Applied == told.Applied || !due) {
 			continue
 		}
 		if _, err := r.l.Send(ctx, a.encode()); err != nil {

@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -46,10 +47,7 @@ func reasonSuffix(reason string) string {
 func (a *Agent) stateLocked(failed error) stateReport {
 	switch {
 	case failed != nil:
-		return stateReport{
-			state: "failed", reason: failed.Error(),
-			next: "mend the disk, then restart the agent; meanwhile the other side can be promoted",
-		}
+		return a.failedStateLocked(failed)
 	case a.startError != nil:
 		return stateReport{state: "failed", reason: a.startError.Error(), next: "mend that, then restart the agent"}
 	case a.fenced != "":
@@ -57,7 +55,14 @@ func (a *Agent) stateLocked(failed error) stateReport {
 			state: "fenced", reason: a.fenced,
 			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
 		}
-	case a.v.Role() == RolePrimary:
+	}
+	if d := a.v.damageNow(); d != nil {
+		return a.damagedState(d)
+	}
+	if t := a.v.troubleNow(); t != nil {
+		return a.troubleState(t)
+	}
+	if a.v.Role() == RolePrimary {
 		return a.primaryStateLocked()
 	}
 	return a.secondaryStateLocked()
@@ -105,6 +110,9 @@ func (a *Agent) secondaryStateLocked() stateReport {
 			return stateReport{state: "streaming", reason: "fed by " + in.link.Peer()}
 		}
 	}
+	if a.held.err != nil {
+		return a.resyncHeldState(blank)
+	}
 	if blank {
 		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
 	}
@@ -132,7 +140,7 @@ func (a *Agent) Status() Status {
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), Switch: string(a.c.Switch),
 		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
-		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load()},
+		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
 			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(),
@@ -168,6 +176,9 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		fs := FollowerStatus{
 			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
+		}
+		if f.sender != nil {
+			fs.Trouble = troubleName(x.Trouble)
 		}
 		if i == a.current {
 			s.ActiveTarget = f.target
@@ -219,7 +230,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 
 func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	switch s.State {
-	case "failed", "fenced", "degraded":
+	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged:
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {
@@ -240,6 +251,14 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 		held := float64(s.Log.Head-min(s.Log.Head, uint64(pinned))) / float64(s.Log.SizeBytes)
 		if held > 0.8 {
 			s.Alarms = append(s.Alarms, a.heldAlarm(s, held, now))
+		}
+	}
+	for _, f := range s.Followers {
+		if f.Trouble != "" {
+			s.Alarms = append(s.Alarms, Alarm{
+				Name: "target-" + strings.ReplaceAll(f.Trouble, " ", "-"), Since: now, Reason: fmt.Sprintf("%s says: %s; its log still takes what comes, until that is full", f.Target, f.Trouble),
+				NextStep: "see mirror-agent explain on that host",
+			})
 		}
 	}
 	if used := float64(s.Log.Head-s.Log.Applied) / float64(s.Log.SizeBytes); used > 0.8 {

@@ -124,7 +124,7 @@ func (s *sender) callResync(ctx context.Context, msg []byte) (r resyncReply, err
 		return r, fmt.Errorf("resync: %w", err)
 	}
 	if r.Refused != "" {
-		return r, &refusedError{kind: outcomeRefused, reason: r.Refused}
+		return r, &refusedError{kind: outcomeRefused, reason: r.Refused, retry: min(time.Duration(r.RetryMillis)*time.Millisecond, maxStageWait)}
 	}
 	return r, nil
 }

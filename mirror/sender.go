@@ -47,6 +47,7 @@ type sender struct {
 	buffers  bufferQueue
 
 	received, durable, applied atomic.Uint64
+	trouble                    atomic.Uint32 // of the follower's device
 	told                       atomic.Uint64 // declared to the follower and sent
 	breaks                     chan string   // capacity 1: the follower cannot go on
 
@@ -55,6 +56,7 @@ type sender struct {
 	ackMu     sync.Mutex
 	streaming atomic.Bool // acknowledgements count; set under ackMu
 	stopped   bool        // guarded by ackMu
+	lived     bool        // it came as far as the stream; of run, and who waited for it
 }
 
 // refusedError: the follower or the histories do not allow a stream. The
@@ -62,6 +64,7 @@ type sender struct {
 type refusedError struct {
 	kind   outcomeKind
 	reason string
+	retry  time.Duration // not before this is over
 }
 
 func (e *refusedError) Error() string { return e.reason }
@@ -115,6 +118,7 @@ func (s *sender) feed(ctx context.Context) error {
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
 	s.v.hold(s.sent)
+	s.lived = true
 	s.goLive()
 	// A generation's own record is part of every FLUSH: ask at once.
 	s.promise.request(s.v.log.Durable())
@@ -159,7 +163,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
-		head: s.v.log.Head(), tail: s.v.log.Tail(), chainAt: s.v.log.ChainAt, track: s.track,
+		head: s.v.log.Head(), tail: s.v.intactFrom(), chainAt: s.v.log.ChainAt, track: s.track,
 	}, f)
 	if out.kind == outcomeResync {
 		s.resync.zeroed = f.Zeroed
@@ -187,8 +191,8 @@ func (s *sender) stream(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		changed := s.v.log.Changed()
-		if err := s.v.Err(); err != nil {
-			return err
+		if err := s.v.Err(); err != nil && s.sent >= s.v.log.Head() {
+			return s.lastWords(ctx, err)
 		}
 		if s.sent < s.v.log.Head() {
 			if err := s.sendRecords(ctx); err != nil {
@@ -212,7 +216,7 @@ func (s *sender) stream(ctx context.Context) error {
 				}
 			}
 		case why := <-s.breaks:
-			return fmt.Errorf("%s cannot go on: %s", s.l.Peer(), why)
+			return errors.Join(fmt.Errorf("%s cannot go on: %s", s.l.Peer(), why), s.checkSent())
 		case <-s.l.Done():
 			return s.l.Err()
 		case <-ctx.Done():
@@ -221,11 +225,31 @@ func (s *sender) stream(ctx context.Context) error {
 	}
 }
 
+// checkSent looks for rot in what the follower may have refused: what is sent is read without looking at the payloads.
+func (s *sender) checkSent() error {
+	err := s.v.log.Verify(max(journal.LSN(s.received.Load()), s.v.log.Tail()), s.sent)
+	if rot := (*journal.CorruptError)(nil); errors.As(err, &rot) {
+		return s.v.rotFound(rot)
+	}
+	return nil // anything else is not about rot
+}
+
+// lastWords: this volume has failed, and all that its log holds has been sent: better there than nowhere. The follower checks
+// every byte, so what the failed disk garbles goes no further.
+func (s *sender) lastWords(ctx context.Context, why error) error {
+	if s.v.log.Durable() > s.declared {
+		if err := s.sendHeader(ctx); err != nil {
+			return err
+		}
+	}
+	return why
+}
+
 // sendRecords sends the next records of the log in one message.
 func (s *sender) sendRecords(ctx context.Context) error {
 	// A follower's ring must never be full of what it may not commit, since
 	// the word that it may comes behind these records.
-	if undeclared := int64(s.sent - min(s.sent, s.v.log.Durable())); s.ring > 0 && undeclared > min(s.ring/4, 64<<20) {
+	if undeclared := int64(s.sent - min(s.sent, s.v.log.Durable())); s.ring > 0 && undeclared > min(s.ring/4, 64<<20) && s.v.log.Failed() == nil {
 		if _, err := s.v.log.Sync(s.sent); err != nil {
 			return s.v.journalError(err)
 		}
@@ -243,6 +267,9 @@ func (s *sender) sendRecords(ctx context.Context) error {
 	if errors.Is(err, io.EOF) {
 		s.buffers.putBack(buf)
 		return nil
+	}
+	if rot := (*journal.CorruptError)(nil); errors.As(err, &rot) {
+		err = s.v.rotFound(rot)
 	}
 	if err != nil {
 		return fmt.Errorf("read the log at LSN %d: %w", s.sent, s.v.journalError(err))
@@ -283,6 +310,7 @@ func (s *sender) broken(why string) {
 func (s *sender) lastAck() ack {
 	return ack{
 		Received: journal.LSN(s.received.Load()), Durable: journal.LSN(s.durable.Load()), Applied: journal.LSN(s.applied.Load()),
+		Trouble: uint8(s.trouble.Load()),
 	}
 }
 
@@ -312,6 +340,7 @@ func (s *sender) acknowledged(a ack) {
 	s.received.Store(uint64(a.Received))
 	s.durable.Store(uint64(a.Durable))
 	s.applied.Store(uint64(a.Applied))
+	s.trouble.Store(uint32(a.Trouble))
 	s.ackMu.Lock()
 	if s.streaming.Load() {
 		s.count()

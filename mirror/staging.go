@@ -51,7 +51,12 @@ func openStaging(v *Volume, path string, size int64) (*staging, error) {
 	}
 	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: size})
 	if err != nil {
-		return nil, fmt.Errorf("staging file: %w", err)
+		return nil, &stageError{fmt.Errorf("staging file: %w", err)}
+	}
+	if statErr == nil { // what an earlier try put there counts as it is on the disk
+		if err := f.DropCache(0, 0); err != nil {
+			return nil, errors.Join(&stageError{fmt.Errorf("staging file: %w", err)}, f.Close())
+		}
 	}
 	if errors.Is(statErr, os.ErrNotExist) {
 		// What is not in the file must be told from zeroes in it.
@@ -124,8 +129,21 @@ func (v *Volume) readBeyond(p []byte, off int64) error {
 	return err
 }
 
+// stageError: the place where a resync is built has failed; the volume itself is as it was.
+type stageError struct{ err error }
+
+func (e *stageError) Error() string { return e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
 // write puts p (nil: zeroes) over [off, off+n) of the new state.
 func (st *staging) write(p []byte, off, n int64, trim bool) error {
+	if err := st.put(p, off, n, trim); err != nil {
+		return &stageError{err}
+	}
+	return nil
+}
+
+func (st *staging) put(p []byte, off, n int64, trim bool) error {
 	if st.file == nil {
 		switch {
 		case p != nil:
@@ -180,7 +198,7 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
-		return errors.Join(fmt.Errorf("sync the staging file: %w", err), st.file.Close(), st.remove())
+		return errors.Join(&stageError{fmt.Errorf("sync the staging file: %w", err)}, st.file.Close(), st.remove())
 	}
 	if err := st.v.restart(lsn, chain, gs, func(a *journal.Anchor) {
 		a.State |= stateMerging
@@ -312,6 +330,11 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 	} else {
 		r.staging, err = r.newStage(m.Size)
 	}
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		r.staging = nil
+		reply := resyncReply{Refused: fmt.Sprintf("%s: %v", r.node, err), RetryMillis: held.left.Milliseconds()}
+		return encodeJSON(0, reply)[1:], nil
+	}
 	if err != nil {
 		r.staging = nil
 		return refuse("%s: %v", r.node, err)
@@ -359,6 +382,7 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 	}
 	st := r.staging
 	r.staging = nil
+	damaged := r.v.damageNow() != nil
 	if err := st.finish(m.At, m.Chain, m.Generations); err != nil {
 		return nil, err
 	}
@@ -367,6 +391,9 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 	r.mu.Unlock()
 	if err := r.begin(m.At); err != nil {
 		return nil, err
+	}
+	if damaged {
+		r.repaired()
 	}
 	r.resynced()
 	return encodeJSON(0, resyncReply{})[1:], nil
@@ -382,7 +409,7 @@ func (r *receiver) hashes(b []byte) ([]byte, error) {
 	for off := req.Offset; off < req.Offset+req.Length; off += resyncBlockBytes {
 		p := block[:min(int64(resyncBlockBytes), req.Offset+req.Length-off)]
 		if err := r.staging.read(p, off); err != nil {
-			return nil, fmt.Errorf("resync: read at %d: %w", off, err)
+			return nil, &stageError{fmt.Errorf("resync: read at %d: %w", off, err)}
 		}
 		out = out[:len(out)+hashBytes]
 		hashBlock(out[len(out)-hashBytes:], &req.Key, p)

@@ -38,6 +38,9 @@ type Status struct {
 type DeviceStatus struct {
 	Path      string `json:"path"`
 	SizeBytes int64  `json:"size_bytes"`
+	// SpareBytes is what the device has beyond that: it grew while the agent
+	// was not running. Nobody uses it.
+	SpareBytes int64 `json:"spare_bytes,omitempty"`
 }
 
 // LogStatus holds the log's positions (LSNs, bytes) and its ring's size.
@@ -125,6 +128,7 @@ type FollowerStatus struct {
 	LagBytes   uint64       `json:"lag_bytes"`
 	RPOSeconds float64      `json:"rpo_seconds"`
 	DirtyBytes int64        `json:"dirty_bytes"`
+	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
 }

@@ -234,7 +234,7 @@ func TestPartialOrNot(t *testing.T) {
 		}, "the journal names"},
 		{"another volume at its place", func(t *testing.T, d *duo) {
 			a := d.v[dstHost].log.Anchor()
-			if err := d.v[dstHost].log.WriteAnchor(func(x *journal.Anchor) { x.Extra = packExtra(newVolumeID(), "") }); err != nil {
+			if err := d.v[dstHost].log.WriteAnchor(func(x *journal.Anchor) { withSidecar(x, func(s *sidecar) { s.id = newVolumeID() }) }); err != nil {
 				t.Fatal(err)
 			}
 			if bytes.Equal(a.Extra, d.v[dstHost].log.Anchor().Extra) {

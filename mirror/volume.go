@@ -42,6 +42,14 @@ type Volume struct {
 
 	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
 
+	// restamp writes an anchor and marks the device anew with it; nil without a
+	// device file. Set before the volume is used.
+	restamp func(update func(*journal.Anchor)) error
+
+	damage atomic.Pointer[damage] // rot in the log, until it is repaired
+	rotten atomic.Uint64          // LSN behind the newest rot met below applied
+	found  []journal.Record       // generation records that recovery met; of who recovers
+
 	refused atomic.Pointer[error] // why nothing may be written any more
 
 	pulse pulse // how fast the log grows
@@ -55,6 +63,7 @@ type Volume struct {
 	baseSize    int64    // size at applied
 	resizes     []resize // above applied, in order
 	failed      error
+	trouble     *trouble // of the backing device, while it is tried again
 	closed      bool
 	held        heldTail
 	waiting     int           // writers that wait for room in the log
@@ -89,6 +98,8 @@ type VolumeOptions struct {
 	// OnFull and PushBack: see Config. The zero value is OnFullWait.
 	OnFull   OnFull
 	PushBack time.Duration
+	// Damaged opens a volume whose log has rotted, to be repaired.
+	Damaged bool
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -134,24 +145,17 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	v := &Volume{dev: dev, opts: o, line: newWaitLine(), moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	v.gate.Store(&gateBox{openGate{}})
 	v.holdMark.Store(noHold)
-	a, err := journal.ReadAnchor(f)
+	a, err := readAnchor(f)
+	if err == nil && !a.Clean {
+		err = errors.Join(dropCache(f, 0, 0), dropCache(dev, 0, 0))
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
 	v.sizeReset(a.DeviceSize)
 	v.overlay = newOverlay(a.Applied)
 	v.layerBytes = 64 << 20
-	var found []journal.Record
-	l, rec, err := journal.Open(f, journal.Options{
-		OnAppend: v.onAppend,
-		OnRecover: func(r journal.Record) error {
-			if r.Op == journal.OpGeneration {
-				found = append(found, r)
-			}
-			return v.recovered(r)
-		},
-		Now: o.Now,
-	})
+	l, rec, err := journal.Open(f, journal.Options{OnAppend: v.onAppend, OnRecover: v.onRecover, Damaged: o.Damaged, Now: o.Now})
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
@@ -159,26 +163,28 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	v.layerBytes = min(64<<20, l.Capacity()/8)
 	v.role.Store(uint32(a.Role))
 	v.generations = append([]journal.Generation(nil), a.Generations...)
-	if err := v.recoverGenerations(found); err != nil {
+	if err := v.tookRecovery(rec); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
 	if err := v.checkSize(); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
-	v.id, _ = unpackExtra(a.Extra)
+	v.id = parseSidecar(a.Extra).id
 	if a.Clean || v.id == [16]byte{} {
 		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false; identify(a) }); err != nil {
 			return nil, nil, errors.Join(err, v.closeFiles())
 		}
-		v.id, _ = unpackExtra(l.Anchor().Extra)
+		v.id = parseSidecar(l.Anchor().Extra).id
 	}
 	v.dirty = newTracker(l, o.Dirty, v.size.Load())
 	// What a crash left committed on a secondary is at least what was applied
 	// before it; the source declares the rest anew.
 	v.declared.Store(uint64(l.Applied()))
 	v.unclean.Store(v.Role() == RolePrimary && !rec.Clean)
-	if err := v.undoPromotion(); err != nil {
-		return nil, nil, errors.Join(err, v.closeFiles())
+	if rec.Rot == nil {
+		if err := v.undoPromotion(); err != nil {
+			return nil, nil, errors.Join(err, v.closeFiles())
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	v.stop, v.stopped = stop, make(chan struct{})
@@ -195,6 +201,15 @@ func (v *Volume) checkSize() error {
 		return fmt.Errorf("the device has %d bytes, its journal was made for %d: it was shrunk or replaced; give back the old device", n, size)
 	}
 	return nil
+}
+
+// spare is what the device has beyond the mirrored size.
+func (v *Volume) spare() int64 {
+	n, err := v.dev.Size()
+	if err != nil {
+		return 0
+	}
+	return n - v.size.Load()
 }
 
 // recovered puts a record that recovery found back into the overlay.
@@ -378,7 +393,7 @@ func (v *Volume) Close() error {
 	v.stop()
 	<-v.stopped
 	var err error
-	if failed == nil {
+	if failed == nil && v.damageNow() == nil {
 		err = v.settle()
 	}
 	return errors.Join(err, v.closeFiles())
