@@ -17,9 +17,13 @@
 //     one session. The bytes of the source's log travel as they are and lie at
 //     the same LSN in the follower's.
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
-//   - resync.go, staging.go: the fuzzy copy and where it is built.
-//   - grow.go, checkpoint.go: the device grows while it is in use; named
-//     points in the order of writes.
+//   - resync.go, partial.go, staging.go: the fuzzy copy, of all blocks or of
+//     those that are dirty, and where it is built.
+//   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
+//     follower lacks once the log does not reach back to it.
+//   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
+//   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
+//     named points in the order of writes; history that is kept.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -46,9 +50,16 @@
 //	    a promotion a new major one; the generation's record is durable before
 //	    the front opens. A session that presents a generation ends the feed of
 //	    every other session.
-//	  - G6: a full ring makes writes wait for the applier and for a connected
-//	    follower; one that is not connected does not hold the tail, and is
-//	    resynced when the log no longer reaches back to what it has.
+//	  - G6: the log covers what a follower lacks, or a bitmap does. A follower's
+//	    base is what it has acknowledged as durable, and is durable here. Before
+//	    an anchor moves the tail past it, the blocks of the records that leave
+//	    the log are in a durable bitmap, and the anchor names that by version
+//	    and checksum. The bitmap is forgotten when the follower streams and is
+//	    durable beyond the tail. It may be used for a volume that is the one it
+//	    was made for (by id) and has this history at the base or later: by its
+//	    generations, and by the chain value at the base, which the follower
+//	    looks up. In every other case, and when anything about the bitmap is
+//	    amiss, all blocks are compared, and the reason is told.
 //	  - G9: an error of the journal or the device stops the volume. Reads and
 //	    writes fail from then on; a follower also leaves the port, so that its
 //	    source turns to a backup.
@@ -66,7 +77,32 @@
 // A source that just started for the first time opens its front at once; one
 // that starts again asks its followers for a higher generation first.
 //
-// Not here yet: the modes receive and durable, dirty bitmaps (a follower that
-// the log no longer reaches is resynced by comparing hashes of all blocks),
-// more than one follower at a time, rejoin after a divergence.
+// A connected follower holds the tail at its base. Writers are slowed smoothly
+// when more than half of the ring is held by it, or not applied yet, so that
+// they settle at the pace of what is slower; a full ring stops them. With
+// on-full track (the default) a follower may do that to writers for PushBack
+// (10 s); then its session ends, it does not count any more (on-loss decides),
+// what it lacks is marked, and it is tried again after a pause. With wait it
+// may for as long as it takes. That holds for one that is being resynced too:
+// under a load that its link cannot carry, only wait ever brings it into sync.
+//
+// A bit stands for 4 KiB up to 256 GiB of device, then for as much as keeps
+// it to 64 Mi blocks, at most 64 KiB: 8 MiB of memory for each tracked
+// follower up to 4 TiB, 2 MiB more for each TiB beyond, none above 256 TiB,
+// where nothing is tracked. The bitmaps of all followers are one file in two
+// versions beside the journal (JOURNAL.dirty.0 and .1), or beside the device
+// when the journal is a raw partition; when both are, nothing is tracked.
+// Marking goes a quarter of the ring beyond the new tail, so the file is
+// written at most once for that much of log. Followers are kept by their
+// first address, 8 at most; one whose address changed is new. A promotion
+// forgets them all. A bitmap that cannot be written costs a full resync later
+// and stops nothing.
+//
+// A partial resync that was interrupted goes on with what the follower has
+// staged, which is compared by hash, since it may be of a history that ended.
+// Before a resync is taken over, what the follower's log has and its device has
+// not is staged too: the log is begun anew.
+//
+// Not here yet: the modes receive and durable, more than one follower at a
+// time, rejoin after a divergence.
 package mirror

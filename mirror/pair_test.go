@@ -44,6 +44,7 @@ func connect(src, dst *Volume, p *promise, stage func(int64) (*staging, error)) 
 func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
 	s := &session{promise: p, caught: make(chan struct{}), ended: make(chan error, 1)}
 	s.a, s.b = pair()
+	var once sync.Once
 	s.sender = newSender(src, s.a, p)
 	s.sender.mirror, s.sender.name, s.sender.node = testUUID, "vol", "src"
 	s.sender.follower = name
@@ -53,7 +54,7 @@ func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*st
 		s.states = append(s.states, e)
 		s.said = cmp.Or(why, s.said)
 		if e == followerCaughtUp {
-			close(s.caught)
+			once.Do(func() { close(s.caught) }) // again when an acknowledgement comes after cut
 		}
 	}
 	s.receiver = newReceiver(dst, s.b)
@@ -119,6 +120,7 @@ func (s *session) close() {
 	s.cut()
 	s.cancel()
 	s.wg.Wait()
+	s.promise.giveUp() // an acknowledgement may have come after cut
 	s.receiver.close()
 }
 

@@ -20,6 +20,7 @@ type Status struct {
 	NextStep     string           `json:"next_step"`
 	Mode         string           `json:"mode"`
 	OnLoss       string           `json:"on_loss"`
+	OnFull       string           `json:"on_full"`
 	Switch       string           `json:"switch"`
 	Generation   string           `json:"generation"`
 	Node         string           `json:"node"`

@@ -93,3 +93,38 @@ func TestSwitchBackByBitmap(t *testing.T) {
 		t.Fatalf("%d partial resyncs after the kill", n)
 	}
 }
+
+// TestHeldAlarm: at 80 % of the log held for a follower the operator is told
+// who holds it, what it means and what can be done.
+func TestHeldAlarm(t *testing.T) {
+	for policy, next := range map[OnFull]string{OnFullTrack: "goes on without it", OnFullWait: "--on-full track"} {
+		source := newAgentNode(t, RolePrimary)
+		source.c.OnFull = policy
+		source.start()
+		dev, v := source.awaitServing(), source.a.v
+		v.startHold(v.log.Tail(), func() {})
+		told := func() (found Alarm) {
+			for _, x := range source.a.Status().Alarms {
+				if x.Name == "log-held" {
+					found = x
+				}
+			}
+			return found
+		}
+		p := make([]byte, 1<<20)
+		for i := range 14 {
+			if i == 12 && told() != (Alarm{}) {
+				t.Fatalf("an alarm with %d of 16 MiB held: %+v", i, told())
+			}
+			if _, err := dev.WriteAt(p, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		source.await("told", func(Status) bool { return told().Reason != "" })
+		if x := told(); !strings.Contains(x.Reason, "held for") || !strings.Contains(x.NextStep, next) {
+			t.Fatalf("%s: %+v", policy, x)
+		}
+		v.release()
+		source.end()
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
 
@@ -135,353 +134,6 @@ func trackedCrash(t *testing.T, d *duo, n int, rng *rand.Rand) (lost, partial bo
 	return lost, partial, equalLogs(d.v[srcHost], d.v[dstHost])
 }
 
-// image is a copy of a disk.
-func image(t testing.TB, m *blockdev.Memory) []byte {
-	t.Helper()
-	size, _ := m.Size()
-	b := make([]byte, size)
-	if _, err := m.ReadAt(b, 0); err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func restore(t testing.TB, m *blockdev.Memory, b []byte) {
-	t.Helper()
-	if _, err := m.WriteAt(b, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Sync(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestPartialOrNot: when the set may be used, and what is said when not. In
-// all cases both sides are equal in the end.
-func TestPartialOrNot(t *testing.T) {
-	slots := func(d *duo) *dirtySlots { return d.hosts[srcHost].dirty.(*dirtySlots) }
-	tests := []struct {
-		name    string
-		between func(t *testing.T, d *duo)
-		say     string // of a full resync; "" is a partial one
-	}{
-		{"nothing else", func(*testing.T, *duo) {}, ""},
-		{"the source restarts", func(t *testing.T, d *duo) {
-			if err := d.v[srcHost].Close(); err != nil {
-				t.Fatal(err)
-			}
-			d.reopen(t, srcHost)
-		}, ""},
-		{"the source is killed twice", func(t *testing.T, d *duo) {
-			for range 2 {
-				_ = d.v[srcHost].Abort()
-				d.reopen(t, srcHost)
-				if err := d.apart(3, 40); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}, ""},
-		{"the follower loses power", func(t *testing.T, d *duo) {
-			h := d.hosts[dstHost]
-			h.power.Cut()
-			_ = d.v[dstHost].Abort()
-			h.power.Restore(rand.New(rand.NewPCG(1, 1)))
-			d.reopen(t, dstHost)
-		}, ""},
-		{"another follower comes and goes", func(t *testing.T, d *duo) {
-			other := newHost(t, RoleSecondary).mustOpen(t)
-			for range 2 { // two switch-overs
-				s := connectAs("other", d.v[srcHost], other, d.promise, inPlace(other))
-				if err := s.awaitSync(); err != nil {
-					t.Fatal(err)
-				}
-				if err := errors.Join(d.apart(5, 80), d.v[srcHost].Sync()); err != nil {
-					t.Fatal(err)
-				}
-				s.close()
-			}
-			_ = other.Abort()
-		}, ""},
-		{"both bitmap files are gone", func(t *testing.T, d *duo) {
-			_ = d.v[srcHost].Abort()
-			for _, m := range slots(d) {
-				restore(t, m, make([]byte, 1<<20))
-			}
-			d.reopen(t, srcHost)
-		}, "bitmap of what it lacks cannot be used"},
-		{"a bit of the bitmap has rotted", func(t *testing.T, d *duo) {
-			_ = d.v[srcHost].Abort()
-			for _, m := range slots(d) {
-				b := image(t, m)
-				b[dirtyHeaderBytes+dirtySetBytes+9] ^= 4
-				restore(t, m, b)
-			}
-			d.reopen(t, srcHost)
-		}, "checksum"},
-		{"an old bitmap file", func(t *testing.T, d *duo) {
-			var old [2][]byte
-			for i, m := range slots(d) {
-				old[i] = image(t, m)
-			}
-			if err := d.apart(7, 200); err != nil {
-				t.Fatal(err)
-			}
-			_ = d.v[srcHost].Abort()
-			for i, m := range slots(d) {
-				restore(t, m, old[i])
-			}
-			d.reopen(t, srcHost)
-		}, "the journal names"},
-		{"another volume at its place", func(t *testing.T, d *duo) {
-			a := d.v[dstHost].log.Anchor()
-			if err := d.v[dstHost].log.WriteAnchor(func(x *journal.Anchor) { withSidecar(x, func(s *sidecar) { s.id = newVolumeID() }) }); err != nil {
-				t.Fatal(err)
-			}
-			if bytes.Equal(a.Extra, d.v[dstHost].log.Anchor().Extra) {
-				t.Fatal("the same id")
-			}
-			_ = d.v[dstHost].Abort()
-			d.reopen(t, dstHost)
-		}, "another volume"},
-		{"an empty volume at its place", func(t *testing.T, d *duo) {
-			_ = d.v[dstHost].Abort()
-			d.hosts[dstHost] = newHost(t, RoleSecondary)
-			d.reopen(t, dstHost)
-		}, "is empty"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			d := newTrackedDuo(t)
-			defer d.close()
-			if err := errors.Join(d.scenario(20, never), d.v[srcHost].Sync(), d.awaitEntry()); err != nil {
-				t.Fatal(err)
-			}
-			d.session.close()
-			if err := d.apart(0, 200); err != nil {
-				t.Fatal(err)
-			}
-			tt.between(t, d)
-			d.mustRejoin(t, tt.say)
-		})
-	}
-}
-
-// mustRejoin connects again; the resync says so, or is a partial one with "".
-func (d *duo) mustRejoin(t *testing.T, say string) {
-	t.Helper()
-	if err := d.rejoin(); err != nil {
-		t.Fatal(err)
-	}
-	if d.session.partially() != (say == "") || !strings.Contains(d.session.said, say) {
-		t.Fatalf("resync says %q, want %q", d.session.said, say)
-	}
-	if err := d.v[srcHost].Sync(); err != nil {
-		t.Fatal(err)
-	}
-	if err := equalLogs(d.v[srcHost], d.v[dstHost]); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestOlderCopy: a follower that was given back from a copy older than what
-// it acknowledged is not resynced by a set that begins there.
-func TestOlderCopy(t *testing.T) {
-	d := newTrackedDuo(t)
-	defer d.close()
-	h := d.hosts[dstHost]
-	if err := errors.Join(d.scenario(10, never), d.v[srcHost].Sync()); err != nil {
-		t.Fatal(err)
-	}
-	d.session.close()
-	_ = d.v[dstHost].Abort()
-	log, dev := image(t, h.journal), image(t, h.device)
-	d.reopen(t, dstHost)
-	if err := d.rejoin(); err != nil {
-		t.Fatal(err)
-	}
-	p := bytes.Repeat([]byte{9}, 5000)
-	if _, err := d.v[srcHost].WriteAt(p, 90<<10); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.v[srcHost].Sync(); err != nil {
-		t.Fatal(err)
-	}
-	d.session.close()
-	if err := d.apart(1, 200); err != nil {
-		t.Fatal(err)
-	}
-	_ = d.v[dstHost].Abort()
-	restore(t, h.journal, log)
-	restore(t, h.device, dev)
-	d.reopen(t, dstHost)
-	d.mustRejoin(t, "an older state now")
-}
-
-// TestUncommittedTailIsCut: what only the follower has, of a generation that
-// ended in a power cut, does not shine through a partial resync.
-func TestUncommittedTailIsCut(t *testing.T) {
-	d := newTrackedDuo(t)
-	defer d.close()
-	if err := errors.Join(d.scenario(20, never), d.v[srcHost].Sync(), d.awaitEntry()); err != nil {
-		t.Fatal(err)
-	}
-	d.session.close()
-	src, dst := d.v[srcHost], d.v[dstHost]
-	// The source lost this, the follower had got it.
-	e := &journal.Entry{Op: journal.OpWrite, Offset: 180 << 10, Payload: bytes.Repeat([]byte{0xee}, 3000)}
-	if err := dst.log.Append([]*journal.Entry{e}); err != nil {
-		t.Fatal(err)
-	}
-	_ = src.Abort()
-	d.reopen(t, srcHost) // a new generation
-	if err := d.apart(1, 200); err != nil {
-		t.Fatal(err)
-	}
-	d.mustRejoin(t, "")
-}
-
-// TestInterruptedPartial: a partial resync that broke off goes on with what is
-// staged, also when the source has changed that since; and until it is taken
-// over nothing is forgotten.
-func TestInterruptedPartial(t *testing.T) {
-	d := newTrackedDuo(t)
-	defer d.close()
-	if err := errors.Join(d.scenario(20, never), d.v[srcHost].Sync()); err != nil {
-		t.Fatal(err)
-	}
-	d.session.close()
-	if err := d.apart(0, 200); err != nil {
-		t.Fatal(err)
-	}
-	h := d.hosts[dstHost]
-	h.newStage()
-	for round := range 6 {
-		before := d.v[srcHost].dirty.view("dst")
-		// Half of the staging's writes, then its disk is full.
-		n := 0
-		stage := func(int64) (*staging, error) {
-			return newStaging(d.v[dstHost], &brokenStage{keepOpen{h.stage}, &n, 1}, func() error { return nil })
-		}
-		d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, stage)
-		if err := d.session.awaitSync(); err == nil {
-			t.Fatalf("round %d: the resync was not interrupted", round)
-		}
-		d.session.close()
-		if after := d.v[srcHost].dirty.view("dst"); after.set == nil || after.base != before.base {
-			t.Fatalf("round %d: the set is gone: %+v", round, after)
-		}
-		if err := d.apart(round*31, 30); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, h.stagedIn(d.v[dstHost]))
-	if err := d.session.awaitSync(); err != nil {
-		t.Fatal(err)
-	}
-	if !d.session.partially() {
-		t.Fatalf("resync says %q", d.session.said)
-	}
-	if err := errors.Join(d.v[srcHost].Sync(), equalLogs(d.v[srcHost], d.v[dstHost])); err != nil {
-		t.Fatal(err)
-	}
-	if w := d.v[srcHost].dirty.view("dst"); w.set != nil {
-		t.Fatalf("the set is still there after the takeover: base %d, %d bytes", w.base, w.set.bytes())
-	}
-}
-
-// brokenStage is a staging file whose disk is full after some writes.
-type brokenStage struct {
-	keepOpen
-	n    *int
-	most int
-}
-
-func (b *brokenStage) WriteAt(p []byte, off int64) (int, error) {
-	if *b.n++; *b.n > b.most {
-		return 0, errors.New("no space left")
-	}
-	return b.keepOpen.WriteAt(p, off)
-}
-
-// TestPendingIsStaged: what a follower has in its log and not yet in its
-// device, and what the resync finds equal and does not copy, is still there
-// when the resync has begun a new log. It was lost with the old one.
-func TestPendingIsStaged(t *testing.T) {
-	for name, newDuo := range map[string]func(testing.TB) *duo{"compared": newDuo, "by bitmap": newTrackedDuo} {
-		t.Run(name, func(t *testing.T) {
-			d := newDuo(t)
-			defer d.close()
-			d.session.close()
-			_ = d.v[dstHost].Abort()
-			o := testOptions()
-			o.ApplyInterval = time.Hour
-			v, _, err := openVolume(keepOpen{d.hosts[dstHost].journal}, keepOpen{d.hosts[dstHost].device}, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			d.v[dstHost] = v
-			if err := d.rejoin(); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := d.v[srcHost].WriteAt(bytes.Repeat([]byte{7}, 9000), 70<<10); err != nil {
-				t.Fatal(err)
-			}
-			if err := d.v[srcHost].Sync(); err != nil {
-				t.Fatal(err)
-			}
-			d.session.close()
-			if _, _, n := v.overlay.pending(); n == 0 {
-				t.Fatal("all is applied already")
-			}
-			p := make([]byte, 20<<10)
-			for i := range 200 {
-				p[0] = byte(i)
-				if _, err := d.v[srcHost].WriteAt(p, 200<<10); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := d.rejoin(); err != nil {
-				t.Fatal(err)
-			}
-			if !d.session.had(followerNeedsResync) {
-				t.Fatal("there was no resync")
-			}
-			if err := equalLogs(d.v[srcHost], v); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-}
-
-// TestStaleStaging: what an earlier try left in the staging file, of a history
-// that a power cut of the source has ended, does not get into the copy.
-func TestStaleStaging(t *testing.T) {
-	d := newTrackedDuo(t)
-	defer d.close()
-	if err := errors.Join(d.scenario(20, never), d.v[srcHost].Sync()); err != nil {
-		t.Fatal(err)
-	}
-	d.session.close()
-	if err := d.apart(1, 200); err != nil {
-		t.Fatal(err)
-	}
-	h := d.hosts[dstHost]
-	h.newStage()
-	if _, err := h.stage.WriteAt(bytes.Repeat([]byte{0xee}, resyncBlockBytes), 2*resyncBlockBytes); err != nil {
-		t.Fatal(err)
-	}
-	d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, h.stagedIn(d.v[dstHost]))
-	if err := d.session.awaitSync(); err != nil {
-		t.Fatal(err)
-	}
-	if !d.session.partially() {
-		t.Fatalf("resync says %q", d.session.said)
-	}
-	if err := errors.Join(d.v[srcHost].Sync(), equalLogs(d.v[srcHost], d.v[dstHost])); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestTrackerStates: what moves a follower from covered to tracked, to lost
 // and back, and that only the tail's way is remembered.
 func TestTrackerStates(t *testing.T) {
@@ -558,5 +210,83 @@ func TestTrackerStates(t *testing.T) {
 	tr.acked("g", [16]byte{}, at4)
 	if tr.view("g").known {
 		t.Fatal("a follower without an id is kept")
+	}
+}
+
+// TestTrackedChaos: for long, the follower goes and comes, and either side
+// loses its power at any disk operation, also in a resync. Whenever they are
+// in sync they are equal.
+func TestTrackedChaos(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	rng := rand.New(rand.NewPCG(seed, 11))
+	rounds := 400
+	if testing.Short() || raceEnabled {
+		rounds = 50
+	}
+	d := newTrackedDuo(t)
+	defer d.close()
+	for _, h := range d.hosts {
+		h.newStage()
+	}
+	partial, compared, crashes := 0, 0, 0
+	crash := func(side int) {
+		t.Helper()
+		d.session.close()
+		_ = d.v[side].Abort()
+		d.hosts[side].power.Restore(rng)
+		d.reopen(t, side)
+		v := d.v[side]
+		if v.flags()&stateMerging != 0 {
+			st, err := newStaging(v, keepOpen{d.hosts[side].stage}, func() error { return nil })
+			if err == nil {
+				err = st.merge()
+			}
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		crashes++
+	}
+	for round := range rounds {
+		side := rng.IntN(2)
+		d.hosts[side].power.CutAfter(1 + rng.IntN(150))
+		if rng.IntN(4) > 0 {
+			d.session.close()
+		}
+		err := d.apart(rng.IntN(240), rng.IntN(160))
+		if err == nil && d.session.a != nil {
+			d.session.close()
+			if !d.hosts[side].power.Lost() {
+				d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, d.hosts[dstHost].stagedIn(d.v[dstHost]))
+				_ = d.session.awaitSync() // in which the power may go
+			}
+		}
+		d.hosts[side].power.CutAfter(0)
+		if d.hosts[side].power.Lost() {
+			crash(side)
+		} else if err != nil {
+			t.Fatalf("round %d (seed %d): %v", round, seed, err)
+		} else {
+			d.session.close()
+		}
+		d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, d.hosts[dstHost].stagedIn(d.v[dstHost]))
+		err = errors.Join(d.session.awaitSync(), d.v[srcHost].Sync())
+		if err == nil {
+			err = equalLogs(d.v[srcHost], d.v[dstHost])
+		}
+		if err != nil {
+			t.Fatalf("round %d (seed %d): %s: %v", round, seed, d.session.said, err)
+		}
+		switch {
+		case d.session.partially():
+			partial++
+		case d.session.had(followerNeedsResync):
+			compared++
+			t.Log(d.session.said)
+		}
+	}
+	t.Logf("%d rounds, %d crashes: %d partial resyncs, %d of all blocks (seed %d)", rounds, crashes, partial, compared, seed)
+	if partial < rounds/8 || crashes < rounds/4 {
+		t.Fatal("too little happened")
 	}
 }
