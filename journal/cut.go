@@ -53,7 +53,7 @@ func (l *Log) Reset(at LSN, chain uint64, update func(*Anchor)) error {
 		}
 		next.Tail, next.TailChain, next.Applied, next.AppliedChain = at, chain, at, chain
 		next.Durable = at
-		next.pending, next.horizon = pendingReset, at+horizonStep(l.ring.size)
+		next.pending, next.horizon = pendingReset, at+horizonStep(l.ring.Load().size)
 		return point{at, chain}, next.check()
 	})
 }
@@ -107,14 +107,14 @@ func (l *Log) drop(plan func(next *diskAnchor) (point, error)) error {
 func (l *Log) finish(pending *diskAnchor, end LSN) error {
 	err := error(nil)
 	if pending.pending == pendingReset {
-		err = l.ring.forget(pending.Applied)
+		err = l.ring.Load().forget(pending.Applied)
 	} else {
-		err = l.ring.wipe(pending.cutAt, end)
+		err = l.ring.Load().wipe(pending.cutAt, end)
 	}
 	if err != nil {
 		return l.fail(err)
 	}
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.ring.Load().f.Sync(); err != nil {
 		return l.fail(fmt.Errorf("sync journal: %w", err))
 	}
 	done := pending.clone()
