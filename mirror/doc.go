@@ -18,6 +18,8 @@
 //     the same LSN in the follower's.
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
 //   - resync.go, staging.go: the fuzzy copy and where it is built.
+//   - resizelog.go: a log of another size, in a new file that takes the old
+//     one's name, while everything goes on.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.

@@ -59,6 +59,9 @@ func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	if err := c.removeStaleJournal(); err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), jf.Close())
+	}
 	a, err := journal.ReadAnchor(jf)
 	if errors.Is(err, journal.ErrNoAnchor) && blankFile(jf) {
 		if err := jf.Close(); err != nil {

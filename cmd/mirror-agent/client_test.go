@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -42,6 +43,11 @@ func (f *fakeAgent) Suspend(context.Context) error             { return f.note("
 func (f *fakeAgent) Resume(context.Context) error              { return f.note("resume") }
 func (f *fakeAgent) ResetPath(_ context.Context, target string, id int) error {
 	return f.note("reset " + target + " " + string(rune('0'+id)))
+}
+
+func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
+	f.state.Log.SizeBytes = bytes - 8192
+	return f.note("resize " + strconv.FormatInt(bytes, 10))
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
@@ -93,6 +99,9 @@ func TestCommands(t *testing.T) {
 		{"path list --json", 0, "", `"rtt_us": 840`},
 		{"path reset 2", 0, "reset 10.1.0.9:7400 2", "path 2 is built anew"},
 		{"path reset 1 --target 10.3.0.9:7400", 0, "reset 10.3.0.9:7400 1", "path 1"},
+		{"log resize 96MiB", 0, "resize 100663296", "vol0: the log has 96 MiB now"},
+		{"log resize 8GiB --json", 0, "resize 8589934592", `"size_bytes": 8589926400`},
+		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},

@@ -106,6 +106,11 @@ func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.S
 	return c.command(ctx, "/v1/path/reset", resetRequest{target, id})
 }
 
+// ResizeLog gives the log a file of so many bytes while it is in use.
+func (c *Client) ResizeLog(ctx context.Context, bytes int64) (mirror.Status, error) {
+	return c.command(ctx, "/v1/log/resize", resizeRequest{bytes})
+}
+
 // Promote makes the secondary a primary.
 func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	var r mirror.PromoteResult

@@ -100,6 +100,10 @@ func (a *fakeAgent) ResetPath(ctx context.Context, target string, id int) error 
 	return a.order(ctx, "reset %s %d", target, id)
 }
 
+func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
+	return a.order(ctx, "resize %d", bytes)
+}
+
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err

@@ -25,6 +25,9 @@ type (
 		Target string `json:"target"`
 		ID     int    `json:"id"`
 	}
+	resizeRequest struct {
+		SizeBytes int64 `json:"size_bytes"`
+	}
 	errorReply struct {
 		Error string `json:"error"`
 	}
@@ -49,6 +52,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -192,6 +196,20 @@ func (s *Server) resetPath(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if err := s.agent.ResetPath(r.Context(), q.Target, q.ID); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) resizeLog(r *http.Request) (any, error) {
+	var q resizeRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.SizeBytes <= 0 {
+		return nil, badRequestf(http.StatusBadRequest, `log resize: say how large, "size_bytes"`)
+	}
+	if err := s.agent.ResizeLog(r.Context(), q.SizeBytes); err != nil {
 		return nil, err
 	}
 	return s.status(), nil

@@ -27,6 +27,7 @@ type Agent interface {
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
 	ResetPath(ctx context.Context, target string, id int) error
+	ResizeLog(ctx context.Context, bytes int64) error
 }
 
 // Options of a Server; start from DefaultOptions.
@@ -34,7 +35,7 @@ type Options struct {
 	// CommandTimeout bounds a command, from the request to its answer.
 	CommandTimeout time.Duration
 	// PromoteTimeout is the same for a promotion, which may have a log to
-	// apply first.
+	// apply first, and for a resize of the log, which writes it anew.
 	PromoteTimeout time.Duration
 	// WriteTimeout is how long a client may leave an answer, or one line of a
 	// stream, unread.

@@ -45,7 +45,13 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.ResetPath(ctx, "10.1.0.9:7400", 2); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2"}
+	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ResizeLog(ctx, 0); err == nil || !strings.Contains(err.Error(), "size_bytes") {
+		t.Fatalf("a size of 0: %v", err)
+	}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "resize 67108864"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
