@@ -17,7 +17,7 @@
 //     two agents.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - The other files are the tests: clients_test.go, filesystem_test.go,
-//     kill_test.go, log_test.go, path_test.go, switch_test.go, promote_test.go,
+//     kill_test.go, log_test.go, partition_test.go, path_test.go, switch_test.go, promote_test.go,
 //     badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
