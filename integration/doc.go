@@ -20,7 +20,7 @@
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
 //     (nbd_shell_test.go), and what no client says (nbd_answers_test.go).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
-//     kill_test.go, path_test.go, switch_test.go, promote_test.go,
+//     kill_test.go, log_test.go, partition_test.go, path_test.go, switch_test.go, promote_test.go,
 //     nbd_tls_test.go, badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules

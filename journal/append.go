@@ -155,8 +155,8 @@ func (l *Log) Append(es []*Entry) error {
 	if at := l.Damaged(); at > 0 {
 		return failEntries(es, fmt.Errorf("%w: promised up to %d, to be repaired before anything is appended", ErrCorrupt, at))
 	}
-	if bytes > l.ring.size-Reserve {
-		return failEntries(es, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, bytes, l.ring.size-Reserve))
+	if room := l.room.Load() - Reserve; bytes > room {
+		return failEntries(es, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, bytes, room))
 	}
 	began := time.Now()
 	t := tickets.Get().(*ticket)
@@ -211,10 +211,10 @@ func (l *Log) writeGroup(group []*ticket) {
 	}
 	w := &l.w
 	head := l.Head()
-	w.begin(&l.ring, head, l.chain, group)
+	w.begin(l.ring.Load(), head, l.chain, group)
 	w.indexed = l.index.newest()
 	w.time, w.durable = l.opts.Now().UnixNano(), l.Durable()
-	limit := l.Tail() + LSN(l.ring.size)
+	limit := l.Tail() + LSN(l.room.Load())
 	for _, t := range group {
 		if !w.fits(t, limit) {
 			t.fail(ErrFull)
@@ -229,7 +229,7 @@ func (l *Log) writeGroup(group []*ticket) {
 	}
 	err := l.reach(w.at)
 	if err == nil {
-		if err = w.flush(&l.ring, head); err != nil {
+		if err = w.flush(l.ring.Load(), head); err != nil {
 			err = l.fail(fmt.Errorf("append at %d: %w", head, err))
 		}
 	}

@@ -53,7 +53,7 @@ func (l *Log) Reset(at LSN, chain uint64, update func(*Anchor)) error {
 		}
 		next.Tail, next.TailChain, next.Applied, next.AppliedChain = at, chain, at, chain
 		next.Durable = at
-		next.pending, next.horizon = pendingReset, at+horizonStep(l.ring.size)
+		next.pending, next.horizon = pendingReset, at+horizonStep(l.ring.Load().size)
 		return point{at, chain}, next.check()
 	})
 }
@@ -91,7 +91,7 @@ func (l *Log) drop(plan func(next *diskAnchor) (point, error)) error {
 	l.smu.Lock()
 	l.cuts++
 	if l.Damaged() > 0 { // the promise is given up with that anchor; records of it may lie anywhere
-		old = l.Tail() + LSN(l.ring.size)
+		old = l.Tail() + LSN(l.ring.Load().size)
 		l.repair.Store(0)
 	}
 	l.durable.Store(uint64(end.at)) // what lies below was in the file before the anchor's fdatasync
@@ -111,14 +111,14 @@ func (l *Log) drop(plan func(next *diskAnchor) (point, error)) error {
 func (l *Log) finish(pending *diskAnchor, end LSN) error {
 	err := error(nil)
 	if pending.pending == pendingReset {
-		err = l.ring.forget(pending.Applied)
+		err = l.ring.Load().forget(pending.Applied)
 	} else {
-		err = l.ring.wipe(pending.cutAt, end)
+		err = l.ring.Load().wipe(pending.cutAt, end)
 	}
 	if err != nil {
 		return l.fail(err)
 	}
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.ring.Load().f.Sync(); err != nil {
 		return l.fail(fmt.Errorf("sync journal: %w", err))
 	}
 	done := pending.clone()

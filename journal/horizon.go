@@ -25,7 +25,7 @@ func (l *Log) reach(end LSN) error {
 	}
 	head := l.Head()
 	next := l.anchor.Load().clone()
-	next.horizon = end + horizonStep(l.ring.size)
+	next.horizon = end + horizonStep(l.ring.Load().size)
 	if err := l.commit(next); err != nil {
 		l.endTurn(0)
 		return err

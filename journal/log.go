@@ -25,9 +25,11 @@ type Options struct {
 
 // Log is an open journal. All methods may be called from any goroutine.
 //
-// Lock order: the lead (append.go) → amu → the sync turn (sync.go) → imu, hmu, qmu, one at a time.
+// Lock order: mmu → the lead (append.go) → amu → the sync turn (sync.go) → imu, hmu, qmu, one at a time.
 type Log struct {
-	ring ring
+	// ring is replaced by MoveTo, which has the lead and the sync turn for that; a reader takes it after the head (see read).
+	ring atomic.Pointer[ring]
+	room atomic.Int64 // bytes from the tail on that records may take: the ring's size, less while it moves to a smaller one
 	opts Options
 
 	// Published positions. head is raised after the bytes are in the file; tail is raised after its anchor is
@@ -56,6 +58,7 @@ type Log struct {
 	syncing bool
 	cuts    uint64 // cuts and resets so far
 
+	mmu    sync.Mutex // one MoveTo at a time
 	amu    sync.Mutex // one anchor at a time
 	anchor atomic.Pointer[diskAnchor]
 
@@ -74,13 +77,19 @@ func newLog(f File, d *diskAnchor, o Options) *Log {
 	if o.MaxGroupBytes <= 0 {
 		o.MaxGroupBytes = 8 << 20
 	}
-	l := &Log{ring: newRing(f, d.ringSize), opts: o}
+	l := &Log{opts: o}
+	l.use(newRing(f, d.ringSize))
 	l.idle, l.turn = sync.NewCond(&l.qmu), sync.NewCond(&l.smu)
 	l.anchor.Store(d)
 	l.tail.Store(uint64(d.Tail))
 	l.applied.Store(uint64(d.Applied))
 	l.index.reset(point{d.Tail, d.TailChain})
 	return l
+}
+
+func (l *Log) use(r ring) {
+	l.ring.Store(&r)
+	l.room.Store(r.size)
 }
 
 // Head is where the next record goes: everything below is in the file (in the OS).
@@ -102,12 +111,12 @@ func (l *Log) HeadChain() (LSN, uint64) {
 	return l.Head(), l.chain
 }
 
-// Capacity is the size of the ring, bytes.
-func (l *Log) Capacity() int64 { return l.ring.size }
+// Capacity is the size of the ring, bytes; while it moves to a smaller one, that one's.
+func (l *Log) Capacity() int64 { return l.room.Load() }
 
 // Free is what writes may still take, headers and padding included, before ErrFull; bytes.
 func (l *Log) Free() int64 {
-	return max(0, int64(l.tail.Load())+l.ring.size-Reserve-int64(l.head.Load()))
+	return max(0, int64(l.tail.Load())+l.room.Load()-Reserve-int64(l.head.Load()))
 }
 
 func (l *Log) setHead(head LSN, chain uint64) {
@@ -181,7 +190,7 @@ func (l *Log) Close() error {
 	l.turn.Broadcast()
 	l.smu.Unlock()
 	l.notify()
-	return l.ring.f.Close()
+	return l.ring.Load().f.Close()
 }
 
 // isClosed is asked with no lock held.

@@ -478,8 +478,8 @@ func TestSyncIsShared(t *testing.T) {
 	var syncs atomic.Int32
 	f.onOp = nil
 	gate := &gatedFile{memFile: f, inside: inside, goOn: goOn, syncs: &syncs}
-	l.ring.f = gate
-	l.ring.v = gate
+	l.ring.Load().f = gate
+	l.ring.Load().v = gate
 	var wg sync.WaitGroup
 	add := func() LSN {
 		e := write(0, []byte("x"))

@@ -43,7 +43,7 @@ func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
 	if err := l.reach(end); err != nil {
 		return head, err
 	}
-	if err := l.ring.write(raw, head); err != nil {
+	if err := l.ring.Load().write(raw, head); err != nil {
 		return head, l.fail(err)
 	}
 	l.publish(end, chain, s.points, s.es)
@@ -54,11 +54,11 @@ func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
 // check fills s with the records of raw; they begin at head after chain.
 func (s *rawScratch) check(l *Log, raw []byte, head LSN, chain uint64) (LSN, uint64, error) {
 	s.entries, s.es, s.points = s.entries[:0], s.es[:0], s.points[:0]
-	if int64(len(raw)) > l.ring.size-Reserve {
-		return 0, 0, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, len(raw), l.ring.size-Reserve)
+	if room := l.room.Load() - Reserve; int64(len(raw)) > room {
+		return 0, 0, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, len(raw), room)
 	}
 	at, indexed, full := head, l.index.newest(), false
-	limit := l.Tail() + LSN(l.ring.size)
+	limit := l.Tail() + LSN(l.room.Load())
 	err := ParseRaw(raw, func(r Record, payload []byte) error {
 		header := raw[at-head:]
 		if r.LSN != at {

@@ -46,9 +46,26 @@ func (w *walker) next() (Record, error) {
 	return r, nil
 }
 
+// read is ring.read of the ring of now. Whoever calls it took the head before: what lies below that is in this ring, also
+// when the log moved to it in between. A ring that is closed in the middle of a read has a successor.
+func (l *Log) read(p []byte, at LSN) error {
+	for {
+		r := l.ring.Load()
+		if err := r.read(p, at); err == nil || r == l.ring.Load() {
+			return err
+		}
+	}
+}
+
+func (l *Log) window(windowBytes int) window {
+	w := newWindow(l.ring.Load(), windowBytes)
+	w.read = l.read
+	return w
+}
+
 // walk starts at p; it never goes past end. Its window must be freed.
 func (l *Log) walk(p point, end LSN, windowBytes int) walker {
-	return walker{win: newWindow(&l.ring, windowBytes), at: p.at, chain: p.chain, end: end}
+	return walker{win: l.window(windowBytes), at: p.at, chain: p.chain, end: end}
 }
 
 // lost explains why a record ≥ from and below the head could not be read, begun in epoch.
@@ -62,7 +79,7 @@ func (l *Log) lost(at LSN, from LSN, epoch uint64, err error) error {
 	case epoch != l.epoch.Load():
 		return fmt.Errorf("read journal at LSN %d: %w", from, ErrCut)
 	}
-	return &CorruptError{LSN: at, Offset: l.ring.offset(at), Reason: err.Error()}
+	return &CorruptError{LSN: at, Offset: l.ring.Load().offset(at), Reason: err.Error()}
 }
 
 // inLog says whether at lies between tail and head.
@@ -195,7 +212,7 @@ func (l *Log) ReadRaw(from LSN, buf []byte) (int, error) {
 		if from == head {
 			return 0, io.EOF
 		}
-		n = int(min(uint64(len(buf)), uint64(l.ring.size)))
+		n = int(min(uint64(len(buf)), uint64(l.ring.Load().size)))
 		if from < head {
 			n = int(min(uint64(n), uint64(head-from)))
 		}
@@ -264,7 +281,7 @@ func (l *Log) snapshot(p []byte, at LSN) (LSN, error) {
 		case at < l.Tail():
 			return 0, fmt.Errorf("LSN %d, tail %d: %w", at, l.Tail(), ErrGone)
 		}
-		if err := l.ring.read(p, at); err != nil {
+		if err := l.read(p, at); err != nil {
 			return 0, err
 		}
 		if at < l.Tail() {
@@ -281,7 +298,7 @@ func (l *Log) explain(from LSN) error {
 	if _, err := l.ChainAt(from); err != nil {
 		return err
 	}
-	return &CorruptError{LSN: from, Offset: l.ring.offset(from), Reason: "no record where one begins"}
+	return &CorruptError{LSN: from, Offset: l.ring.Load().offset(from), Reason: "no record where one begins"}
 }
 
 // ReadData fills p with the log's bytes at at, anywhere in a payload. ErrGone when they were recycled, also during the read;

@@ -45,7 +45,7 @@ func Open(f File, o Options) (*Log, *Recovery, error) {
 // recover has the log to itself.
 func (l *Log) recover() (*Recovery, error) {
 	d := l.anchor.Load()
-	limit := d.Tail + LSN(l.ring.size) // no record was ever written beyond
+	limit := d.Tail + LSN(l.ring.Load().size) // no record was ever written beyond
 	if d.horizon != 0 {
 		limit = min(limit, d.horizon)
 	}
@@ -85,11 +85,11 @@ func (l *Log) recover() (*Recovery, error) {
 
 // settle makes what recovery found the durable truth.
 func (l *Log) settle(d *diskAnchor, x, limit LSN, left remains) error {
-	if err := l.ring.blank(x, limit); err != nil {
+	if err := l.ring.Load().blank(x, limit); err != nil {
 		return err
 	}
 	if left.end > x {
-		if err := l.ring.wipe(x, limit); err != nil {
+		if err := l.ring.Load().wipe(x, limit); err != nil {
 			return err
 		}
 	}
@@ -99,7 +99,7 @@ func (l *Log) settle(d *diskAnchor, x, limit LSN, left remains) error {
 			return err
 		}
 	}
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.ring.Load().f.Sync(); err != nil {
 		return fmt.Errorf("sync journal: %w", err)
 	}
 	l.durable.Store(uint64(x))
@@ -136,7 +136,7 @@ func (l *Log) replay(w *walker) (stop errStop, err error) {
 }
 
 func (l *Log) rot(x LSN, stop errStop, promise string) *CorruptError {
-	return &CorruptError{LSN: x, Offset: l.ring.offset(x), Reason: stop.reason + ", but " + promise}
+	return &CorruptError{LSN: x, Offset: l.ring.Load().offset(x), Reason: stop.reason + ", but " + promise}
 }
 
 // remains is what lies beyond the first bad record.
@@ -157,7 +157,7 @@ func (l *Log) remains(d *diskAnchor, w *walker, limit LSN) (remains, error) {
 	if x+HeaderSize > limit {
 		return left, nil
 	}
-	if err := l.ring.read(bad[:], x); err != nil {
+	if err := l.ring.Load().read(bad[:], x); err != nil {
 		return left, err
 	}
 	stored, computed := le.Uint64(bad[56:]), chainOf(w.chain, bad[:])
@@ -168,9 +168,9 @@ func (l *Log) remains(d *diskAnchor, w *walker, limit LSN) (remains, error) {
 		}
 	}
 	var header [HeaderSize]byte
-	err := l.ring.candidates(x, limit, false, func(r Record, at LSN) error {
+	err := l.ring.Load().candidates(x, limit, false, func(r Record, at LSN) error {
 		left.end = max(left.end, r.End())
-		if err := l.ring.read(header[:], at); err != nil {
+		if err := l.ring.Load().read(header[:], at); err != nil {
 			return err
 		}
 		if at > x && !allZero(bad[:]) && (r.Chain == chainOf(stored, header[:]) || r.Chain == chainOf(computed, header[:])) {
@@ -179,7 +179,7 @@ func (l *Log) remains(d *diskAnchor, w *walker, limit LSN) (remains, error) {
 		if r.End()+HeaderSize > limit {
 			return nil
 		}
-		if err := l.ring.read(header[:], r.End()); err != nil {
+		if err := l.ring.Load().read(header[:], r.End()); err != nil {
 			return err
 		}
 		n, err := decodeHeader(header[:])

@@ -54,7 +54,7 @@ func (l *Log) Resume() (*Recovery, error) {
 // resume has the lead, amu and the turn.
 func (l *Log) resume() (*Recovery, error) {
 	d := l.anchor.Load()
-	promise, limit := l.Damaged(), l.Tail()+LSN(l.ring.size)
+	promise, limit := l.Damaged(), l.Tail()+LSN(l.ring.Load().size)
 	head, chain := l.HeadChain()
 	if promise == 0 {
 		return &Recovery{Head: head}, nil
@@ -66,7 +66,7 @@ func (l *Log) resume() (*Recovery, error) {
 		return nil, err
 	}
 	x := w.at
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.ring.Load().f.Sync(); err != nil {
 		return nil, err
 	}
 	var left remains
@@ -82,7 +82,7 @@ func (l *Log) resume() (*Recovery, error) {
 	l.durable.Store(uint64(x))
 	if x < promise {
 		l.repair.Store(uint64(promise))
-		rot := &CorruptError{LSN: x, Offset: l.ring.offset(x), Reason: fmt.Sprintf("%s, but everything up to %d is promised", stop.reason, promise)}
+		rot := &CorruptError{LSN: x, Offset: l.ring.Load().offset(x), Reason: fmt.Sprintf("%s, but everything up to %d is promised", stop.reason, promise)}
 		return &Recovery{Head: x, Rot: rot, Promise: promise}, nil
 	}
 	if err := l.settle(d, x, limit, left); err != nil {

@@ -135,7 +135,7 @@ func (r *ring) writeGathered(bufs [][]byte, off int64) error {
 // window reads the ring forwards through one buffer. Its bytes are a snapshot: whoever uses it checks afterwards
 // that they were not recycled.
 type window struct {
-	r      *ring
+	read   func(p []byte, at LSN) error
 	memory *[scanBytes]byte
 	buf    []byte // capacity: how much is read at once
 	at     LSN    // of buf[0]
@@ -148,7 +148,7 @@ var windows = sync.Pool{New: func() any { return new([scanBytes]byte) }}
 func newWindow(r *ring, windowBytes int) window {
 	m := windows.Get().(*[scanBytes]byte)
 	n := min(int64(windowBytes), r.size, scanBytes)
-	return window{r: r, memory: m, buf: m[:0:n]}
+	return window{read: r.read, memory: m, buf: m[:0:n]}
 }
 
 func (w *window) free() { windows.Put(w.memory) }
@@ -161,7 +161,7 @@ func (w *window) get(at LSN, n int, end LSN) ([]byte, error) {
 	}
 	w.at = at
 	w.buf = w.buf[:min(max(int(min(end-at, LSN(cap(w.buf)))), n), cap(w.buf))]
-	if err := w.r.read(w.buf, at); err != nil {
+	if err := w.read(w.buf, at); err != nil {
 		w.buf = w.buf[:0]
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func (c *counters) group(records int, bytes LSN) {
 // syncFile is fdatasync, counted.
 func (l *Log) syncFile() error {
 	began := time.Now()
-	err := l.ring.f.Sync()
+	err := l.ring.Load().f.Sync()
 	l.counters.syncTime.observe(uint64(time.Since(began)))
 	return err
 }

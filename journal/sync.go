@@ -148,14 +148,14 @@ func (l *Log) commit(next *diskAnchor) error {
 // store makes next durable as it is. Needs amu and the turn.
 func (l *Log) store(next *diskAnchor) error {
 	next.Sequence = l.anchor.Load().Sequence + 1
-	next.ringSize = l.ring.size
+	next.ringSize = l.ring.Load().size
 	if next.pending != pendingReset { // else Reset, which has the lead, chose it
-		next.horizon = max(next.horizon, LSN(l.horizon.Load()), l.Head()+horizonStep(l.ring.size))
+		next.horizon = max(next.horizon, LSN(l.horizon.Load()), l.Head()+horizonStep(l.ring.Load().size))
 	}
 	if err := next.check(); err != nil {
 		return err
 	}
-	if _, err := l.ring.f.WriteAt(next.encode(), slotOffset(next.Sequence)); err != nil {
+	if _, err := l.ring.Load().f.WriteAt(next.encode(), slotOffset(next.Sequence)); err != nil {
 		return l.fail(fmt.Errorf("write anchor: %w", err))
 	}
 	if err := l.syncFile(); err != nil {

@@ -58,7 +58,7 @@ func TestReadWhileRecycled(t *testing.T) {
 		fill()
 	}
 	h := &readHook{memFile: f, hook: recycle}
-	l.ring.f = h
+	l.ring.Load().f = h
 	if err := l.ReadData(make([]byte, 1000), first.Data); !errors.Is(err, ErrGone) {
 		t.Errorf("data: %v", err)
 	}
@@ -77,7 +77,7 @@ func TestReadWhileCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := &readHook{memFile: f, torn: true}
-	l.ring.f = h
+	l.ring.Load().f = h
 	h.hook = func() {
 		if err := l.Cut(0); err != nil {
 			t.Error(err)
@@ -196,7 +196,7 @@ func TestFalseProof(t *testing.T) {
 				t.Fatalf("%s: the torn header is still there", c.name)
 			}
 		}
-		err = l.ring.candidates(last.at, LSN(minRing)+l.Tail(), false, func(rec Record, _ LSN) error {
+		err = l.ring.Load().candidates(last.at, LSN(minRing)+l.Tail(), false, func(rec Record, _ LSN) error {
 			t.Errorf("%s: a record at %d is still there", c.name, rec.LSN)
 			return nil
 		})

@@ -32,6 +32,8 @@ type Agent struct {
 
 	feedMu sync.Mutex // every receiver's busy
 
+	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
+
 	opMu sync.Mutex // one operator's order, or start and end, at a time
 
 	wg      sync.WaitGroup

@@ -91,7 +91,7 @@ func (v *Volume) applyError(err error) error {
 // pace wakes the background goroutine when the log grew enough.
 func (v *Volume) pace() {
 	head := v.log.Head()
-	if int64(head-v.log.Durable()) >= v.opts.SyncBytes || int64(head-v.log.Applied()) >= 2*v.layerBytes || v.pressure() {
+	if int64(head-v.log.Durable()) >= v.opts.SyncBytes || int64(head-v.log.Applied()) >= 2*v.layerBytes.Load() || v.pressure() {
 		v.poke()
 	}
 }

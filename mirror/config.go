@@ -23,10 +23,12 @@ type Config struct {
 	// Size of the device in bytes; a missing file is created with it. Zero
 	// means the size that the device has. A multiple of 512.
 	Size int64
-	// Journal is the log's file; empty means Device + ".journal".
+	// Journal is the log's file or block device; empty means Device +
+	// ".journal".
 	Journal string
 	// JournalSize in bytes; zero means a tenth of the device within 64 MiB
-	// and 4 GiB. Only used when the journal is created.
+	// and 4 GiB. Only used when the journal is created; one on a block device
+	// has the device's size.
 	JournalSize int64
 
 	// Adopt lets a target take a device that holds data; it is overwritten

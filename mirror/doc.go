@@ -24,6 +24,8 @@
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
 //   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
 //     named points in the order of writes; history that is kept.
+//   - resizelog.go: a log of another size, in a new file that takes the old
+//     one's name, while everything goes on.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/google/uuid"
@@ -53,6 +52,9 @@ func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if err := c.removeStaleJournal(); err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), jf.Close())
 	}
 	a, err := readAnchor(jf)
 	if errors.Is(err, journal.ErrNoAnchor) && blankFile(jf) {
@@ -164,13 +166,10 @@ func createVolume(ctx context.Context, c *Config) (_ *opened, err error) {
 		return nil, errors.Join(err, dev.Close())
 	}
 	jpath := c.journalPath()
-	jsize := c.journalSizeFor(size)
-	if st, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
+	if _, statErr := os.Stat(jpath); errors.Is(statErr, os.ErrNotExist) {
 		made = append(made, jpath)
-	} else if statErr == nil && st.Mode()&os.ModeDevice != 0 {
-		jsize = c.JournalSize // 0: all of it
 	}
-	jf, err := blockdev.OpenFile(jpath, blockdev.FileOptions{Create: true, Size: jsize, Preallocate: true})
+	jf, err := c.newJournalFile(size)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
 	}
@@ -232,6 +231,31 @@ func (c *Config) journalSizeFor(device int64) int64 {
 	return n &^ (1<<20 - 1)
 }
 
+// newJournalFile opens the file that becomes the journal of a device of so many bytes. A block device is taken as large as it is.
+func (c *Config) newJournalFile(device int64) (*blockdev.File, error) {
+	path := c.journalPath()
+	st, err := os.Stat(path)
+	if err != nil || st.Mode()&os.ModeDevice == 0 {
+		return blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: c.journalSizeFor(device), Preallocate: true})
+	}
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	switch {
+	case err != nil:
+	case c.JournalSize != 0 && c.JournalSize != size:
+		err = fmt.Errorf("%s is a block device of %d bytes, and --journal-size is %d: leave --journal-size out or set it to that", path, size, c.JournalSize)
+	case size < minJournalSize:
+		err = fmt.Errorf("%s is a block device of %d bytes, too small for a log: the least is 16 MiB", path, size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // firstLSN is where a new log begins: 0 stays free to mean "none".
 const firstLSN = journal.LSN(4096)
 
@@ -257,26 +281,4 @@ func sameFile(a, b string) bool {
 	x, errX := os.Stat(a)
 	y, errY := os.Stat(b)
 	return errX == nil && errY == nil && os.SameFile(x, y)
-}
-
-// blankFile: f holds no data, as far as that is quickly known.
-func blankFile(f *blockdev.File) bool {
-	off := int64(0)
-	buf := make([]byte, 1<<20)
-	for read := 0; read < 16; read++ {
-		start, end, err := f.NextData(off)
-		if errors.Is(err, io.EOF) {
-			return true
-		}
-		if err != nil {
-			return false
-		}
-		// Allocated is not yet data: an allocated area of zeroes is blank.
-		n := min(int64(len(buf)), end-start)
-		if _, err := f.ReadAt(buf[:n], start); err != nil || !allZero(buf[:n]) {
-			return false
-		}
-		off = end
-	}
-	return false
 }

@@ -30,7 +30,7 @@ type Volume struct {
 	overlay *overlay
 	// layerBytes of log make a layer of the overlay; a frozen layer is
 	// applied as one.
-	layerBytes int64
+	layerBytes atomic.Int64
 
 	role     atomic.Uint32 // Role
 	declared atomic.Uint64 // secondary: what the source has declared durable
@@ -154,13 +154,13 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	}
 	v.sizeReset(a.DeviceSize)
 	v.overlay = newOverlay(a.Applied)
-	v.layerBytes = 64 << 20
+	v.layerBytes.Store(maxLayerBytes)
 	l, rec, err := journal.Open(f, journal.Options{OnAppend: v.onAppend, OnRecover: v.onRecover, Damaged: o.Damaged, Now: o.Now})
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
 	v.log = l
-	v.layerBytes = min(64<<20, l.Capacity()/8)
+	v.layerBytes.Store(layerBytesFor(l.Capacity()))
 	v.role.Store(uint32(a.Role))
 	v.generations = append([]journal.Generation(nil), a.Generations...)
 	if err := v.tookRecovery(rec); err != nil {
@@ -191,6 +191,10 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	go v.background(ctx)
 	return v, rec, nil
 }
+
+const maxLayerBytes = 64 << 20
+
+func layerBytesFor(ring int64) int64 { return min(maxLayerBytes, ring/8) }
 
 func (v *Volume) checkSize() error {
 	n, err := v.dev.Size()
@@ -225,9 +229,9 @@ func (v *Volume) recovered(r journal.Record) error {
 		return err
 	}
 	if ok {
-		v.overlay.add([]extent{x}, r.End(), v.layerBytes)
+		v.overlay.add([]extent{x}, r.End(), v.layerBytes.Load())
 	} else {
-		v.overlay.add(nil, r.End(), v.layerBytes)
+		v.overlay.add(nil, r.End(), v.layerBytes.Load())
 	}
 	return nil
 }
@@ -268,7 +272,7 @@ func (v *Volume) onAppend(es []*journal.Entry) {
 		}
 		end = e.End
 	}
-	v.overlay.add(xs, end, v.layerBytes)
+	v.overlay.add(xs, end, v.layerBytes.Load())
 }
 
 // Role of the volume now.

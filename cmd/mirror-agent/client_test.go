@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -58,6 +59,11 @@ func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 	return []mirror.Checkpoint{{Name: "noon", LSN: 4096, Time: testNow}}, nil
 }
 
+func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
+	f.state.Log.SizeBytes = bytes - 8192
+	return f.note("log resize " + strconv.FormatInt(bytes, 10))
+}
+
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	if !o.Force {
 		return mirror.PromoteResult{}, errors.New("refused: the source was seen 0.2 s ago; end it first, or use --force")
@@ -107,6 +113,17 @@ func TestCommands(t *testing.T) {
 		{"path list --json", 0, "", `"rtt_us": 840`},
 		{"path reset 2", 0, "reset 10.1.0.9:7400 2", "path 2 is built anew"},
 		{"path reset 1 --target 10.3.0.9:7400", 0, "reset 10.3.0.9:7400 1", "path 1"},
+		{"resize 200GiB", 0, "resize 214748364800", "vol0: the device has 200 GiB (214748364800 bytes)"},
+		{"resize", 0, "resize 0", "vol0: the device has"},
+		{"resize 0", 2, "", "must be more than 0"},
+		{"resize lots", 2, "", "size \"lots\": give a number with a unit"},
+		{"checkpoint create noon", 0, "checkpoint noon", "checkpoint noon at LSN 4096"},
+		{"checkpoint create", 2, "", "NAME"},
+		{"checkpoint list", 0, "", "noon   4096"},
+		{"checkpoint list --json", 0, "", `"name": "noon"`},
+		{"log resize 96MiB", 0, "log resize 100663296", "vol0: the log has 96 MiB now"},
+		{"log resize 8GiB --json", 0, "log resize 8589934592", `"size_bytes": 8589926400`},
+		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},

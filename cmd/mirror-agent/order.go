@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,11 @@ import (
 // order is a command that gives the agent an order and gets its state back.
 // done says in one line what is true now.
 func (a *app) order(c *cobra.Command, give func(context.Context, *control.Client, []string) (mirror.Status, error), done func(*mirror.Status) string) *cobra.Command {
+	return a.orderWithin(c, orderTimeout, give, done)
+}
+
+// orderWithin is order for one that takes its time.
+func (a *app) orderWithin(c *cobra.Command, limit time.Duration, give func(context.Context, *control.Client, []string) (mirror.Status, error), done func(*mirror.Status) string) *cobra.Command {
 	var asJSON bool
 	addControlFlags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the state afterwards as JSON")
@@ -21,7 +27,7 @@ func (a *app) order(c *cobra.Command, give func(context.Context, *control.Client
 			return err
 		}
 		defer cl.Close()
-		ctx, cancel := context.WithTimeout(c.Context(), orderTimeout)
+		ctx, cancel := context.WithTimeout(c.Context(), limit)
 		defer cancel()
 		st, err := give(ctx, cl, args)
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 const (
 	askTimeout     = 10 * time.Second
 	orderTimeout   = 2 * time.Minute
+	resizeTimeout  = 10 * time.Minute
 	promoteTimeout = 11 * time.Minute
 )
 

@@ -123,6 +123,11 @@ func (c *Client) Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error) {
 	return ps, c.call(ctx, http.MethodGet, "/v1/checkpoints", nil, &ps)
 }
 
+// ResizeLog gives the log a file of so many bytes while it is in use.
+func (c *Client) ResizeLog(ctx context.Context, bytes int64) (mirror.Status, error) {
+	return c.command(ctx, "/v1/log/resize", resizeRequest{bytes})
+}
+
 // Promote makes the secondary a primary.
 func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	var r mirror.PromoteResult

@@ -112,6 +112,10 @@ func (a *fakeAgent) Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error
 	return []mirror.Checkpoint{{Name: "noon", LSN: 4096}}, a.order(ctx, "checkpoints")
 }
 
+func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
+	return a.order(ctx, "log resize %d", bytes)
+}
+
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err

@@ -26,7 +26,7 @@ type (
 		ID     int    `json:"id"`
 	}
 	resizeRequest struct {
-		Size int64 `json:"size"` // bytes; 0: as large as the backing device is
+		SizeBytes int64 `json:"size_bytes"` // of the device: 0 is as large as the backing device is
 	}
 	checkpointRequest struct {
 		Name string `json:"name"`
@@ -58,6 +58,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
+	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -211,10 +212,10 @@ func (s *Server) resize(r *http.Request) (any, error) {
 	if err := decode(r, &q); err != nil {
 		return nil, err
 	}
-	if q.Size < 0 {
-		return nil, badRequestf(http.StatusBadRequest, "resize: size %d is negative", q.Size)
+	if q.SizeBytes < 0 {
+		return nil, badRequestf(http.StatusBadRequest, "resize: size %d is negative", q.SizeBytes)
 	}
-	if _, err := s.agent.Resize(r.Context(), q.Size); err != nil {
+	if _, err := s.agent.Resize(r.Context(), q.SizeBytes); err != nil {
 		return nil, err
 	}
 	return s.status(), nil
@@ -226,6 +227,20 @@ func (s *Server) createCheckpoint(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.agent.CreateCheckpoint(r.Context(), q.Name)
+}
+
+func (s *Server) resizeLog(r *http.Request) (any, error) {
+	var q resizeRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.SizeBytes <= 0 {
+		return nil, badRequestf(http.StatusBadRequest, `log resize: say how large, "size_bytes"`)
+	}
+	if err := s.agent.ResizeLog(r.Context(), q.SizeBytes); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
 }
 
 func (s *Server) plainCommand(command func(context.Context) error) handler {

@@ -30,6 +30,7 @@ type Agent interface {
 	Resize(ctx context.Context, size int64) (int64, error)
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
+	ResizeLog(ctx context.Context, bytes int64) error
 }
 
 // Options of a Server; start from DefaultOptions.
@@ -37,7 +38,7 @@ type Options struct {
 	// CommandTimeout bounds a command, from the request to its answer.
 	CommandTimeout time.Duration
 	// PromoteTimeout is the same for a promotion, which may have a log to
-	// apply first.
+	// apply first, and for a resize of the log, which writes it anew.
 	PromoteTimeout time.Duration
 	// WriteTimeout is how long a client may leave an answer, or one line of a
 	// stream, unread.

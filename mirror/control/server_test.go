@@ -45,7 +45,25 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.ResetPath(ctx, "10.1.0.9:7400", 2); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2"}
+	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ResizeLog(ctx, 0); err == nil || !strings.Contains(err.Error(), "size_bytes") {
+		t.Fatalf("a size of 0: %v", err)
+	}
+	if _, err := c.Resize(ctx, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Resize(ctx, -1); err == nil || !strings.Contains(err.Error(), "negative") {
+		t.Fatalf("a size below 0: %v", err)
+	}
+	if p, err := c.CreateCheckpoint(ctx, "noon"); err != nil || p.Name != "noon" || p.LSN != 4096 {
+		t.Fatalf("CreateCheckpoint: %+v, %v", p, err)
+	}
+	if ps, err := c.Checkpoints(ctx); err != nil || len(ps) != 1 || ps[0].Name != "noon" {
+		t.Fatalf("Checkpoints: %+v, %v", ps, err)
+	}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
