@@ -71,3 +71,10 @@ type Prefetcher interface {
 	// Prefetch says that the range is going to be read soon. It need not wait until the data is there.
 	Prefetch(off, length int64) error
 }
+
+// Grower is a device that can become larger while it is in use. Nothing ever becomes smaller.
+type Grower interface {
+	// Grow sees to it that the device has at least size bytes, durably, and returns how many it has now, also with an error.
+	// What was added reads as anything.
+	Grow(size int64) (int64, error)
+}

@@ -112,6 +112,18 @@ func (r *Rule) matches(op Op, off, length int64) bool {
 	return r.Length == 0 || op == OpSync || off < r.Offset+r.Length && r.Offset < off+length
 }
 
+// Grow makes the device larger, where it can.
+func (f *Faulty) Grow(size int64) (int64, error) {
+	if g, ok := f.d.(Grower); ok {
+		return g.Grow(size)
+	}
+	now, err := f.d.Size()
+	if err == nil && now < size {
+		err = errors.ErrUnsupported
+	}
+	return now, err
+}
+
 // ReadAt reads unless a rule hits.
 func (f *Faulty) ReadAt(p []byte, off int64) (int, error) {
 	r, err := f.hit(OpRead, off, int64(len(p)))

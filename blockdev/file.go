@@ -27,17 +27,19 @@ type FileOptions struct {
 	NoLock bool
 }
 
-// File is a regular file or a raw block device. It implements Device, VectorWriter, BatchWriter and DataFinder.
+// File is a regular file or a raw block device. It implements Device, VectorWriter, BatchWriter, DataFinder and Grower.
 // After the first Sync that failed it changes nothing any more; see the package comment.
 type File struct {
 	path     string
 	fd       int
-	size     int64
+	size     atomic.Int64
 	block    bool // a block device, not a regular file
 	readOnly bool
 
 	mu     sync.RWMutex // held shared by every operation, alone by Close: no operation meets a reused descriptor
 	closed bool         // guarded by mu
+
+	growMu sync.Mutex // one Grow at a time
 
 	syncMu      sync.Mutex                 // one fdatasync at a time: the kernel tells an error to one caller only
 	syncStarted atomic.Uint64              // fdatasyncs begun; changed under syncMu
@@ -113,8 +115,8 @@ func (f *File) prepare(o FileOptions, created bool) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		f.size = st.Size
-		if o.Create && !o.ReadOnly && f.size == 0 && o.Size > 0 {
+		f.size.Store(st.Size)
+		if o.Create && !o.ReadOnly && f.size.Load() == 0 && o.Size > 0 {
 			return f.give(o)
 		}
 	case unix.S_IFBLK:
@@ -123,19 +125,19 @@ func (f *File) prepare(o FileOptions, created bool) error {
 		if err != nil {
 			return fmt.Errorf("size of the block device: %w", err)
 		}
-		f.size = size
+		f.size.Store(size)
 	default:
 		return errors.New("neither a regular file nor a block device")
 	}
-	if o.Size != 0 && o.Size != f.size {
-		return fmt.Errorf("it has %d bytes, not the %d asked for; leave the size out or name another file", f.size, o.Size)
+	if size := f.size.Load(); o.Size != 0 && o.Size != size {
+		return fmt.Errorf("it has %d bytes, not the %d asked for; leave the size out or name another file", size, o.Size)
 	}
 	return nil
 }
 
 // give gives an empty file its size and makes that and its name durable.
 func (f *File) give(o FileOptions) error {
-	f.size = o.Size
+	f.size.Store(o.Size)
 	if o.Preallocate {
 		_, err := ignoringEINTR(func() (int, error) { return 0, unix.Fallocate(f.fd, 0, 0, o.Size) })
 		if err != nil && !unsupported(err) {
@@ -167,8 +169,46 @@ func isBlock(info os.FileInfo) bool {
 // Path returns what the file was opened by.
 func (f *File) Path() string { return f.path }
 
-// Size returns the size in bytes, fixed when the file was opened.
-func (f *File) Size() (int64, error) { return f.size, nil }
+// Size returns the size in bytes: that when the file was opened, until Grow.
+func (f *File) Size() (int64, error) { return f.size.Load(), nil }
+
+// Grow makes a regular file at least size bytes long, durably, and takes notice of what somebody else has added; a block
+// device can only be looked at again. It returns how many bytes there are now, with an error when they are too few. What is
+// added reads as zeroes in a regular file that Grow made longer, and as anything where others did.
+func (f *File) Grow(size int64) (int64, error) {
+	if err := f.begin(0, 0, true); err != nil {
+		return f.size.Load(), err
+	}
+	defer f.mu.RUnlock()
+	f.growMu.Lock()
+	defer f.growMu.Unlock()
+	now, err := f.measure()
+	if err == nil && now < size && !f.block {
+		if err = unix.Ftruncate(f.fd, size); err == nil {
+			now, err = size, unix.Fsync(f.fd)
+		}
+	}
+	if now > f.size.Load() && err == nil {
+		f.size.Store(now)
+	}
+	switch {
+	case err != nil:
+		return f.size.Load(), fmt.Errorf("grow %s to %d bytes: %w", f.path, size, err)
+	case now < size:
+		return f.size.Load(), fmt.Errorf("grow %s: it has %d bytes, %d are needed: enlarge it first: %w", f.path, now, size, ErrOutOfRange)
+	}
+	return now, nil
+}
+
+// measure asks the system for the size.
+func (f *File) measure() (int64, error) {
+	if f.block {
+		return blockSize(f.fd)
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(f.fd, &st)
+	return st.Size, err
+}
 
 // Failed returns the error of the first Sync that failed, nil while there was none.
 func (f *File) Failed() error {
@@ -180,7 +220,7 @@ func (f *File) Failed() error {
 
 // begin starts an operation on [off, off+length); every nil is followed by f.mu.RUnlock.
 func (f *File) begin(off, length int64, change bool) error {
-	if err := CheckRange(off, length, f.size); err != nil {
+	if err := CheckRange(off, length, f.size.Load()); err != nil {
 		return fmt.Errorf("%s: %w", f.path, err)
 	}
 	if change {

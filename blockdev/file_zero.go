@@ -153,19 +153,19 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 		return 0, 0, err
 	}
 	defer f.mu.RUnlock()
-	if off == f.size {
+	if off == f.size.Load() {
 		return 0, 0, io.EOF
 	}
 	if f.block {
-		return off, f.size, nil
+		return off, f.size.Load(), nil
 	}
-	for at := off; at < f.size; at = start {
+	for at := off; at < f.size.Load(); at = start {
 		start, err = unix.Seek(f.fd, at, unix.SEEK_DATA)
 		switch {
 		case errors.Is(err, unix.ENXIO):
 			return 0, 0, io.EOF
 		case errors.Is(err, unix.EINVAL) || unsupported(err):
-			return at, f.size, nil
+			return at, f.size.Load(), nil
 		case err != nil:
 			return 0, 0, fmt.Errorf("find data at %d of %s: %w", at, f.path, err)
 		}
@@ -173,8 +173,8 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 		if err != nil {
 			return 0, 0, fmt.Errorf("find a hole at %d of %s: %w", start, f.path, err)
 		}
-		if end > start && start < f.size { // else a hole was punched between the two calls
-			return start, min(end, f.size), nil
+		if end > start && start < f.size.Load() { // else a hole was punched between the two calls
+			return start, min(end, f.size.Load()), nil
 		}
 	}
 	return 0, 0, io.EOF

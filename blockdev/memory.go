@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 )
 
 // Memory is a sparse device in memory. It implements Device, VectorWriter, BatchWriter and DataFinder.
@@ -13,7 +14,7 @@ import (
 // sure to be there after the power was cut (Power.Restore). Close has no effect on a Memory: like a disk it stays what it
 // is and can be opened again by whoever holds it.
 type Memory struct {
-	size  int64
+	size  atomic.Int64
 	power *Power
 
 	mu       sync.RWMutex // taken after power.mu; guards what follows
@@ -33,7 +34,8 @@ func NewMemory(size int64, p *Power) *Memory {
 	if size < 0 {
 		panic(fmt.Sprintf("blockdev: memory of %d bytes", size))
 	}
-	m := &Memory{size: size, power: p, now: image{}, durable: image{}}
+	m := &Memory{power: p, now: image{}, durable: image{}}
+	m.size.Store(size)
 	if p != nil {
 		p.add(m)
 	}
@@ -41,11 +43,21 @@ func NewMemory(size int64, p *Power) *Memory {
 }
 
 // Size returns the size in bytes.
-func (m *Memory) Size() (int64, error) { return m.size, nil }
+func (m *Memory) Size() (int64, error) { return m.size.Load(), nil }
+
+// Grow makes the device larger, which no cut of the power undoes; what is new reads as zeroes.
+func (m *Memory) Grow(size int64) (int64, error) {
+	for {
+		old := m.size.Load()
+		if old >= size || m.size.CompareAndSwap(old, size) {
+			return max(old, size), nil
+		}
+	}
+}
 
 // ReadAt reads len(p) bytes at off or returns an error.
 func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
-	if err := CheckRange(off, int64(len(p)), m.size); err != nil {
+	if err := CheckRange(off, int64(len(p)), m.size.Load()); err != nil {
 		return 0, err
 	}
 	if m.power != nil && m.power.lost.Load() {
@@ -103,11 +115,11 @@ func (m *Memory) ZeroFast(off, length int64, hole bool) error {
 }
 
 // Prefetch has nothing to do.
-func (m *Memory) Prefetch(off, length int64) error { return CheckRange(off, length, m.size) }
+func (m *Memory) Prefetch(off, length int64) error { return CheckRange(off, length, m.size.Load()) }
 
 // change applies one write (or zeroes when data returns nil) of length bytes.
 func (m *Memory) change(off, length int64, data func() []byte) error {
-	if err := CheckRange(off, length, m.size); err != nil {
+	if err := CheckRange(off, length, m.size.Load()); err != nil {
 		return err
 	}
 	if m.power == nil {
@@ -159,7 +171,7 @@ func (m *Memory) Close() error { return nil }
 
 // NextData returns the next run of pages that were written to.
 func (m *Memory) NextData(off int64) (start, end int64, err error) {
-	if err := CheckRange(off, 0, m.size); err != nil {
+	if err := CheckRange(off, 0, m.size.Load()); err != nil {
 		return 0, 0, err
 	}
 	if m.power != nil && m.power.lost.Load() {
@@ -167,10 +179,10 @@ func (m *Memory) NextData(off int64) (start, end int64, err error) {
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if off == m.size {
+	if off == m.size.Load() {
 		return 0, 0, io.EOF
 	}
-	last := (m.size + pageBytes - 1) / pageBytes
+	last := (m.size.Load() + pageBytes - 1) / pageBytes
 	first := off / pageBytes
 	for first < last && m.now[first] == nil {
 		first++
@@ -182,7 +194,7 @@ func (m *Memory) NextData(off int64) (start, end int64, err error) {
 	for next < last && m.now[next] != nil {
 		next++
 	}
-	return max(off, first*pageBytes), min(next*pageBytes, m.size), nil
+	return max(off, first*pageBytes), min(next*pageBytes, m.size.Load()), nil
 }
 
 // restore is what is left after the power was cut: the durable bytes and a part of the unsynced changes.

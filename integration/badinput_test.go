@@ -134,7 +134,7 @@ func TestBadInput(t *testing.T) {
 			}
 		}, nil, []string{"key"}},
 	}
-	for _, c := range cases {
+	for _, c := range append(cases, badTLS(source)...) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := shortDir(t)
 			args := c.prepare(t, dir)

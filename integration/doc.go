@@ -16,9 +16,12 @@
 //   - harness_proxy_test.go puts a path that can be cut or fall silent between
 //     two agents.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
-//   - The other files are the tests: clients_test.go, filesystem_test.go,
+//   - nbd_*_test.go are the conformance suite of the front: real clients
+//     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
+//     (nbd_shell_test.go), and what no client says (nbd_answers_test.go).
+//   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, path_test.go, switch_test.go, promote_test.go,
-//     badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
+//     nbd_tls_test.go, badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //

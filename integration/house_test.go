@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"blockdev":                {},
 	"blockdev/nbd":            {"blockdev"},
 	"blockdev/nbd/kerneltest": {},
+	"blockdev/nbd/certtest":   {},
 	"journal":                 {},
 	"dataport":                {},
 	"dataport/dataporttest":   {"dataport"},
@@ -35,6 +36,7 @@ var rooms = map[string][]string{
 	"mirror/control":          {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
+	"scripts/bench":           {"blockdev", "blockdev/nbd"}, // serves one itself, to be measured
 }
 
 // testRooms is what tests may import beyond that: fakes beside the real thing,

@@ -177,10 +177,10 @@ func TestKernelRestart(t *testing.T) {
 func TestKernelLocal(t *testing.T) {
 	needVM(t)
 	console := runGuest(t, "nbd://127.0.0.1:1/none", "guest-local.sh", func(string) {})
-	passed(t, console, "local", "expired")
+	passed(t, console, "grown", "local", "expired")
 	for _, want := range []string{
 		"/dev/nbd0: attached to small at unix:/run/small.nbd, 48 MiB, 4 connections",
-		"/dev/nbd0: attached to small at 127.0.0.1:10810, 48 MiB, 4 connections",
+		"/dev/nbd0: attached to small at 127.0.0.1:10810, 64 MiB, 4 connections",
 		"I/O error, dev nbd0", // of the time that was too long
 	} {
 		if !strings.Contains(console, want) {

@@ -23,6 +23,7 @@ import (
 //	seen: generation │ name string │ extra: length u16, bytes
 //	n u8, generations: major u32, minor u32, id 16, first u64, chain u64
 //	n u8, followers: name string, id 16, acked u64, flags u32, bitmap 2×u64
+//	horizon u64 (0: not known, an anchor of an older version)
 //	zeroes
 //
 // Why sectors are sealed one by one: a slot that does not verify is either an anchor that was being written when the
@@ -122,6 +123,7 @@ type diskAnchor struct {
 	ringSize int64
 	pending  uint8
 	cutAt    LSN
+	horizon  LSN // no record was written that ends beyond it (horizon.go)
 }
 
 func (d *diskAnchor) clone() *diskAnchor {
@@ -150,6 +152,8 @@ func (d *diskAnchor) check() error {
 		return fmt.Errorf("%w anchor: tail %d, applied %d, durable %d in a ring of %d bytes", ErrInvalid, d.Tail, d.Applied, d.Durable, d.ringSize)
 	case d.pending == pendingCut && (d.cutAt%8 != 0 || d.cutAt < d.Applied || uint64(d.cutAt-d.Tail) > uint64(d.ringSize)):
 		return fmt.Errorf("%w anchor: cut at %d", ErrInvalid, d.cutAt)
+	case d.horizon != 0 && (d.horizon < d.Durable || d.horizon > maxLSN):
+		return fmt.Errorf("%w anchor: durable %d, horizon %d", ErrInvalid, d.Durable, d.horizon)
 	case d.pending > pendingReset:
 		return fmt.Errorf("%w anchor: pending %d", ErrInvalid, d.pending)
 	}
@@ -189,6 +193,7 @@ func (d *diskAnchor) encode() []byte {
 		c = le.AppendUint32(c, f.Flags)
 		c = le.AppendUint64(le.AppendUint64(c, f.Bitmap[0]), f.Bitmap[1])
 	}
+	c = le.AppendUint64(c, uint64(d.horizon))
 	c = c[:contentSize]
 	le.PutUint64(c, checksum(c[8:]))
 	return seal(c, d.Sequence)
@@ -252,6 +257,7 @@ func decodeAnchor(c []byte, sequence uint64) (*diskAnchor, error) {
 		f.Bitmap = [2]uint64{r.u64(), r.u64()}
 		d.Followers = append(d.Followers, f)
 	}
+	d.horizon = LSN(r.u64())
 	if r.short || len(d.Generations) > maxGenerations || d.ringSize < minRing || d.ringSize%ringUnit != 0 || d.ringSize > int64(maxLSN) {
 		return nil, fmt.Errorf("%w anchor: fields", ErrInvalid)
 	}

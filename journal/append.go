@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Group commit. Whoever finds the log free leads: it writes its own records at once, without a timer or another
@@ -157,6 +158,7 @@ func (l *Log) Append(es []*Entry) error {
 	if bytes > l.ring.size-Reserve {
 		return failEntries(es, fmt.Errorf("%w: %d bytes of records, room for %d", ErrTooLarge, bytes, l.ring.size-Reserve))
 	}
+	began := time.Now()
 	t := tickets.Get().(*ticket)
 	t.es, t.bytes = es, bytes
 	lead, err := l.enter(t)
@@ -169,6 +171,9 @@ func (l *Log) Append(es []*Entry) error {
 	}
 	err = t.err
 	t.release()
+	if err == nil {
+		l.counters.appended(began)
+	}
 	return err
 }
 
@@ -222,8 +227,13 @@ func (l *Log) writeGroup(group []*ticket) {
 	if w.at == head {
 		return
 	}
-	if err := w.flush(&l.ring, head); err != nil {
-		err = l.fail(fmt.Errorf("append at %d: %w", head, err))
+	err := l.reach(w.at)
+	if err == nil {
+		if err = w.flush(&l.ring, head); err != nil {
+			err = l.fail(fmt.Errorf("append at %d: %w", head, err))
+		}
+	}
+	if err != nil {
 		for _, t := range group {
 			if t.err == nil {
 				t.fail(err)
@@ -240,6 +250,7 @@ func (l *Log) publish(head LSN, chain uint64, points []point, es []*Entry) {
 	for _, p := range points {
 		l.index.add(p)
 	}
+	l.counters.group(len(es), head-l.Head())
 	l.setHead(head, chain)
 	if l.opts.OnAppend != nil {
 		l.opts.OnAppend(es)

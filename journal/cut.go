@@ -53,7 +53,7 @@ func (l *Log) Reset(at LSN, chain uint64, update func(*Anchor)) error {
 		}
 		next.Tail, next.TailChain, next.Applied, next.AppliedChain = at, chain, at, chain
 		next.Durable = at
-		next.pending = pendingReset
+		next.pending, next.horizon = pendingReset, at+horizonStep(l.ring.size)
 		return point{at, chain}, next.check()
 	})
 }

@@ -13,12 +13,13 @@
 //
 // # Files
 //
-// format.go record; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
-// raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; cut.go; wipe.go; recover.go.
+// format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
+// raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go;
+// recover.go; stats.go, histogram.go.
 //
 // # Invariants
 //
-//   - tail ≤ applied ≤ durable ≤ head. Records are written at the head only, and only below the tail of the newest
+//   - tail ≤ applied ≤ durable ≤ head ≤ horizon. Records are written at the head only, and only below the tail of the newest
 //     durable anchor + ring size; writes leave Reserve bytes free for control records.
 //   - A record is published (head, OnAppend, return of Append) after its bytes are in the file, in LSN order.
 //   - durable goes up only after an fdatasync that began when the bytes were in the file. An anchor's promise is what was durable
@@ -37,7 +38,10 @@
 //   - The anchor's slot is sealed sector by sector. A plain checksum cannot tell a torn anchor from a rotten newest one, and
 //     falling back to the older one after rot would forget a promise, a fence and where the tail is.
 //   - Cut and Reset write two anchors: "pending", and done.
-//   - Open and Reset read the free part of the ring once, to look for what lies there (about a second per GiB).
+//   - Open reads the log from applied on, whole, and then as far as the anchor's horizon, 128 MiB at most beyond the head, to look
+//     for what lies there: at the disk's pace, however large the ring. Reset reads the whole ring once.
+//   - Format writes the ring once, with zeroes: the first fdatasync after a write into space that is only reserved has to write the
+//     filesystem's metadata too, and takes twice as long.
 //
 // Reading the disk and not the page cache after a failed fdatasync is the File's part: open it anew in a way
 // that drops what is cached.

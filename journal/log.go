@@ -34,6 +34,7 @@ type Log struct {
 	// durable and before anything is written over what it freed, so a reader that finds from ≥ tail after it has
 	// read has read no recycled bytes. epoch is raised by a cut after head was lowered and before bytes change.
 	head, durable, tail, applied, epoch atomic.Uint64
+	horizon                             atomic.Uint64 // of the newest durable anchor (horizon.go)
 
 	repair atomic.Uint64 // the promise of a damaged log, 0 when it is whole
 
@@ -58,7 +59,8 @@ type Log struct {
 	amu    sync.Mutex // one anchor at a time
 	anchor atomic.Pointer[diskAnchor]
 
-	index index
+	index    index
+	counters counters
 
 	failure atomic.Pointer[error]
 	changed atomic.Pointer[chan struct{}]

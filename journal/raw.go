@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -22,6 +23,7 @@ type rawScratch struct {
 // written: ErrChain (another position or another history), ErrCorrupt (as a *CorruptError: hash, format, padding), ErrFull,
 // ErrTooLarge. raw may be reused when it returns. Durable after Sync.
 func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
+	began := time.Now()
 	if err := l.alone(); err != nil {
 		return l.Head(), err
 	}
@@ -38,10 +40,14 @@ func (l *Log) AppendRaw(at LSN, raw []byte) (LSN, error) {
 	if err != nil {
 		return head, err
 	}
+	if err := l.reach(end); err != nil {
+		return head, err
+	}
 	if err := l.ring.write(raw, head); err != nil {
 		return head, l.fail(err)
 	}
 	l.publish(end, chain, s.points, s.es)
+	l.counters.appended(began)
 	return end, nil
 }
 

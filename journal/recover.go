@@ -46,6 +46,10 @@ func Open(f File, o Options) (*Log, *Recovery, error) {
 func (l *Log) recover() (*Recovery, error) {
 	d := l.anchor.Load()
 	limit := d.Tail + LSN(l.ring.size) // no record was ever written beyond
+	if d.horizon != 0 {
+		limit = min(limit, d.horizon)
+	}
+	l.horizon.Store(uint64(limit))
 	if d.pending == pendingReset {
 		l.setHead(d.Applied, d.AppliedChain)
 		l.durable.Store(uint64(d.Applied))
@@ -99,6 +103,9 @@ func (l *Log) settle(d *diskAnchor, x, limit LSN, left remains) error {
 		return fmt.Errorf("sync journal: %w", err)
 	}
 	l.durable.Store(uint64(x))
+	if d.horizon == 0 && d.pending == pendingNone { // an older version's: the first append begins with one
+		l.horizon.Store(uint64(x))
+	}
 	return nil
 }
 

@@ -133,43 +133,6 @@ func ReadAnchor(f File) (Anchor, error) {
 	return d.Anchor, nil
 }
 
-// Format makes f, all of it, an empty journal that starts at a.Applied with a.AppliedChain. It refuses nothing. A crash
-// inside leaves a file without an anchor, or the new empty journal, or (when there was a journal before) damaged anchors.
-func Format(f File, a Anchor) error {
-	fileSize, err := f.Size()
-	if err != nil {
-		return fmt.Errorf("size of journal: %w", err)
-	}
-	size, err := ringFor(fileSize)
-	if err != nil {
-		return err
-	}
-	d := &diskAnchor{Anchor: a.clone(), ringSize: size}
-	d.Tail, d.TailChain, d.Durable = d.Applied, d.AppliedChain, d.Applied
-	if err := d.check(); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(make([]byte, ringStart), 0); err != nil {
-		return fmt.Errorf("format journal: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("format journal: %w", err)
-	}
-	r := newRing(f, size)
-	if err := r.forget(d.Applied); err != nil {
-		return fmt.Errorf("format journal: %w", err)
-	}
-	for d.Sequence = 1; d.Sequence <= 2; d.Sequence++ { // both slots: from here on a slot of zeroes is damage
-		if err := f.Sync(); err != nil {
-			return fmt.Errorf("format journal: %w", err)
-		}
-		if err := writeSlot(f, d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // writeSlot makes d durable in its slot. d has passed check.
 func writeSlot(f File, d *diskAnchor) error {
 	if _, err := f.WriteAt(d.encode(), slotOffset(d.Sequence)); err != nil {

@@ -73,7 +73,7 @@ func (l *Log) Sync(upTo LSN) (LSN, error) {
 // syncOnce needs the turn and gives it back.
 func (l *Log) syncOnce() {
 	head := l.Head() // what is in the file now
-	if err := l.ring.f.Sync(); err != nil {
+	if err := l.syncFile(); err != nil {
 		l.fail(fmt.Errorf("sync journal: %w", err)) //nolint:errcheck // latched, the caller looks
 		head = 0
 	}
@@ -149,12 +149,20 @@ func (l *Log) commit(next *diskAnchor) error {
 func (l *Log) store(next *diskAnchor) error {
 	next.Sequence = l.anchor.Load().Sequence + 1
 	next.ringSize = l.ring.size
+	if next.pending != pendingReset { // else Reset, which has the lead, chose it
+		next.horizon = max(next.horizon, LSN(l.horizon.Load()), l.Head()+horizonStep(l.ring.size))
+	}
 	if err := next.check(); err != nil {
 		return err
 	}
-	if err := writeSlot(l.ring.f, next); err != nil {
-		return l.fail(err)
+	if _, err := l.ring.f.WriteAt(next.encode(), slotOffset(next.Sequence)); err != nil {
+		return l.fail(fmt.Errorf("write anchor: %w", err))
 	}
+	if err := l.syncFile(); err != nil {
+		return l.fail(fmt.Errorf("sync anchor: %w", err))
+	}
+	l.counters.anchors.Add(1)
 	l.anchor.Store(next)
+	l.horizon.Store(uint64(next.horizon))
 	return nil
 }

@@ -21,6 +21,16 @@ type fakeFront struct {
 	dev     blockdev.Device
 	opening func() error // called in Open
 	ending  func()       // called in Close and Abort
+	refuses string       // the address that Check refuses; set before the agent runs
+}
+
+var errRefusedAddress = errors.New("not there")
+
+func (f *fakeFront) Check(address string) error {
+	if address == f.refuses {
+		return errRefusedAddress
+	}
+	return nil
 }
 
 func (f *fakeFront) Open(dev blockdev.Device, _, address string) (string, error) {

@@ -32,6 +32,9 @@ func (v *Volume) background(ctx context.Context) {
 			held = nil
 		}
 		head := v.log.Head()
+		if due {
+			v.pulse.beat(head, time.Now())
+		}
 		if behind := head - v.log.Durable(); behind > 0 && (due && seen > v.log.Durable() || int64(behind) >= v.opts.SyncBytes) {
 			if _, err := v.log.Sync(head); err != nil {
 				_ = v.journalError(err)
@@ -40,7 +43,7 @@ func (v *Volume) background(ctx context.Context) {
 			v.changed()
 		}
 		seen = head
-		if time.Since(lastApply) >= v.opts.ApplyInterval || v.pressure() {
+		if v.freezeDue(time.Since(lastApply)) || v.pressure() {
 			v.overlay.freeze()
 			lastApply = time.Now()
 			if v.pressure() {
@@ -106,7 +109,7 @@ func (v *Volume) applyReady(ctx context.Context) error {
 			return err
 		}
 		l := v.overlay.oldest()
-		if l == nil || l.end > v.Committed() {
+		if l == nil || l.end > v.Committed() || !v.ripe(l) {
 			return nil
 		}
 		if err := v.applyLayer(l); err != nil {
@@ -140,41 +143,50 @@ func (v *Volume) applyLayer(l *layer) error {
 	}); err != nil {
 		return err
 	}
+	v.sizeApplied(l.end)
 	v.overlay.drop(l)
 	v.changed()
 	return nil
 }
 
 // writeLayer issues the device writes of a layer: adjoining extents become
-// one write of at most maxApplyBytes.
+// one write of at most maxApplyBytes, adjoining zeroes of one kind one call.
 func (v *Volume) writeLayer(l *layer) error {
 	if v.applyBuf == nil {
 		v.applyBuf = make([]byte, maxApplyBytes)
 	}
+	// What is gathered and not issued yet: data, or zeroes, never both.
 	var at int64 // where applyBuf's content belongs
 	n := 0
+	var zeroes extent
 	var err error
-	write := func() bool {
-		if n > 0 {
+	issue := func() bool {
+		switch {
+		case n > 0:
 			_, err = v.dev.WriteAt(v.applyBuf[:n], at)
 			err = deviceWrite(err)
-			n = 0
+		case zeroes.len() == 0:
+		case zeroes.trim:
+			err = deviceWrite(v.dev.Trim(zeroes.off, zeroes.len()))
+		default:
+			err = deviceWrite(v.dev.Zero(zeroes.off, zeroes.len()))
 		}
+		n, zeroes = 0, extent{}
 		return err == nil
 	}
 	l.extents.Scan(func(x extent) bool {
 		if x.zero {
-			if !write() {
+			if zeroes.len() > 0 && zeroes.end == x.off && zeroes.trim == x.trim {
+				zeroes.end = x.end
+				return true
+			}
+			if !issue() {
 				return false
 			}
-			if x.trim {
-				err = deviceWrite(v.dev.Trim(x.off, x.len()))
-			} else {
-				err = deviceWrite(v.dev.Zero(x.off, x.len()))
-			}
-			return err == nil
+			zeroes = x
+			return true
 		}
-		if n > 0 && at+int64(n) != x.off && !write() {
+		if (zeroes.len() > 0 || n > 0 && at+int64(n) != x.off) && !issue() {
 			return false
 		}
 		for x.len() > 0 {
@@ -187,14 +199,14 @@ func (v *Volume) writeLayer(l *layer) error {
 			}
 			n += int(m)
 			x = x.slice(x.off+m, x.end)
-			if n == maxApplyBytes && !write() {
+			if n == maxApplyBytes && !issue() {
 				return false
 			}
 		}
 		return true
 	})
 	if err == nil {
-		write()
+		issue()
 	}
 	return err
 }
@@ -271,6 +283,9 @@ func (v *Volume) release() {
 func (v *Volume) fillAnchor(a *journal.Anchor) {
 	a.Role = uint8(v.Role())
 	a.Generations = v.History()
+	v.stateMu.Lock()
+	a.DeviceSize = v.sizeAtLocked(a.Applied)
+	v.stateMu.Unlock()
 }
 
 // settle makes everything durable, applies what is committed, and writes the
@@ -280,6 +295,7 @@ func (v *Volume) settle() error {
 		return v.journalError(err)
 	}
 	v.overlay.freeze()
+	v.settling.Store(true)
 	if err := v.applyReady(context.Background()); err != nil {
 		if d := (*deviceError)(nil); errors.As(err, &d) && !d.sync {
 			return fmt.Errorf("device: %w; nothing is lost: what it lacks stays in the log and is applied after the next start", err)

@@ -61,6 +61,11 @@ type Config struct {
 	SyncInterval time.Duration
 	SyncBytes    int64
 
+	// RetainTime and RetainBytes: how much of the log stays unapplied, so that
+	// the volume can go back to any point of it; see VolumeOptions.
+	RetainTime  time.Duration
+	RetainBytes int64
+
 	// UnreachableAfter is how long a target may be silent on all paths before
 	// it counts as unreachable; PathDownAfter the same for one path.
 	UnreachableAfter time.Duration
@@ -122,6 +127,12 @@ func (c *Config) Validate() error {
 	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")
+	}
+	if c.RetainTime < 0 || c.RetainBytes < 0 {
+		return errors.New("retain-time and retain-size must not be negative")
+	}
+	if c.JournalSize > 0 && c.RetainBytes > c.JournalSize/2 {
+		return fmt.Errorf("retain-size %d: a log of %d bytes can retain half of that; choose a larger --journal-size", c.RetainBytes, c.JournalSize)
 	}
 	return nil
 }

@@ -18,6 +18,8 @@
 //     the same LSN in the follower's.
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
 //   - resync.go, staging.go: the fuzzy copy and where it is built.
+//   - grow.go, checkpoint.go: the device grows while it is in use; named
+//     points in the order of writes.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -36,8 +38,9 @@
 //	  - G4: a follower that was consistent once stays promotable. A resync is
 //	    built in a staging file beside the volume, sparse, blocks of 64 KiB at
 //	    their own offsets; one durable anchor takes it over, and it is merged
-//	    into the device after that (again, when a crash interrupted it). A
-//	    volume that was never consistent is built in place.
+//	    into the device after that (again, when a crash interrupted it). What
+//	    the follower has in its log only is staged before that: its log ends
+//	    with the takeover. A volume that was never consistent is built in place.
 //	  - G5: the highest generation seen is stored before it is acted upon. A
 //	    primary that started after an unclean end begins a new minor generation,
 //	    a promotion a new major one; the generation's record is durable before

@@ -17,17 +17,7 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 	if v.Role() != RoleSecondary {
 		return 0, ErrFenced
 	}
-	var found []journal.Record
-	err := journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
-		if r.Op == journal.OpGeneration {
-			if err := v.agreed(r, payload); err != nil {
-				return err
-			}
-			found = append(found, r)
-		}
-		_, _, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, 0)
-		return err
-	})
+	found, err := v.checkRaw(raw)
 	if err != nil {
 		return 0, err
 	}
@@ -53,6 +43,33 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 			return 0, err
 		}
 	}
+}
+
+// checkRaw checks records that come from outside before they enter the log, and makes room for what they need. It
+// returns those that begin a generation.
+func (v *Volume) checkRaw(raw []byte) (found []journal.Record, err error) {
+	size := v.size.Load()
+	err = journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
+		switch r.Op {
+		case journal.OpGeneration:
+			if err := v.agreed(r, payload); err != nil {
+				return err
+			}
+			found = append(found, r)
+		case journal.OpResize:
+			if err := checkResize(r, size); err != nil {
+				return err
+			}
+			size = int64(r.Offset)
+			if err := v.makeRoom(size); err != nil {
+				return err
+			}
+		default:
+		}
+		_, _, err := extentOf(size, r.Op, r.Offset, r.Length, r.LSN, 0)
+		return err
+	})
+	return found, err
 }
 
 // agreed checks a generation record of the source before it is taken: what
@@ -101,6 +118,7 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	v.generations = keepBelow(v.generations, lsn)
 	v.stateMu.Unlock()
 	v.overlay.reset(v.log.Applied())
+	v.sizeReset(v.log.Anchor().DeviceSize)
 	defer v.changed()
 	return v.log.Scan(v.log.Applied(), lsn, v.recovered)
 }
@@ -146,6 +164,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	v.generations = append([]journal.Generation(nil), gs...)
 	v.stateMu.Unlock()
 	v.overlay.reset(lsn)
+	v.sizeReset(v.log.Anchor().DeviceSize)
 	v.declared.Store(uint64(lsn))
 	v.changed()
 	return nil

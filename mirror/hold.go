@@ -56,14 +56,14 @@ func (a *Agent) holdResync(err error) {
 }
 
 // openStage opens the place for a resync, unless that failed a moment ago.
-func (a *Agent) openStage() (*staging, error) {
+func (a *Agent) openStage(size int64) (*staging, error) {
 	a.mu.Lock()
 	h := a.held
 	a.mu.Unlock()
 	if left := time.Until(h.until); h.err != nil && left > 0 {
 		return nil, &heldError{left: left, err: h.err}
 	}
-	st, err := openStaging(a.v, a.c.stagingPath())
+	st, err := openStaging(a.v, a.c.stagingPath(), size)
 	if err != nil {
 		a.holdResync(err)
 		a.mu.Lock()

@@ -36,7 +36,7 @@ func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
 
 // openVolumeFiles opens the volume that c describes or, when there is none,
 // creates it. A device or journal of another mirror is never touched.
-func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
+func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 	jpath := c.journalPath()
 	if jpath == c.Device || sameFile(jpath, c.Device) {
 		return nil, fmt.Errorf("%s: journal and device must be two files; choose another --journal", jpath)
@@ -44,7 +44,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 	st, err := os.Stat(jpath)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return createVolume(c)
+		return createVolume(ctx, c)
 	case err != nil:
 		return nil, fmt.Errorf("journal: %w", err)
 	case st.IsDir():
@@ -59,7 +59,7 @@ func openVolumeFiles(_ context.Context, c *Config) (*opened, error) {
 		if err := jf.Close(); err != nil {
 			return nil, err
 		}
-		return createVolume(c)
+		return createVolume(ctx, c)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s cannot be used: %w; if it is not this mirror's journal choose another --journal, "+
@@ -105,7 +105,10 @@ func explainOpen(err error, jpath string) error {
 }
 
 func (c *Config) volumeOptions() VolumeOptions {
-	return VolumeOptions{SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval}
+	return VolumeOptions{
+		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
+		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes,
+	}
 }
 
 // fits checks that a's volume is the one that c means.
@@ -115,8 +118,8 @@ func (c *Config) fits(a journal.Anchor) error {
 		return fmt.Errorf("%s belongs to mirror %q (uuid %s), not %q: refuse to touch it; choose another --device and --journal, or run this mirror as --name %s",
 			c.Device, a.Name, id, c.Name, a.Name)
 	}
-	if c.Size != 0 && c.Size != a.DeviceSize {
-		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out or set it to that", c.Size, c.journalPath(), a.DeviceSize)
+	if c.Size > a.DeviceSize { // a smaller one is what it was before it grew
+		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out, and make the mirror larger by `mirror-agent resize` when it runs", c.Size, c.journalPath(), a.DeviceSize)
 	}
 	return nil
 }
@@ -124,7 +127,7 @@ func (c *Config) fits(a journal.Anchor) error {
 // createVolume makes what is missing: device, then journal. The journal's
 // anchor is the last thing written; a crash before it leaves an empty device
 // that the next start takes. What was created is removed again on an error.
-func createVolume(c *Config) (_ *opened, err error) {
+func createVolume(ctx context.Context, c *Config) (_ *opened, err error) {
 	var made []string
 	var marked bool
 	undo := func() (err error) {
@@ -170,7 +173,7 @@ func createVolume(c *Config) (_ *opened, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), dev.Close())
 	}
-	if err := journal.Format(jf, c.firstAnchor(size)); err != nil {
+	if err := journal.FormatContext(ctx, jf, c.firstAnchor(size), c.tellPreparing(jpath)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", jpath, err), jf.Close(), dev.Close())
 	}
 	marked = true // before it is: a stamp may fail when the mark is there

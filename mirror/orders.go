@@ -135,3 +135,24 @@ func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
 	}
 	return a.transport.resetPath(id)
 }
+
+// Resize makes the mirrored device size bytes long; 0 is as long as the backing device is by now. The active target enlarges
+// its device first, or says why it cannot; one that is away does it when it comes back. It returns the new size.
+func (a *Agent) Resize(ctx context.Context, size int64) (int64, error) {
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	old := a.v.size.Load()
+	if size == 0 {
+		size = a.v.capacity() / sectorBytes * sectorBytes
+	}
+	if s := a.streamingSender(); s != nil && size > old {
+		if err := s.makeRoom(ctx, size); err != nil {
+			return old, err
+		}
+	}
+	now, err := a.v.Grow(ctx, size)
+	if err == nil && now > old {
+		a.event("resized", "", "the device has %d bytes, before it had %d; clients see it when they connect again, what `attach` attached within seconds", now, old)
+	}
+	return now, err
+}

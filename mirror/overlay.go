@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"sync"
+	"time"
 
 	"github.com/tidwall/btree"
 
@@ -35,8 +36,10 @@ func (e extent) slice(off, end int64) extent {
 // end and its own end, newest only. It is an immutable thing once frozen.
 type layer struct {
 	end     journal.LSN // all records below are in this layer or an older one
+	frozen  time.Time   // when it was; zero while it takes records
 	bytes   int64       // log bytes that went in
 	added   int64       // device bytes that went in, overwritten ones counted again
+	held    int64       // device bytes that are in it
 	extents *btree.BTreeG[extent]
 }
 
@@ -61,6 +64,7 @@ func (l *layer) insert(x extent) {
 		return false
 	})
 	if cutLeft.end > x.off {
+		l.held -= min(cutLeft.end, x.end) - x.off
 		left := cutLeft.slice(cutLeft.off, x.off)
 		l.extents.Set(left)
 		if cutLeft.end > x.end {
@@ -74,6 +78,7 @@ func (l *layer) insert(x extent) {
 		if e.end > x.end {
 			cutRight = e
 		}
+		l.held -= min(e.end, x.end) - e.off
 		del = append(del, e.off)
 		return true
 	})
@@ -84,6 +89,7 @@ func (l *layer) insert(x extent) {
 		l.extents.Set(cutRight.slice(x.end, cutRight.end))
 	}
 	l.extents.Set(x)
+	l.held += x.len()
 }
 
 // lookup calls hit for every piece of [off, end) that the layer holds and miss
@@ -127,6 +133,8 @@ type overlay struct {
 	mu     sync.RWMutex // guards all below; a frozen layer's tree needs no lock
 	active *layer
 	frozen []*layer
+
+	absorbed int64 // device bytes that were never written, since a later record of the same layer was
 }
 
 func newOverlay(at journal.LSN) *overlay { return &overlay{active: newLayer(at)} }
@@ -165,6 +173,7 @@ func (o *overlay) freezeLocked() {
 	if o.active.bytes == 0 {
 		return
 	}
+	o.active.frozen = time.Now()
 	o.frozen = append(o.frozen, o.active)
 	o.active = newLayer(o.active.end)
 }
@@ -186,6 +195,7 @@ func (o *overlay) drop(l *layer) {
 	if len(o.frozen) == 0 || o.frozen[0] != l {
 		panic("mirror: overlay layer dropped out of order")
 	}
+	o.absorbed += l.added - l.held
 	o.frozen[0] = nil
 	o.frozen = o.frozen[1:]
 }
@@ -207,6 +217,17 @@ func (o *overlay) pending() (frozen, active int64, extents int) {
 		extents += l.extents.Len()
 	}
 	return frozen, o.active.bytes, extents + o.active.extents.Len()
+}
+
+// volume returns the device bytes that the overlay holds, a block in two layers counted twice, and those that never had to be
+// written.
+func (o *overlay) volume() (held, absorbed int64) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, l := range o.frozen {
+		held += l.held
+	}
+	return held + o.active.held, o.absorbed
 }
 
 // lookup appends the pieces of [off, end) to pieces, newest data first found;

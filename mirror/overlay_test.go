@@ -47,6 +47,13 @@ func TestOverlayModel(t *testing.T) {
 				}
 			},
 			"": func(t *rapid.T) {
+				held := int64(0)
+				for _, l := range append([]*layer{o.active}, o.frozen...) {
+					l.extents.Scan(func(x extent) bool { held += x.len(); return true })
+				}
+				if h, absorbed := o.volume(); h != held || absorbed < 0 {
+					t.Fatalf("%d bytes held, the layers hold %d; %d absorbed", h, held, absorbed)
+				}
 				off := rapid.Int64Range(0, size-1).Draw(t, "from")
 				end := rapid.Int64Range(off+1, size).Draw(t, "to")
 				next := off

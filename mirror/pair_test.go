@@ -34,7 +34,7 @@ type session struct {
 
 const testUUID = "6f4e2f0e-0000-4000-8000-000000000001"
 
-func connect(src, dst *Volume, p *promise, stage func() (*staging, error)) *session {
+func connect(src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
 	s := &session{promise: p, caught: make(chan struct{}), ended: make(chan error, 1)}
 	s.a, s.b = pair()
 	s.sender = newSender(src, s.a, p)
@@ -51,7 +51,7 @@ func connect(src, dst *Volume, p *promise, stage func() (*staging, error)) *sess
 	s.receiver.mirror, s.receiver.name, s.receiver.node = testUUID, "vol", "dst"
 	s.receiver.newStage = stage
 	if stage == nil {
-		s.receiver.newStage = func() (*staging, error) { return nil, errors.New("no resync expected") }
+		s.receiver.newStage = func(int64) (*staging, error) { return nil, errors.New("no resync expected") }
 	}
 	s.b.serve(&s.wg, func(ctx context.Context, b []byte) ([]byte, error) { return s.receiver.handle(ctx, b) })
 	s.a.serve(&s.wg, func(_ context.Context, b []byte) ([]byte, error) {
@@ -136,8 +136,8 @@ func (s *session) awaitSync() error {
 }
 
 // inPlace stages a resync in the device of a blank volume.
-func inPlace(v *Volume) func() (*staging, error) {
-	return func() (*staging, error) { return openStaging(v, "") }
+func inPlace(v *Volume) func(int64) (*staging, error) {
+	return func(size int64) (*staging, error) { return openStaging(v, "", size) }
 }
 
 // duo is a source and a follower, in sync and in mode flush.

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type PromoteResult struct {
 	Generation string  `json:"generation"`
 	LSN        uint64  `json:"lsn"`
 	NBD        string  `json:"nbd"`
+	NBDTLS     bool    `json:"nbd_tls"` // clients have to use TLS
 	Seconds    float64 `json:"seconds"` // from the order to the open front
 }
 
@@ -46,6 +48,9 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	}
 	if o.NBD == "" && a.c.NBD == "" {
 		return PromoteResult{}, errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
+	}
+	if err := a.front.Check(cmp.Or(o.NBD, a.c.NBD)); err != nil {
+		return PromoteResult{}, fmt.Errorf("refused: nbd: %w", err)
 	}
 	if a.v.flags()&stateLeft != 0 && !o.Force {
 		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
@@ -88,7 +93,9 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		a.startError = err
 		return PromoteResult{}, fmt.Errorf("promoted to generation %s, but it does not serve: %w; promote --nbd with another address", rankString(g), err)
 	}
-	return PromoteResult{Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, Seconds: time.Since(began).Seconds()}, nil
+	return PromoteResult{
+		Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, NBDTLS: a.front.Stats().TLS, Seconds: time.Since(began).Seconds(),
+	}, nil
 }
 
 // serveAnyway opens the front of a volume that is primary and does not serve:
@@ -110,6 +117,7 @@ func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, e
 	defer a.mu.Unlock()
 	a.starting, a.startError = "", nil
 	return PromoteResult{
-		Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: a.nbd, Seconds: time.Since(began).Seconds(),
+		Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: a.nbd, NBDTLS: a.front.Stats().TLS,
+		Seconds: time.Since(began).Seconds(),
 	}, nil
 }

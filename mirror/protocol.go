@@ -37,7 +37,8 @@ const (
 	kindResyncEnd byte = 8  // Call, resyncEnd → resyncReply
 	kindBye       byte = 9  // Call: the source ends cleanly
 	kindLeave     byte = 11 // Call: the source moves its data flow to another target
-	kindFetch     byte = 12 // Call, fetch → fetchReply: records for a source whose own log has rotted
+	kindRoom      byte = 12 // Call, room → roomReply: see to it that the device can be so large
+	kindFetch     byte = 13 // Call, fetch → fetchReply: records for a source whose own log has rotted
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 
@@ -102,6 +103,15 @@ type start struct {
 }
 
 type startReply struct {
+	Refused string `json:"refused,omitempty"`
+}
+
+// room asks a follower to enlarge its backing device, before a resize record.
+type room struct {
+	Size int64 `json:"size"`
+}
+
+type roomReply struct {
 	Refused string `json:"refused,omitempty"`
 }
 

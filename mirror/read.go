@@ -15,7 +15,7 @@ var piecePool = sync.Pool{New: func() any { s := make([]extent, 0, 16); return &
 // ReadAt reads what the device holds now: the newest of log and backing
 // device. It takes no lock that a writer's I/O is under.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > v.size || int64(len(p)) > v.size-off {
+	if size := v.size.Load(); off < 0 || off > size || int64(len(p)) > size-off {
 		return 0, blockdev.ErrOutOfRange
 	}
 	if err := v.readable(); err != nil {
@@ -68,10 +68,11 @@ func (v *Volume) readPieces(p []byte, off int64, pieces []extent) error {
 func (v *Volume) nextData(off int64) (int64, int64, error) {
 	finder, ok := v.dev.(blockdev.DataFinder)
 	if !ok {
-		if off >= v.size {
+		size := v.size.Load()
+		if off >= size {
 			return 0, 0, io.EOF
 		}
-		return off, v.size, nil
+		return off, size, nil
 	}
 	// The overlay first: what leaves it meanwhile is in the device after.
 	ostart, oend, ook := v.overlay.next(off)
@@ -86,7 +87,7 @@ func (v *Volume) nextData(off int64) (int64, int64, error) {
 	case ook && ostart < start:
 		return ostart, oend, nil
 	}
-	return start, min(end, v.size), nil
+	return start, min(end, v.size.Load()), nil
 }
 
 // next returns the first extent of the overlay that ends after off.

@@ -41,7 +41,7 @@ type receiver struct {
 
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
-	newStage func() (*staging, error)
+	newStage func(size int64) (*staging, error)
 
 	// busy: one message at a time over all receivers of a volume, and none
 	// while one is closed; guards staging and closed.
@@ -118,6 +118,8 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.start(b[1:])
 	case kindResync:
 		return r.beginResync(b[1:])
+	case kindRoom:
+		return r.room(b[1:])
 	case kindBye:
 		return nil, nil
 	case kindLeave:
@@ -157,6 +159,26 @@ func (r *receiver) noteStage(err error) {
 	}
 }
 
+// room enlarges the device for a resize that is to come.
+func (r *receiver) room(b []byte) ([]byte, error) {
+	var m room
+	if err := decodeJSON(b, &m); err != nil {
+		return nil, err
+	}
+	var reply roomReply
+	switch {
+	case r.v.Role() != RoleSecondary:
+		reply.Refused = fmt.Sprintf("%s is %s", r.node, r.v.Role())
+	case m.Size < 0 || m.Size > maxDeviceBytes:
+		reply.Refused = fmt.Sprintf("%s cannot have a device of %d bytes", r.node, m.Size)
+	default:
+		if err := r.v.makeRoom(m.Size); err != nil {
+			reply.Refused = fmt.Sprintf("%s: %v", r.node, err)
+		}
+	}
+	return encodeJSON(0, reply)[1:], nil
+}
+
 // breakOff stops taking the stream and lets the source know.
 func (r *receiver) breakOff(err error) {
 	r.dropStaging()
@@ -174,7 +196,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	head, chain := r.v.log.HeadChain()
 	a := r.v.log.Anchor()
 	f := followerState{
-		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.size, Primary: r.v.Role() == RolePrimary,
+		Mirror: r.mirror, Name: r.name, Node: r.node, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
 		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
 	}
@@ -202,6 +224,12 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 				return nil, err
 			}
 			f.Zeroed = r.v.reads0()
+		}
+		if !f.Blank && f.Size < h.Size { // the source has grown
+			if err := r.v.makeRoom(h.Size); err != nil {
+				f.Refused = fmt.Sprintf("%s: %v", r.node, err)
+			}
+			f.Size = r.v.capacity()
 		}
 		// G5: stored before anything of it is taken.
 		if err := r.v.see(h.generation()); err != nil {

@@ -169,19 +169,10 @@ func (v *Volume) serveFetch(node, mirror string, b []byte) ([]byte, error) {
 
 // repairRaw puts records that a follower sent where the log of this primary is rotten.
 func (v *Volume) repairRaw(raw []byte) error {
-	err := journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {
-		if r.Op == journal.OpGeneration {
-			if err := v.agreed(r, payload); err != nil {
-				return err
-			}
-		}
-		_, _, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, 0)
-		return err
-	})
-	if err != nil {
+	if _, err := v.checkRaw(raw); err != nil {
 		return err
 	}
-	_, err = v.log.AppendRaw(v.log.Head(), raw)
+	_, err := v.log.AppendRaw(v.log.Head(), raw)
 	return v.journalError(err)
 }
 

@@ -132,7 +132,7 @@ func (a *Agent) secondaryStateLocked() stateReport {
 func (a *Agent) Status() Status {
 	a.noteState()
 	log := a.v.log
-	_, _, extents := a.v.overlay.pending()
+	stats := a.v.Stats()
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -140,13 +140,14 @@ func (a *Agent) Status() Status {
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), Switch: string(a.c.Switch),
 		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
-		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size, SpareBytes: a.v.spare()},
+		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
-			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(), OverlayExtents: extents,
+			Applied: uint64(log.Applied()), Tail: uint64(log.Tail()), SizeBytes: log.Capacity(),
 		},
 		NBD: a.front.Stats(), Followers: []FollowerStatus{}, Alarms: []Alarm{},
 	}
+	s.Log.fill(&stats)
 	if a.c.Key != nil {
 		s.Key = shownKey(&a.c)
 	}
@@ -202,15 +203,7 @@ func (a *Agent) rpo(lsn, head journal.LSN, now time.Time) float64 {
 	if lsn >= head {
 		return 0
 	}
-	var oldest int64
-	_ = a.v.log.Scan(max(lsn, a.v.log.Tail()), head, func(r journal.Record) error {
-		oldest = r.Time
-		return errStopScan
-	})
-	if oldest == 0 {
-		return 0
-	}
-	return max(0, now.Sub(time.Unix(0, oldest)).Seconds())
+	return a.v.ageAt(lsn, head, now).Seconds()
 }
 
 var errStopScan = fmt.Errorf("enough")

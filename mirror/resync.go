@@ -42,18 +42,19 @@ func (p *resyncProgress) status() *Progress {
 func (s *sender) runResync(ctx context.Context) error {
 	s.sent = s.v.log.Head()
 	s.v.hold(s.sent)
-	if err := s.callResync(ctx, encodeJSON(kindResync, resyncBegin{From: s.sent, Size: s.v.size})); err != nil {
+	size := s.v.size.Load() // after sent: a resize that this has not seen is a record that follows, and ends the resync
+	if err := s.callResync(ctx, encodeJSON(kindResync, resyncBegin{From: s.sent, Size: size})); err != nil {
 		return err
 	}
 	p := &s.resync
-	p.total.Store(s.v.size)
+	p.total.Store(size)
 	p.started.Store(time.Now().UnixNano())
 	defer p.started.Store(0)
-	c := &copier{sender: s, block: make([]byte, resyncBlockBytes)}
+	c := &copier{sender: s, size: size, block: make([]byte, resyncBlockBytes)}
 	if _, err := rand.Read(c.key[:]); err != nil {
 		return err
 	}
-	for off := int64(0); off < s.v.size; {
+	for off := int64(0); off < size; {
 		if err := s.drainRecords(ctx); err != nil {
 			return err
 		}
@@ -117,6 +118,7 @@ func (s *sender) callResync(ctx context.Context, msg []byte) error {
 // copier walks over the device of the source.
 type copier struct {
 	*sender
+	size  int64 // of the device, when the resync began
 	key   [32]byte
 	block []byte
 }
@@ -124,18 +126,21 @@ type copier struct {
 // chunk copies what differs in one chunk at off, and returns where the next
 // one begins: holes of a follower that is all zeroes are jumped over.
 func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
-	end := min(off+resyncChunkBytes, c.v.size)
+	end := min(off+resyncChunkBytes, c.size)
 	var hashes []byte
 	if c.resync.zeroed {
 		start, dataEnd, err := c.v.nextData(off)
 		if errors.Is(err, io.EOF) {
-			return c.v.size, nil
+			return c.size, nil
 		}
 		if err != nil {
 			return 0, err
 		}
+		if start >= c.size {
+			return c.size, nil
+		}
 		off = start / resyncBlockBytes * resyncBlockBytes
-		end = min(off+resyncChunkBytes, c.v.size, (dataEnd+resyncBlockBytes-1)/resyncBlockBytes*resyncBlockBytes)
+		end = min(off+resyncChunkBytes, c.size, (dataEnd+resyncBlockBytes-1)/resyncBlockBytes*resyncBlockBytes)
 	} else {
 		var err error
 		req := hashRequest{Offset: off, Length: end - off, Key: c.key}

@@ -15,10 +15,10 @@ import (
 )
 
 // stagedIn stages a resync of v beside it, in a memory device of its host.
-func (h *host) stagedIn(v *Volume) func() (*staging, error) {
-	return func() (*staging, error) {
+func (h *host) stagedIn(v *Volume) func(int64) (*staging, error) {
+	return func(size int64) (*staging, error) {
 		if v.flags()&stateBlank != 0 {
-			return openStaging(v, "")
+			return openStaging(v, "", size)
 		}
 		return newStaging(v, keepOpen{h.stage}, func() error { h.removed = true; return nil })
 	}
@@ -247,5 +247,53 @@ func TestStagedRecordIsChecked(t *testing.T) {
 	}
 	if r.staging != nil {
 		t.Fatal("the resync goes on")
+	}
+}
+
+// TestResyncKeepsWhatIsInTheLogOnly: blocks that a follower has in its log and not yet in its device are equal to the
+// source's, so nobody sends them; they were gone with the log when the new state was taken over.
+func TestResyncKeepsWhatIsInTheLogOnly(t *testing.T) {
+	d := &duo{hosts: [2]*host{newHost(t, RolePrimary), newHost(t, RoleSecondary)}, model: make([]byte, testDevice)}
+	d.states = [][]byte{bytes.Clone(d.model)}
+	d.v[srcHost] = d.hosts[srcHost].mustOpen(t)
+	h := d.hosts[dstHost]
+	o := testOptions()
+	o.ApplyInterval = time.Hour
+	v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.v[dstHost] = v
+	d.lead()
+	d.session = connect(d.v[srcHost], v, d.promise, inPlace(v))
+	defer d.close()
+	if err := d.session.awaitSync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.scenario(20, never); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.v[srcHost].Sync(); err != nil {
+		t.Fatal(err)
+	}
+	d.session.close()
+	if _, _, n := v.overlay.pending(); n == 0 {
+		t.Fatal("nothing is in the log only")
+	}
+	for range 2 * testJournal / (16 << 10) { // one place, again and again: everything else stays equal
+		if _, err := d.v[srcHost].WriteAt(d.model[:16<<10], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.newStage()
+	d.session = connect(d.v[srcHost], v, d.promise, h.stagedIn(v))
+	if err := d.session.awaitSync(); err != nil {
+		t.Fatal(err)
+	}
+	if !d.session.had(followerNeedsResync) {
+		t.Fatal("the log reached back")
+	}
+	if err := equalLogs(d.v[srcHost], v); err != nil {
+		t.Fatal(err)
 	}
 }

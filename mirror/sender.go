@@ -133,7 +133,7 @@ func (s *sender) stop() {
 
 func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	h := hello{
-		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size,
+		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size.Load(),
 		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(),
 	}
 	b, err := s.l.Call(ctx, encodeJSON(kindHello, h))
@@ -146,7 +146,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	}
 	s.ring = f.Ring
 	out := decide(sourceView{
-		mirror: s.mirror, size: s.v.size, generations: h.Generations,
+		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
 		head: s.v.log.Head(), tail: s.v.intactFrom(), chainAt: s.v.log.ChainAt,
 	}, f)
 	if out.kind == outcomeResync {
@@ -343,6 +343,27 @@ func (s *sender) count() {
 	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
 		s.report(followerCaughtUp, "")
 	}
+}
+
+// makeRoom has the follower enlarge its device, if it is there.
+func (s *sender) makeRoom(ctx context.Context, size int64) error {
+	b, err := s.l.Call(ctx, encodeJSON(kindRoom, room{size}))
+	select {
+	case <-s.l.Done():
+		return nil // it is away: it is asked when it comes back
+	default:
+	}
+	if err != nil {
+		return fmt.Errorf("ask %s for room: %w", s.l.Peer(), err)
+	}
+	var r roomReply
+	if err := decodeJSON(b, &r); err != nil {
+		return fmt.Errorf("ask %s for room: %w", s.l.Peer(), err)
+	}
+	if r.Refused != "" {
+		return fmt.Errorf("%w; nothing was changed", errors.New(r.Refused))
+	}
+	return nil
 }
 
 // leave tells a follower that the data flow goes to another target from now

@@ -23,6 +23,7 @@ import (
 // Not for concurrent use.
 type staging struct {
 	v      *Volume
+	size   int64     // of the state that is built, bytes
 	file   stageFile // nil: in place
 	staged []bool    // per resyncBlockBytes: the file holds it
 	buf    []byte
@@ -34,14 +35,21 @@ type stageFile interface {
 	blockdev.DataFinder
 }
 
-// openStaging opens the place for a resync of v: path is where the file
-// beside the volume goes, or already is from an earlier try.
-func openStaging(v *Volume, path string) (*staging, error) {
+// openStaging opens the place for a resync of v to a state of size bytes:
+// path is where the file beside the volume goes, or already is from an
+// earlier try. One of another size is of no use any more.
+func openStaging(v *Volume, path string, size int64) (*staging, error) {
 	if v.flags()&stateBlank != 0 {
-		return &staging{v: v}, nil
+		return &staging{v: v, size: size}, nil
 	}
-	_, statErr := os.Stat(path)
-	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: v.size})
+	info, statErr := os.Stat(path)
+	if statErr == nil && info.Mode().IsRegular() && info.Size() != size {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("staging file: %w", err)
+		}
+		statErr = os.ErrNotExist
+	}
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Create: true, Size: size})
 	if err != nil {
 		return nil, &stageError{fmt.Errorf("staging file: %w", err)}
 	}
@@ -61,9 +69,13 @@ func openStaging(v *Volume, path string) (*staging, error) {
 
 // newStaging uses f, whose blocks with data count as staged.
 func newStaging(v *Volume, f stageFile, remove func() error) (*staging, error) {
-	st := &staging{v: v, file: f, remove: remove, buf: make([]byte, resyncBlockBytes)}
-	st.staged = make([]bool, (v.size+resyncBlockBytes-1)/resyncBlockBytes)
-	for off := int64(0); off < v.size; {
+	size, err := f.Size()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("staging file: %w", err), f.Close())
+	}
+	st := &staging{v: v, size: size, file: f, remove: remove, buf: make([]byte, resyncBlockBytes)}
+	st.staged = make([]bool, (size+resyncBlockBytes-1)/resyncBlockBytes)
+	for off := int64(0); off < size; {
 		start, end, err := f.NextData(off)
 		if errors.Is(err, io.EOF) {
 			break
@@ -71,7 +83,7 @@ func newStaging(v *Volume, f stageFile, remove func() error) (*staging, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("staging file: %w", err), f.Close())
 		}
-		for i := start / resyncBlockBytes; i*resyncBlockBytes < min(end, v.size); i++ {
+		for i := start / resyncBlockBytes; i*resyncBlockBytes < min(end, size); i++ {
 			st.staged[i] = true
 		}
 		off = end
@@ -92,7 +104,7 @@ func (st *staging) read(p []byte, off int64) error {
 		if st.staged[i] {
 			_, err = st.file.ReadAt(p[:n], off)
 		} else {
-			_, err = st.v.ReadAt(p[:n], off)
+			err = st.v.readBeyond(p[:n], off)
 		}
 		if err != nil {
 			return err
@@ -107,6 +119,21 @@ type stageError struct{ err error }
 
 func (e *stageError) Error() string { return e.err.Error() }
 func (e *stageError) Unwrap() error { return e.err }
+
+// readBeyond reads the volume and, behind its end, the backing device.
+func (v *Volume) readBeyond(p []byte, off int64) error {
+	n := max(0, min(int64(len(p)), v.size.Load()-off))
+	if n > 0 {
+		if _, err := v.ReadAt(p[:n], off); err != nil {
+			return err
+		}
+	}
+	if n == int64(len(p)) {
+		return nil
+	}
+	_, err := v.dev.ReadAt(p[n:], off+n)
+	return err
+}
 
 // write puts p (nil: zeroes) over [off, off+n) of the new state.
 func (st *staging) write(p []byte, off, n int64, trim bool) error {
@@ -130,7 +157,7 @@ func (st *staging) put(p []byte, off, n int64, trim bool) error {
 	for n > 0 {
 		i := off / resyncBlockBytes
 		start := i * resyncBlockBytes
-		size := min(int64(resyncBlockBytes), st.v.size-start)
+		size := min(int64(resyncBlockBytes), st.size-start)
 		m := min(n, start+size-off)
 		b := st.buf[:size]
 		if m < size {
@@ -161,16 +188,51 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		if err := st.v.dev.Sync(); err != nil {
 			return st.v.fail("device", err)
 		}
-		return st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State &^= stateBlank })
+		return st.v.restart(lsn, chain, gs, func(a *journal.Anchor) {
+			a.State &^= stateBlank
+			a.DeviceSize = st.size
+		})
+	}
+	if err := st.keepUnapplied(); err != nil {
+		return errors.Join(fmt.Errorf("staging file: %w", err), st.file.Close())
 	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
 		return errors.Join(&stageError{fmt.Errorf("sync the staging file: %w", err)}, st.file.Close(), st.remove())
 	}
-	if err := st.v.restart(lsn, chain, gs, func(a *journal.Anchor) { a.State |= stateMerging }); err != nil {
+	if err := st.v.restart(lsn, chain, gs, func(a *journal.Anchor) {
+		a.State |= stateMerging
+		a.DeviceSize = st.size
+	}); err != nil {
 		return errors.Join(err, st.file.Close())
 	}
 	return st.merge()
+}
+
+// keepUnapplied stages the blocks that the volume has in its log only: they
+// were found equal to the source's, and the log is about to be forgotten.
+func (st *staging) keepUnapplied() error {
+	b := st.buf
+	for off := int64(0); ; {
+		start, end, ok := st.v.overlay.next(off)
+		if !ok || start >= st.size {
+			return nil
+		}
+		for i := start / resyncBlockBytes; i*resyncBlockBytes < min(end, st.size); i++ {
+			if st.staged[i] {
+				continue
+			}
+			b = b[:min(int64(resyncBlockBytes), st.size-i*resyncBlockBytes)]
+			if err := st.read(b, i*resyncBlockBytes); err != nil {
+				return err
+			}
+			if _, err := st.file.WriteAt(b, i*resyncBlockBytes); err != nil {
+				return err
+			}
+			st.staged[i] = true
+		}
+		off = end
+	}
 }
 
 // merge copies the staged blocks into the device and ends the staging. The
@@ -188,7 +250,7 @@ func (st *staging) mergeBlocks() error {
 			continue
 		}
 		off := int64(i) * resyncBlockBytes
-		b := st.buf[:min(int64(resyncBlockBytes), st.v.size-off)]
+		b := st.buf[:min(int64(resyncBlockBytes), st.size-off)]
 		if _, err := st.file.ReadAt(b, off); err != nil {
 			return fmt.Errorf("staging file at %d: %w", off, err)
 		}
@@ -249,11 +311,11 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 	if r.v.Role() != RoleSecondary {
 		return refuse("%s is %s", r.node, r.v.Role())
 	}
-	if m.Size > r.v.size || m.Size <= 0 {
-		return refuse("%s has a device of %d bytes, %d are needed", r.node, r.v.size, m.Size)
+	if m.Size > r.v.capacity() || m.Size <= 0 || m.Size%sectorBytes != 0 {
+		return refuse("%s has a device of %d bytes, %d are needed", r.node, r.v.capacity(), m.Size)
 	}
 	r.dropStaging()
-	st, err := r.newStage()
+	st, err := r.newStage(m.Size)
 	if held := (*heldError)(nil); errors.As(err, &held) {
 		reply := resyncReply{Refused: fmt.Sprintf("%s: %v", r.node, err), RetryMillis: held.left.Milliseconds()}
 		return encodeJSON(0, reply)[1:], nil
@@ -273,7 +335,7 @@ func (r *receiver) block(b []byte) error {
 	if r.staging == nil {
 		return fmt.Errorf("%w: block outside of a resync", errMessage)
 	}
-	h, data, err := decodeBlock(b, r.v.size)
+	h, data, err := decodeBlock(b, r.staging.size)
 	if err != nil {
 		return err
 	}
@@ -323,7 +385,7 @@ func (r *receiver) resyncCall(b []byte) ([]byte, error) {
 }
 
 func (r *receiver) hashes(b []byte) ([]byte, error) {
-	req, err := decodeHashRequest(b, r.v.size)
+	req, err := decodeHashRequest(b, r.staging.size)
 	if err != nil {
 		return nil, err
 	}
@@ -350,7 +412,10 @@ func (r *receiver) stageRecords(h recordsHeader, raw []byte) error {
 		return fmt.Errorf("records from LSN %d, expected %d: %w", h.From, at, ErrBehind)
 	}
 	err := journal.ParseRaw(raw, func(rec journal.Record, payload []byte) error {
-		x, ok, err := r.v.extentOf(rec.Op, rec.Offset, rec.Length, rec.LSN, 0)
+		if rec.Op == journal.OpResize {
+			return fmt.Errorf("the device grows to %d bytes: the resync begins anew", rec.Offset)
+		}
+		x, ok, err := extentOf(r.staging.size, rec.Op, rec.Offset, rec.Length, rec.LSN, 0)
 		if err != nil || !ok {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"mirror-agent/blockdev"
+	"mirror-agent/journal"
 )
 
 // Status is the state of one mirror on this host, as the control API and
@@ -52,6 +53,54 @@ type LogStatus struct {
 	Tail           uint64 `json:"tail"`
 	SizeBytes      int64  `json:"size_bytes"`
 	OverlayExtents int    `json:"overlay_extents"`
+	OverlayBytes   int64  `json:"overlay_bytes"`
+	AbsorbedBytes  int64  `json:"absorbed_bytes"`
+
+	UnappliedBytes   int64   `json:"unapplied_bytes"`
+	UnappliedSeconds float64 `json:"unapplied_seconds"`
+	UsedBytes        int64   `json:"used_bytes"`
+	PinnedBytes      int64   `json:"pinned_bytes"`
+	WriteRate        float64 `json:"write_bytes_per_second"`
+	// FullInSeconds is how long the ring lasts at this rate if nothing more is applied; absent while nothing is written.
+	FullInSeconds *float64 `json:"full_in_seconds,omitempty"`
+
+	// Since the agent's start.
+	Appends        uint64       `json:"appends"`
+	Records        uint64       `json:"records"`
+	RecordBytes    uint64       `json:"record_bytes"`
+	Anchors        uint64       `json:"anchors"`
+	RecordsInGroup Distribution `json:"records_in_group"`
+	BytesInGroup   Distribution `json:"bytes_in_group"`
+	AppendMicros   Distribution `json:"append_us"`
+	SyncMicros     Distribution `json:"fdatasync_us"`
+}
+
+// Distribution sums up what was measured; quantiles are exact to a quarter.
+type Distribution struct {
+	Count uint64  `json:"count"`
+	Mean  float64 `json:"mean"`
+	P50   float64 `json:"p50"`
+	P99   float64 `json:"p99"`
+	P999  float64 `json:"p999"`
+	Max   float64 `json:"max"`
+}
+
+func distribution(h *journal.Histogram, unit float64) Distribution {
+	q := func(q float64) float64 { return float64(h.Quantile(q)) / unit }
+	return Distribution{Count: h.Count, Mean: h.Mean() / unit, P50: q(0.5), P99: q(0.99), P999: q(0.999), Max: q(1)}
+}
+
+func (l *LogStatus) fill(s *VolumeStats) {
+	l.OverlayExtents, l.OverlayBytes, l.AbsorbedBytes = s.OverlayExtents, s.OverlayBytes, s.AbsorbedBytes
+	l.UnappliedBytes, l.UnappliedSeconds = s.UnappliedBytes, s.UnappliedAge.Seconds()
+	l.UsedBytes, l.PinnedBytes, l.WriteRate = s.UsedBytes, s.PinnedBytes, s.WriteBytesPerSecond
+	if s.FullIn >= 0 {
+		seconds := s.FullIn.Seconds()
+		l.FullInSeconds = &seconds
+	}
+	l.Appends, l.Records, l.RecordBytes, l.Anchors = s.Log.Appends, s.Log.Records, s.Log.Bytes, s.Log.Anchors
+	l.RecordsInGroup, l.BytesInGroup = distribution(&s.Log.GroupRecords, 1), distribution(&s.Log.GroupBytes, 1)
+	l.AppendMicros, l.SyncMicros = distribution(&s.Log.AppendTime, 1000), distribution(&s.Log.SyncTime, 1000)
 }
 
 // SourceStatus is what a secondary knows of the primary that feeds it.
@@ -130,6 +179,7 @@ type Event struct {
 // FrontStats counts what the clients did; the front's owner fills it in.
 type FrontStats struct {
 	Address      string `json:"address"`
+	TLS          bool   `json:"tls"` // nothing is served without it
 	Connections  int    `json:"connections"`
 	Reads        uint64 `json:"reads"`
 	Writes       uint64 `json:"writes"`
@@ -141,6 +191,9 @@ type FrontStats struct {
 // Front serves the volume of a primary to applications. The agent opens it
 // when the volume may be written, and closes it when it may not any more.
 type Front interface {
+	// Check says why the front would refuse to serve at an address, before
+	// anything is done that needs it. That the address is free it cannot know.
+	Check(address string) error
 	// Open starts serving dev under the export name at address and returns
 	// the address it really serves at.
 	Open(dev blockdev.Device, export, address string) (string, error)

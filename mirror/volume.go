@@ -21,7 +21,7 @@ import (
 type Volume struct {
 	log  *journal.Log
 	dev  blockdev.Device
-	size int64
+	size atomic.Int64 // bytes, at the head of the log; see grow.go
 	opts VolumeOptions
 
 	overlay *overlay
@@ -35,6 +35,8 @@ type Volume struct {
 	// the generation that this asks for. Until then no end is a clean one.
 	unclean atomic.Bool
 
+	settling atomic.Bool // nothing is retained any more
+
 	gate atomic.Pointer[gateBox] // what a primary's writes and flushes wait for beside the log
 
 	// restamp writes an anchor and marks the device anew with it; nil without a
@@ -47,12 +49,16 @@ type Volume struct {
 
 	refused atomic.Pointer[error] // why nothing may be written any more
 
+	pulse pulse // how fast the log grows
+
 	line waitLine // of the writers that the log or the gate lets wait
 
 	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time
 
 	stateMu     sync.Mutex // guards all below
 	generations []journal.Generation
+	baseSize    int64    // size at applied
+	resizes     []resize // above applied, in order
 	failed      error
 	trouble     *trouble // of the backing device, while it is tried again
 	closed      bool
@@ -78,6 +84,12 @@ type VolumeOptions struct {
 	ApplyInterval time.Duration
 	// Damaged opens a volume whose log has rotted, to be repaired.
 	Damaged bool
+	// RetainTime is how long a record stays unapplied, so that the volume can
+	// go back to any point of that time; but not more than RetainBytes of log,
+	// and never more than the ring can spare. 0: no limit of that kind; both
+	// 0: nothing is retained.
+	RetainTime  time.Duration
+	RetainBytes int64
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -129,7 +141,7 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close(), dev.Close())
 	}
-	v.size = a.DeviceSize
+	v.sizeReset(a.DeviceSize)
 	v.overlay = newOverlay(a.Applied)
 	v.layerBytes = 64 << 20
 	l, rec, err := journal.Open(f, journal.Options{OnAppend: v.onAppend, OnRecover: v.onRecover, Damaged: o.Damaged, Now: o.Now})
@@ -171,24 +183,26 @@ func (v *Volume) checkSize() error {
 	if err != nil {
 		return fmt.Errorf("size of the device: %w", err)
 	}
-	if n < v.size {
-		return fmt.Errorf("the device has %d bytes, its journal was made for %d: it was shrunk or replaced; give back the old device", n, v.size)
+	if size := v.size.Load(); n < size {
+		return fmt.Errorf("the device has %d bytes, its journal was made for %d: it was shrunk or replaced; give back the old device", n, size)
 	}
 	return nil
 }
 
 // spare is what the device has beyond the mirrored size.
 func (v *Volume) spare() int64 {
-	n, err := v.dev.Size()
-	if err != nil {
-		return 0
-	}
-	return n - v.size
+	return max(0, v.capacity()-v.size.Load())
 }
 
 // recovered puts a record that recovery found back into the overlay.
 func (v *Volume) recovered(r journal.Record) error {
-	x, ok, err := v.extentOf(r.Op, r.Offset, r.Length, r.LSN, r.Data())
+	if r.Op == journal.OpResize {
+		if err := checkResize(r, v.size.Load()); err != nil {
+			return err
+		}
+		v.grown(r.End(), int64(r.Offset))
+	}
+	x, ok, err := extentOf(v.size.Load(), r.Op, r.Offset, r.Length, r.LSN, r.Data())
 	if err != nil {
 		return err
 	}
@@ -200,14 +214,15 @@ func (v *Volume) recovered(r journal.Record) error {
 	return nil
 }
 
-func (v *Volume) extentOf(op journal.Op, off uint64, length uint32, lsn, data journal.LSN) (extent, bool, error) {
+// extentOf returns what a record changes on a device of size bytes, if it changes anything.
+func extentOf(size int64, op journal.Op, off uint64, length uint32, lsn, data journal.LSN) (extent, bool, error) {
 	switch op {
 	case journal.OpWrite, journal.OpZero, journal.OpTrim:
 	default:
 		return extent{}, false, nil
 	}
-	if off > uint64(v.size) || uint64(length) > uint64(v.size)-off {
-		return extent{}, false, fmt.Errorf("record at LSN %d: extent %d+%d lies outside the device of %d bytes", lsn, off, length, v.size)
+	if off > uint64(size) || uint64(length) > uint64(size)-off {
+		return extent{}, false, fmt.Errorf("record at LSN %d: extent %d+%d lies outside the device of %d bytes", lsn, off, length, size)
 	}
 	x := extent{off: int64(off), end: int64(off) + int64(length), lsn: lsn, data: data}
 	if op != journal.OpWrite {
@@ -222,7 +237,10 @@ func (v *Volume) onAppend(es []*journal.Entry) {
 	xs := room[:0]
 	var end journal.LSN
 	for _, e := range es {
-		x, ok, err := v.extentOf(e.Op, e.Offset, e.Length, e.LSN, e.Data)
+		if e.Op == journal.OpResize {
+			v.grown(e.End, int64(e.Offset))
+		}
+		x, ok, err := extentOf(v.size.Load(), e.Op, e.Offset, e.Length, e.LSN, e.Data)
 		if err != nil {
 			// Both feeds check extents before they append.
 			panic("mirror: " + err.Error())

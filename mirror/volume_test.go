@@ -77,7 +77,7 @@ func (h *host) mustOpen(t testing.TB) *Volume {
 }
 
 func content(v *Volume) ([]byte, error) {
-	b := make([]byte, v.size)
+	b := make([]byte, v.size.Load())
 	_, err := v.ReadAt(b, 0)
 	return b, err
 }

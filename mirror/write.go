@@ -19,7 +19,7 @@ const maxRecordBytes = 4 << 20
 const maxZeroBytes = 1 << 31
 
 // Size returns the size of the mirrored device in bytes.
-func (v *Volume) Size() (int64, error) { return v.size, nil }
+func (v *Volume) Size() (int64, error) { return v.size.Load(), nil }
 
 // WriteAt writes p at off. It returns once the record is in the journal file,
 // that is, in the hands of the OS (G1); durable it is after Sync.
@@ -46,15 +46,29 @@ func (v *Volume) Trim(off, length int64) error {
 	return ws[0].Err
 }
 
+// ZeroFast is Trim when hole is set, else Zero (blockdev.FastZeroer). It is
+// always faster than writing the same bytes, so it never refuses: a record
+// without payload goes into the log and over the network for every 2 GiB, where
+// the bytes would go whole. On the backing device it costs at most a write of
+// zeroes, and neighbours are zeroed together as they would be written together.
+func (v *Volume) ZeroFast(off, length int64, hole bool) error {
+	if hole {
+		return v.Trim(off, length)
+	}
+	return v.Zero(off, length)
+}
+
 // WriteBatch enters ws into the log as one group, in order. Each write's Err
 // says what became of it. While the log has no room it waits for the applier;
-// it never fails for a full log (G6).
+// it never fails for a full log (G6). A write that asks to be Fast is fast, see
+// ZeroFast.
 func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	b := batchPool.Get().(*batch)
 	defer b.release()
 	var sync bool
+	size := v.size.Load()
 	for i := range ws {
-		ws[i].Err = b.add(v.size, &ws[i])
+		ws[i].Err = b.add(size, &ws[i])
 		sync = sync || ws[i].Sync
 	}
 	if es := b.seal(); len(es) > 0 {

@@ -69,7 +69,7 @@ const (
 	largestSector = 4096
 	kernelTimeout = 30 * time.Second       // of a device without one
 	gatherDeaths  = 100 * time.Millisecond // links die together
-	lookEvery     = 2 * time.Second        // whether the device is attached still
+	lookEvery     = 2 * time.Second        // whether the device is attached still, and the export has grown: NBD tells nobody
 	redialFirst   = 100 * time.Millisecond
 	redialMost    = 2 * time.Second
 )
@@ -106,7 +106,8 @@ type Attachment struct {
 	deaths  Transport // hears of dead links; from before the first link lives
 
 	offer   offer // of the first handshake; name and size are what later ones have to show
-	links   int   // of the first handshake
+	block   uint64
+	links   int // of the first handshake
 	adopted bool
 	waiting error // why an adopted device has no new links yet
 
@@ -158,6 +159,7 @@ func (a *Attachment) connect(ctx context.Context) error {
 	o, first := &a.options, links.offer
 	a.offer, a.links = first, len(links.files)
 	block := uint64(max(o.BlockSize, first.blockMin))
+	a.block = block
 	if block > largestSector || first.size < block {
 		return fmt.Errorf("export %q of %d bytes in blocks of %d: no device of the kernel can be made of it", first.name, first.size, block)
 	}
@@ -186,7 +188,7 @@ func (a *Attachment) adopt(ctx context.Context) error {
 		return fmt.Errorf("%w: it is attached to %s", ErrDeviceInUse, by)
 	}
 	a.adopted = true
-	a.offer.size = a.kernel.size(a.options.Index)
+	a.offer.size, a.block = a.kernel.size(a.options.Index), a.kernel.blockSize(a.options.Index)
 	a.waiting = a.renew(ctx)
 	if errors.Is(a.waiting, ErrNoPermission) {
 		return a.waiting
@@ -238,8 +240,29 @@ func (a *Attachment) Watch(ctx context.Context) error {
 			} else if !up {
 				return ErrDetached
 			}
+			a.grow(ctx)
 		}
 	}
+}
+
+// grow tells the kernel when the export has become larger. A server that is away is somebody else's business.
+func (a *Attachment) grow(ctx context.Context) {
+	f, now, err := a.dialOne(ctx)
+	if err != nil {
+		return
+	}
+	f.Close()
+	if a.same(now) != nil || now.size/a.block <= a.offer.size/a.block {
+		return
+	}
+	o := &a.options
+	d := kernelDevice{index: o.Index, size: now.size / a.block * a.block, identifier: o.Identifier}
+	if err := a.kernel.reconfigure(&d); err != nil {
+		o.Log.Warn().Int("device", o.Index).Err(err).Uint64("bytes", now.size).Msg("the export has grown, the kernel cannot be told; detach and attach it")
+	} else {
+		o.Log.Info().Int("device", o.Index).Uint64("bytes", d.size).Msg("the export has grown, and the device with it")
+	}
+	a.offer.size = now.size
 }
 
 func ended(ctx context.Context, err error) error {

@@ -191,7 +191,8 @@ func refusedBy(kind uint32, data []byte, export string) error {
 	}
 	switch kind {
 	case replyErrTLSNeeded:
-		return fmt.Errorf("%w: the server wants TLS, which the kernel's client cannot do; attach by a unix socket or the loopback", ErrNotServed)
+		return fmt.Errorf("%w: the server wants TLS, and the kernel's NBD client has no TLS: "+
+			"have it serve at a unix socket and attach that on the same host, or use nbdfuse with an nbds:// URI", ErrNotServed)
 	case protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN:
 		return fmt.Errorf("%w: there is no export %q%s; nbdinfo --list shows those that there are", ErrNotServed, export, said)
 	case replyErrShutdown:

@@ -147,7 +147,7 @@ func (k *Kernel) connect(d *kernelDevice) error {
 	return err
 }
 
-// reconfigure gives the device new sockets in place of its dead ones. Those that are too many it does not take.
+// reconfigure gives the device new sockets in place of its dead ones, and another size. Sockets that are too many it does not take.
 func (k *Kernel) reconfigure(d *kernelDevice) error {
 	p, err := d.encode()
 	if err != nil {
@@ -263,6 +263,19 @@ func (k *Kernel) size(index int) uint64 {
 		return 0
 	}
 	return sectors * 512
+}
+
+// blockSize is that of the device, as the kernel has it; the largest there is when it does not tell.
+func (k *Kernel) blockSize(index int) uint64 {
+	b, err := os.ReadFile(k.sysfs(index, "queue/logical_block_size"))
+	if err != nil {
+		return largestSector
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil || n == 0 {
+		return largestSector
+	}
+	return n
 }
 
 func (k *Kernel) sysfs(index int, file string) string {

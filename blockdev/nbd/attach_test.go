@@ -360,6 +360,36 @@ func TestTakingOver(t *testing.T) {
 	}
 }
 
+// A device that grows is larger for the kernel soon after, its old links reach what is new, and one that was taken over
+// grows as well.
+func TestAttachedDeviceGrows(t *testing.T) {
+	d := blockdev.NewMemory(mib, nil)
+	r := newRestartable(t, Export{Name: "vol0", Device: d, MultiConn: true})
+	fake, k := fakeKernel(t)
+	a, err := Attach(t.Context(), k, r.options(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	if a, err = Attach(t.Context(), k, r.options(2)); err != nil { // takes it over
+		t.Fatal(err)
+	}
+	watch(t, a)
+	if err := fake.Write(3, []byte("x"), mib); err == nil {
+		t.Fatal("a write behind the end succeeded")
+	}
+	if _, err := d.Grow(3*mib + 512); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the kernel knows", func() bool { return fake.Settings(3).Size > mib })
+	if s := fake.Settings(3); s.Size != 3*mib && s.Size != 3*mib+512 { // by whole blocks
+		t.Fatalf("%d bytes", s.Size)
+	}
+	if err := fake.Write(3, []byte("x"), 3*mib-1); err != nil {
+		t.Error(err)
+	}
+}
+
 // A server that stays away for too long: requests fail, until it is back.
 func TestAwayForTooLong(t *testing.T) {
 	r := newRestartable(t, Export{Device: blockdev.NewMemory(mib, nil)})

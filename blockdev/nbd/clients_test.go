@@ -151,6 +151,43 @@ h.shutdown()
 `)
 }
 
+// The agent has no read-only export; the server has.
+func TestNbdshReadOnly(t *testing.T) {
+	run := tool(t, "nbdsh", "python3-libnbd")
+	d := blockdev.NewMemory(mib, nil)
+	if _, err := d.WriteAt([]byte("precious"), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, path := start(t, Options{}, Export{Name: "disk", Device: d, ReadOnly: true, MultiConn: true})
+	run("-c", `
+import errno
+def fails(want, f, *a):
+    try:
+        f(*a)
+    except nbd.Error as e:
+        assert e.errnum == want, (want, e)
+        return
+    assert False, "no error"
+for structured in [True, False]:
+    h = nbd.NBD()
+    h.set_request_structured_replies(structured)
+    h.set_strict_mode(0)
+    h.connect_uri("nbd+unix:///disk?socket=`+path+`")
+    assert h.is_read_only()
+    for flags in [0, nbd.CMD_FLAG_FUA]:
+        fails(errno.EPERM, h.pwrite, b"changed", 0, flags)
+        fails(errno.EPERM, h.pwrite, b"x" * (1 << 20), 0, flags)
+        fails(errno.EPERM, h.trim, 512, 0, flags)
+        for more in [0, nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO]:
+            fails(errno.EPERM, h.zero, 512, 0, flags | more)
+    fails(errno.EINVAL, h.pread, 512, 1 << 20)
+    h.cache(4096, 0)
+    h.flush()
+    assert h.pread(8, 0) == b"precious"
+    h.shutdown()
+`)
+}
+
 func TestFio(t *testing.T) {
 	run := tool(t, "fio", "fio")
 	_, s, uri := serveFile(t, 16<<20)

@@ -50,6 +50,7 @@ type conn struct {
 	skip       uint64    // bytes of payload still to be thrown away
 	skipped    skipReply // and what is answered then
 	lastRead   time.Time // when the last read from the socket returned
+	doubt      int       // bytes that may still be the backlog of a client that has given up; see read
 	grace      time.Time // when a connection that drains ends; zero before
 }
 
@@ -172,9 +173,15 @@ func (c *conn) read(p []byte) (int, error) {
 		c.lastRead = time.Now()
 		if n > 0 {
 			// Nobody looked at the socket for a while. A client that gave up in the meantime has perhaps sent its requests
-			// again on another connection: they must not be applied here after that.
-			if away > staleAfter && hungUp(c.socket) {
-				return 0, net.ErrClosed
+			// again on another connection: they must not be applied here after that. The end of the stream comes right behind
+			// the last byte that it had sent, which may still be on its way, so it is asked for until that is read.
+			if away > staleAfter {
+				c.doubt = maxBacklog
+			}
+			if c.doubt > 0 {
+				if c.doubt -= n; hungUp(c.socket) {
+					return 0, net.ErrClosed
+				}
 			}
 			return n, nil
 		}
@@ -196,6 +203,9 @@ func (c *conn) read(p []byte) (int, error) {
 
 // staleAfter is far below the time after which any client gives a connection up, and rare enough to cost nothing.
 const staleAfter = 100 * time.Millisecond
+
+// maxBacklog is more bytes than the buffers of both sockets hold.
+const maxBacklog = 64 << 20
 
 // hungUp says whether the peer has closed the connection, although there may be data of it left to read.
 func hungUp(nc net.Conn) bool {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
 	"mirror-agent/blockdev"
 )
 
@@ -41,49 +43,142 @@ func nbdkit(t *testing.T, args ...string) string {
 	}
 }
 
-// A random stream of commands, right and wrong ones, gets the same errors and the same bytes from nbdkit and from this
-// server, with simple and with structured replies.
+// A random stream of commands, right and wrong ones, gets the same errors, the same bytes and the same holes from nbdkit and
+// from this server, with simple and with structured replies, in the clear and by TLS.
 func TestAgainstNbdkit(t *testing.T) {
 	const size = 4 * mib
+	p := newPKI(t)
 	for _, c := range []struct {
-		name    string
-		connect func(testing.TB, string) *raw
-	}{{"simple", connect}, {"structured", connectStructured}} {
+		name       string
+		secure     bool
+		structured bool
+	}{{"simple", false, false}, {"structured", false, true}, {"TLS", true, false}, {"structured, TLS", true, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			peer := filepath.Join(t.TempDir(), "peer")
-			if err := os.WriteFile(peer, make([]byte, size), 0o600); err != nil {
+			if err := os.WriteFile(peer, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			theirs := c.connect(t, nbdkit(t, "file", peer))
+			if err := os.Truncate(peer, size); err != nil {
+				t.Fatal(err)
+			}
+			o, args := Options{}, []string{"file", peer}
+			if c.secure {
+				o = p.options(true)
+				args = append([]string{"--tls=require", "--tls-verify-peer", "--tls-certificates=" + p.dir}, args...)
+			}
+			theirPath := nbdkit(t, args...)
 			d, err := blockdev.OpenFile(filepath.Join(t.TempDir(), "ours"), blockdev.FileOptions{Create: true, Size: size})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer d.Close()
-			_, path := start(t, Options{}, Export{Device: d})
-			ours := c.connect(t, path)
+			_, ourPath := start(t, o, Export{Device: d})
+			var ours, theirs *raw
+			for to, path := range map[**raw]string{&ours: ourPath, &theirs: theirPath} {
+				client := dial(t, path)
+				client.SetDeadline(time.Now().Add(time.Minute))
+				client.greeting(clientFixedNewstyle | clientNoZeroes)
+				if c.secure {
+					client = client.secure(p)
+				}
+				if c.structured {
+					client.structure()
+				}
+				client.option(optGo, goData("")...)
+				for kind, _ := client.answer(optGo); kind != repAck; kind, _ = client.answer(optGo) {
+				}
+				*to = client
+			}
 			seed := uint64(time.Now().UnixNano())
 			t.Log("seed", seed)
-			rng := rand.New(rand.NewPCG(seed, 1))
-			for _, client := range []*raw{ours, theirs} {
-				client.SetDeadline(time.Now().Add(time.Minute))
-			}
+			rng, v := rand.New(rand.NewPCG(seed, 1)), vague{}
 			for i := range uint64(400) {
 				p := randomRequest(rng, i, size)
-				a, b := ours.outcome(p), theirs.outcome(p)
-				if a != b {
-					h := parseRequest(p)
+				a, h := ours.outcome(p), parseRequest(p)
+				if c.secure && h.Type == cmdWrite && a != "error 0" {
+					continue // nbdkit 1.32 looks for the payload of a refused write beside TLS, and hangs
+				}
+				if b := theirs.outcome(p); a != b {
 					t.Fatalf("request %d, command %d with flags %x, %d bytes at %d: we say %.80q, nbdkit %.80q",
 						i, h.Type, h.CommandFlags, h.Length, h.Offset, a, b)
+				} else if b != "error 0" {
+					continue
 				}
+				v.note(&h)
+				if h.Type == cmdBlockStatus {
+					sameHoles(t, ours, theirs, h.Offset, h.Length, v)
+				}
+			}
+			if c.structured {
+				sameHoles(t, ours, theirs, 0, size, v)
 			}
 		})
 	}
 }
 
+// vague are the blocks of 4 KiB that were zeroed and must not be a hole. Whether a filesystem calls them one depends on what it has in
+// its cache.
+type vague map[uint64]bool
+
+func (v vague) note(h *protocol.TransmissionRequestHeader) {
+	end := h.Offset + uint64(h.Length)
+	switch {
+	case h.Type == cmdWriteZeroes && h.CommandFlags&cmdFlagNoHole != 0:
+		for b := h.Offset / 4096; b*4096 < end; b++ {
+			v[b] = true
+		}
+	case h.Type == cmdTrim || h.Type == cmdWriteZeroes:
+		for b := (h.Offset + 4095) / 4096; (b+1)*4096 <= end; b++ {
+			delete(v, b)
+		}
+	}
+}
+
+// sameHoles compares what both call a hole within a range: the same bytes, but for what is vague. What either calls a hole has to
+// read as zeroes, at both.
+func sameHoles(t *testing.T, ours, theirs *raw, off uint64, n uint32, v vague) {
+	t.Helper()
+	a, b := ours.holes(off, n), theirs.holes(off, n)
+	content := theirs.outcome(request(cmdRead, cmdFlagDF, 1, off, n))[len("error 0"):]
+	if got := ours.outcome(request(cmdRead, cmdFlagDF, 1, off, n))[len("error 0"):]; got != content {
+		t.Fatalf("%d bytes at %d differ", n, off)
+	}
+	for i := range content {
+		at := off + uint64(i)
+		if (a[i] || b[i]) && content[i] != 0 || a[i] != b[i] && !v[at/4096] {
+			t.Fatalf("at %d is %#x: a hole for us %v, for nbdkit %v", at, content[i], a[i], b[i])
+		}
+	}
+}
+
+// holes asks for the status of a range until all of it is known, and returns for every byte whether it is a hole that reads as
+// zeroes. A reply lies within the range, but the last extent may reach beyond it.
+func (c *raw) holes(off uint64, n uint32) []bool {
+	c.t.Helper()
+	found := make([]bool, 0, n)
+	for len(found) < int(n) {
+		at, rest := off+uint64(len(found)), int(n)-len(found)
+		c.put(request(cmdBlockStatus, 0, 5, at, uint32(rest)))
+		k := c.chunk()
+		if !k.done || k.kind != chunkBlockStatus || len(k.payload) < 12 {
+			c.t.Fatalf("status of %d bytes at %d: %+v", rest, at, k)
+		}
+		for p := k.payload[4:]; len(p) > 0; p = p[8:] {
+			if be32(p) == 0 || len(found) >= int(n) {
+				c.t.Fatalf("status of %d bytes at %d: an extent of %d bytes after %d", rest, at, be32(p), len(found))
+			}
+			hole := be32(p[4:]) == stateHole|stateZero
+			for range min(int(be32(p)), int(n)-len(found)) {
+				found = append(found, hole)
+			}
+		}
+	}
+	return found
+}
+
 // randomRequest is a request, wrong in some way now and then. No length is 0, which every server may take as it likes.
 func randomRequest(rng *rand.Rand, cookie uint64, size int) []byte {
-	commands := []uint16{cmdRead, cmdRead, cmdWrite, cmdWrite, cmdFlush, cmdTrim, cmdWriteZeroes, cmdWriteZeroes, cmdCache, 77}
+	commands := []uint16{cmdRead, cmdRead, cmdWrite, cmdWrite, cmdFlush, cmdTrim, cmdWriteZeroes, cmdWriteZeroes, cmdCache, cmdBlockStatus, 77}
 	command, flags := commands[rng.IntN(len(commands))], uint16(0)
 	off := uint64(rng.IntN(size))
 	n := uint64(1 + rng.IntN(200_000))
@@ -99,8 +194,11 @@ func randomRequest(rng *rand.Rand, cookie uint64, size int) []byte {
 	case 1:
 		flags = 1 << 9
 	case 2:
-		if command == cmdWriteZeroes {
+		switch command {
+		case cmdWriteZeroes:
 			flags = cmdFlagNoHole
+		case cmdBlockStatus:
+			flags = cmdFlagReqOne
 		}
 	}
 	if command == cmdFlush {
@@ -136,6 +234,10 @@ func (c *raw) outcome(p []byte) string {
 			}
 		case chunkData:
 			copy(data[be64(k.payload)-h.Offset:], k.payload[8:])
+		case chunkBlockStatus: // what it says is compared by sameHoles
+			if extents := (len(k.payload) - 4) / 8; extents < 1 || extents > 1 && h.CommandFlags&cmdFlagReqOne != 0 {
+				c.t.Fatalf("%d extents with flags %x", extents, h.CommandFlags)
+			}
 		case chunkHole, chunkNone:
 		default:
 			result = fmt.Sprint("error ", be32(k.payload))

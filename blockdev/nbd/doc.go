@@ -39,7 +39,8 @@
 //     (NBD promises none), and replies come as they are ready.
 //   - A write reaches the device when all of its payload is here, as one write.
 //   - Requests that were not given to the device when their connection ended never are. A connection nobody
-//     looked at for 100 ms is asked whether the peer has closed it before what it still has is run.
+//     looked at for 100 ms is asked whether the peer has closed it before what it still has is run, and again with every read of what was on
+//     its way. Over TCP a full window can hide the end from all but the last of these questions.
 //   - Every length is checked before anything is allocated or read. What the server may use is Options.MaxMemoryBytes.
 //     A refused write's payload is read and thrown away, then the error is sent. A wrong magic number ends the connection.
 //   - Errors: EPERM changes of a read-only export; EINVAL unknown commands and flags, misaligned or too large requests, reads and

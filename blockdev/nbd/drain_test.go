@@ -183,7 +183,7 @@ func TestShutdownDeliversTheLastReplies(t *testing.T) {
 	const size = 4 * mib
 	d, entered, leave := gate(blockdev.NewMemory(size, nil), blockdev.OpRead, blockdev.Rule{})
 	defer close(leave)
-	s, address := startTCP(t, Export{Device: d})
+	s, address := startTCP(t, Options{}, Export{Device: d})
 	c := connectTCP(t, address)
 	if err := c.Conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil { // so that they lie on the server's side
 		t.Fatal(err)

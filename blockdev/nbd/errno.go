@@ -79,7 +79,7 @@ func (e *export) refusal(h *protocol.TransmissionRequestHeader, maxPayload uint3
 		return errnoOverflow
 	case payload && h.Length > maxPayload:
 		return errnoInval
-	case h.Offset > e.size || uint64(h.Length) > e.size-h.Offset:
+	case !e.covers(h.Offset, uint64(h.Length)):
 		return errnoOutside(h.Type)
 	case (h.Offset|uint64(h.Length))&uint64(e.blockMin-1) != 0:
 		return errnoInval

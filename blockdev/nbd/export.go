@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"math/bits"
+	"sync/atomic"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
@@ -27,7 +28,7 @@ type Export struct {
 // export is an Export as one connection negotiated it.
 type export struct {
 	device         blockdev.Device
-	size           uint64 // bytes; fixed for the connection
+	size           atomic.Uint64 // bytes, as far as the connection knows; see covers
 	readOnly       bool
 	structured     bool // replies may be structured
 	allocation     bool // BLOCK_STATUS may be asked for
@@ -58,11 +59,12 @@ func (e *Export) negotiated(structured, allocation bool) (*export, error) {
 		return nil, fmt.Errorf("size of export %q: %w", e.Name, err)
 	}
 	n := &export{
-		device: e.Device, size: uint64(size), readOnly: e.ReadOnly, structured: structured, allocation: allocation,
+		device: e.Device, readOnly: e.ReadOnly, structured: structured, allocation: allocation,
 		blockMin: max(e.BlockMin, 1), blockPreferred: e.BlockPreferred,
 		flags: protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes |
 			flagSendFastZero,
 	}
+	n.size.Store(uint64(size))
 	n.finder, _ = e.Device.(blockdev.DataFinder)
 	_, n.fastZero = e.Device.(blockdev.FastZeroer)
 	if n.prefetcher, _ = e.Device.(blockdev.Prefetcher); n.prefetcher != nil {
@@ -82,4 +84,20 @@ func (e *Export) negotiated(structured, allocation bool) (*export, error) {
 		n.flags |= protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
 	}
 	return n, nil
+}
+
+// covers says whether the range lies on the device. One that became larger is seen to be by the first request beyond: the
+// client was told by another connection, since NBD has no way to tell it by this one.
+func (e *export) covers(off, length uint64) bool {
+	for range 2 {
+		if size := e.size.Load(); off <= size && length <= size-off {
+			return true
+		}
+		now, err := e.device.Size()
+		if err != nil || uint64(now) <= e.size.Load() {
+			return false
+		}
+		e.size.Store(uint64(now))
+	}
+	return false
 }

@@ -57,7 +57,7 @@ func (e *export) nextData(off uint64) (start, stop uint64, err error) {
 	from, to, err := e.finder.NextData(int64(off))
 	switch {
 	case errors.Is(err, io.EOF):
-		return e.size, e.size, nil
+		return e.size.Load(), e.size.Load(), nil
 	case err != nil:
 		return 0, 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -170,13 +171,15 @@ func FuzzStructured(f *testing.F) {
 		if len(said) < hello {
 			t.Fatalf("no handshake: %x", said)
 		}
-		checkStructured(t, input, said[hello:])
+		if err := checkStructured(input, said[hello:]); err != nil {
+			t.Fatal(err)
+		}
 	})
 }
 
 // checkStructured checks what structured replies allow to check without more: every chunk is whole, belongs to a request,
 // and lies within it.
-func checkStructured(t *testing.T, input, said []byte) {
+func checkStructured(input, said []byte) error {
 	requests := map[uint64][]protocol.TransmissionRequestHeader{}
 	input = append(input[:len(input):len(input)], bytes.Repeat(request(cmdDisc, 0, 0, 0, 0), 3)...)
 	for len(input) >= requestSize {
@@ -200,28 +203,29 @@ func checkStructured(t *testing.T, input, said []byte) {
 	for len(said) >= replySize {
 		cookie, size := be64(said[8:]), replySize
 		if len(requests[cookie]) == 0 {
-			t.Fatalf("nobody asked for %x", said)
+			return fmt.Errorf("nobody asked for %x", said)
 		}
 		if be32(said) == structuredMagic {
 			if len(said) < chunkSize || int(be32(said[16:])) > len(said)-chunkSize {
-				t.Fatalf("half a chunk: %x", said)
+				return fmt.Errorf("half a chunk: %x", said)
 			}
 			size = chunkSize + int(be32(said[16:]))
 			p := said[chunkSize:size]
 			switch kind := binary.BigEndian.Uint16(said[6:]); {
 			case kind == chunkData && !within(cookie, be64(p), len(p)-8), kind == chunkHole && !within(cookie, be64(p), int(be32(p[8:]))):
-				t.Fatalf("outside of what was asked for: %.60x", said)
+				return fmt.Errorf("outside of what was asked for: %.60x", said)
 			case kind == chunkBlockStatus && (len(p) < 12 || len(p)%8 != 4):
-				t.Fatalf("a block status of %d bytes", len(p))
+				return fmt.Errorf("a block status of %d bytes", len(p))
 			}
 		} else if be32(said) != protocol.TRANSMISSION_MAGIC_REPLY || be32(said[4:]) != 0 {
-			t.Fatalf("not a reply: %.60x", said)
+			return fmt.Errorf("not a reply: %.60x", said)
 		}
 		said = said[size:]
 	}
 	if len(said) > 0 {
-		t.Fatalf("half a reply: %x", said)
+		return fmt.Errorf("half a reply: %x", said)
 	}
+	return nil
 }
 
 var _ net.Listener = (*pipes)(nil)

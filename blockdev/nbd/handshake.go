@@ -161,7 +161,7 @@ func (h *handshake) exportName(name string) (*export, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := binary.BigEndian.AppendUint64(nil, e.size)
+	answer := binary.BigEndian.AppendUint64(nil, e.size.Load())
 	answer = binary.BigEndian.AppendUint16(answer, e.flags)
 	if h.flags&clientNoZeroes == 0 {
 		answer = append(answer, make([]byte, reservedZeroes)...)
@@ -205,7 +205,7 @@ func (h *handshake) info(id uint32, data []byte) (*export, error) {
 	}
 	infos := []any{
 		protocol.NegotiationReplyInfo{
-			Type: protocol.NEGOTIATION_TYPE_INFO_EXPORT, Size: e.size, TransmissionFlags: e.flags,
+			Type: protocol.NEGOTIATION_TYPE_INFO_EXPORT, Size: e.size.Load(), TransmissionFlags: e.flags,
 		},
 		protocol.NegotiationReplyBlockSize{
 			Type: protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE, MinimumBlockSize: e.blockMin,

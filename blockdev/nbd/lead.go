@@ -63,7 +63,7 @@ func (c *conn) fill(w *work) {
 	if c.afterLarge && !rest {
 		room = room[:requestSize]
 	}
-	if rest && c.poller != nil && time.Since(c.lastRead) < staleAfter { // else read has to ask whether the client is there
+	if rest && c.poller != nil && c.doubt <= 0 && time.Since(c.lastRead) < staleAfter { // else read has to ask whether the client is there
 		if n := c.poller.read(room); n > 0 {
 			w.end += n
 			c.lastRead = time.Now()

@@ -64,12 +64,14 @@ func dialogue(l *pipes, input []byte) []byte {
 }
 
 // The stream is cut at every byte, and then every 32-bit field of every message is made as wrong as can be, one at a time.
-// What the server says stays well-formed, and it has nothing left of it in the end.
+// What the server says stays well-formed, answers what was asked, and it has nothing left of it in the end.
 func TestMalformedStreams(t *testing.T) {
 	s := NewServer(Options{MaxMemoryBytes: mib, MaxPayloadBytes: mib}, fuzzExport())
 	l := newPipes()
 	served := make(chan error)
 	go func() { served <- s.Serve(context.Background(), l) }()
+	shake := bytes.Join(handshakeMessages(), nil)
+	hello := len(dialogue(l, shake))
 	inputs := make(chan []byte)
 	var players sync.WaitGroup
 	for range 16 {
@@ -81,10 +83,15 @@ func TestMalformedStreams(t *testing.T) {
 					continue
 				}
 				checkReplies(t, said[18:])
+				if !bytes.HasPrefix(input, shake) {
+					continue
+				}
+				if err := checkStructured(input[len(shake):], said[min(hello, len(said)):]); err != nil {
+					t.Errorf("to %x: %v", input[len(shake):], err)
+				}
 			}
 		})
 	}
-	shake := bytes.Join(handshakeMessages(), nil)
 	stream := bytes.Join(append([][]byte{shake}, structuredMessages()...), nil)
 	for cut := range stream {
 		inputs <- stream[:cut]

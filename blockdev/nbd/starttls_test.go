@@ -298,3 +298,54 @@ func TestTLSClients(t *testing.T) {
 		}
 	})
 }
+
+// libnbd with TLS that it must have, may have or does not want, and a server that insists on it, offers it or has none.
+func TestNbdshTLS(t *testing.T) {
+	run := tool(t, "nbdsh", "python3-libnbd")
+	p := newPKI(t)
+	for _, c := range []struct {
+		name   string
+		server Options
+		want   string // of REQUIRE, ALLOW, DISABLE: by TLS, in the clear, or not at all
+	}{
+		{"required", p.options(true), "tls tls none"},
+		{"on offer", p.options(false), "tls tls clear"},
+		{"no TLS", Options{}, "none clear clear"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, path := start(t, c.server, Export{Name: "disk", Device: blockdev.NewMemory(4*mib, nil)})
+			run("-c", `
+got = []
+for mode in [nbd.TLS_REQUIRE, nbd.TLS_ALLOW, nbd.TLS_DISABLE]:
+    h = nbd.NBD()
+    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    h.set_tls(mode)
+    h.set_tls_certificates("`+p.dir+`")
+    h.set_tls_verify_peer(False)  # a unix socket has no name that a certificate could be for
+    h.set_export_name("disk")
+    h.set_opt_mode(True)
+    try:
+        h.connect_unix("`+path+`")
+        assert h.opt_list(lambda name, text: 0) == 1
+        h.opt_info()
+        h.opt_go()
+    except nbd.Error:
+        got.append("none")
+        continue
+    got.append("tls" if h.get_tls_negotiated() else "clear")
+    assert h.get_structured_replies_negotiated() and h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    data = bytes(range(256)) * 4096
+    h.pwrite(data, 1 << 20, nbd.CMD_FLAG_FUA)
+    assert h.pread(len(data), 1 << 20) == data
+    h.zero(4096, 0, nbd.CMD_FLAG_NO_HOLE)
+    h.trim(1 << 20, 2 << 20)
+    h.flush()
+    said = []
+    h.block_status(4 << 20, 0, lambda c, o, e, err: said.extend(e) and 0)
+    assert sum(said[::2]) == 4 << 20, said
+    h.shutdown()
+assert " ".join(got) == "`+c.want+`", got
+`)
+		})
+	}
+}

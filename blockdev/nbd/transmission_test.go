@@ -365,43 +365,6 @@ func TestFlushIsSharedAndNotEarly(t *testing.T) {
 	}
 }
 
-// What the device has not got when the connection ends, it never gets: the client may have sent it again elsewhere.
-func TestDeadConnectionsRequestsAreDropped(t *testing.T) {
-	for _, early := range []int{0, 10, requestSize} { // bytes of the last request that were read long ago
-		t.Run(fmt.Sprint(early), func(t *testing.T) { deadConnection(t, early) })
-	}
-}
-
-func deadConnection(t *testing.T, early int) {
-	d := blockdev.NewMemory(mib, nil)
-	slow, entered, leave := gate(d, blockdev.OpWrite, blockdev.Rule{Times: maxHelpers + 1})
-	s, path := start(t, Options{}, Export{Device: slow})
-	c := connect(t, path)
-	last := request(cmdWrite, 0, 1000, 4096, 1, []byte{1})
-	for i := range uint64(maxHelpers + 1) { // the last one has no other leader beside it
-		packet := request(cmdWrite, 0, i, i, 1, []byte{1})
-		if i == maxHelpers {
-			packet = append(packet, last[:early]...)
-		}
-		c.put(packet)
-		<-entered
-	}
-	c.put(last[early:]) // stays in the socket
-	c.Close()
-	// As long as a client needs to give up; shorter than that the check is not made.
-	time.Sleep(2 * staleAfter)
-	for range maxHelpers + 1 {
-		leave <- nil
-	}
-	for s.Stats().Connections > 0 {
-		runtime.Gosched()
-	}
-	var late [1]byte
-	if d.ReadAt(late[:], 4096); late[0] != 0 {
-		t.Fatal("a write of a dead connection was applied")
-	}
-}
-
 // "The server MUST handle all outstanding requests" after a DISC, and then close.
 func TestDisconnectWaitsForWhatIsOutstanding(t *testing.T) {
 	d, entered, leave := gate(blockdev.NewMemory(mib, nil), blockdev.OpSync, blockdev.Rule{Times: 1})

@@ -93,13 +93,13 @@ func (o *ordered) word(t *testing.T, off int64) string {
 	return string(bytes.TrimRight(p, "\x00"))
 }
 
-func startTCP(t *testing.T, e Export) (*Server, string) {
+func startTCP(t *testing.T, o Options, e Export) (*Server, string) {
 	t.Helper()
 	l, err := Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, done := NewServer(Options{}, e), make(chan error, 1)
+	s, done := NewServer(o, e), make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), l) }()
 	t.Cleanup(func() { s.Close(); s.Wait(); <-done })
 	return s, l.Addr().String()
@@ -124,7 +124,7 @@ func connectTCP(t *testing.T, address string) *raw {
 // so that a reply would be answered with a reset: here the server gets no such hint.
 func giveUp(t *testing.T, c *raw) {
 	t.Helper()
-	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+	if err := c.Conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -158,7 +158,7 @@ func TestZombieIsNeverAppliedAfterItsSuccessor(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newOrdered()
-			s, address := startTCP(t, Export{Device: d, MultiConn: true})
+			s, address := startTCP(t, Options{}, Export{Device: d, MultiConn: true})
 			first := connectTCP(t, address)
 			tt.zombie(first, d)
 			until(t, "the device is busy", func() bool { return d.stuck() > 0 })
@@ -186,7 +186,7 @@ func TestZombiesAtRandom(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 1))
 	d := newOrdered()
-	s, address := startTCP(t, Export{Device: d, MultiConn: true})
+	s, address := startTCP(t, Options{}, Export{Device: d, MultiConn: true})
 	last, given := map[int64]string{}, 0
 	for round := range rounds {
 		old, again := connectTCP(t, address), connectTCP(t, address)

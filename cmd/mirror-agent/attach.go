@@ -51,7 +51,10 @@ command again takes it over.
 
 The agent is found by --control or --name, as everywhere, or by its NBD
 address. Several connections are used when the server promises that a flush on
-one covers all of them, as an agent does.`,
+one covers all of them, as an agent does.
+
+The kernel's NBD client has no TLS: an agent with --nbd-tls-cert is attached to
+at a unix socket only, on its own host. nbdfuse does TLS.`,
 		Example: examples(
 			"modprobe nbd",
 			"mirror-agent attach /dev/nbd0",

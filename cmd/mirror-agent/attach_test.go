@@ -30,7 +30,7 @@ func withKernel(t *testing.T, a *testApp) *kerneltest.Kernel {
 // servedNBD is an agent's NBD front that can be taken away.
 func servedNBD(t *testing.T, address string) (*front, blockdev.Device) {
 	t.Helper()
-	f, mem := newFront(zerolog.Nop()), blockdev.NewMemory(1<<20, nil)
+	f, mem := newFront(zerolog.Nop(), frontSecurity{}), blockdev.NewMemory(1<<20, nil)
 	if _, err := f.Open(mem, "vol0", address); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -42,6 +43,19 @@ func (f *fakeAgent) Suspend(context.Context) error             { return f.note("
 func (f *fakeAgent) Resume(context.Context) error              { return f.note("resume") }
 func (f *fakeAgent) ResetPath(_ context.Context, target string, id int) error {
 	return f.note("reset " + target + " " + string(rune('0'+id)))
+}
+
+func (f *fakeAgent) Resize(_ context.Context, size int64) (int64, error) {
+	f.state.Device.SizeBytes = size
+	return size, f.note(fmt.Sprintf("resize %d", size))
+}
+
+func (f *fakeAgent) CreateCheckpoint(_ context.Context, name string) (mirror.Checkpoint, error) {
+	return mirror.Checkpoint{Name: name, LSN: 4096, Time: testNow}, f.note("checkpoint " + name)
+}
+
+func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
+	return []mirror.Checkpoint{{Name: "noon", LSN: 4096, Time: testNow}}, nil
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {

@@ -16,7 +16,7 @@ func newConfig(a *app) *cobra.Command {
 		Use:   "check FILE",
 		Short: "Find mistakes in a configuration file without starting anything",
 		Long: `Reads a configuration file as "run" would, with MIRROR_AGENT_* before it, checks
-every key and value, the host's key and the peers' keys, and says what would be
+every key and value, the host's key, the peers' keys and the TLS files, and says what would be
 run. Nothing is opened or created. A mistake is named with its line.`,
 		Example: examples("mirror-agent config check /etc/mirror-agent/vol0.yaml"),
 		Args:    arguments("FILE"),
@@ -38,6 +38,11 @@ run. Nothing is opened or created. A mistake is named with its line.`,
 				return err
 			}
 			a.printf("%s: ok\n  %s\n", args[0], summary(&s))
+			if s.front.tls != nil {
+				for _, w := range s.front.tls.warnings {
+					a.printf("  warning: %s\n", w)
+				}
+			}
 			return nil
 		},
 	})

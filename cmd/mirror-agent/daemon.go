@@ -46,7 +46,7 @@ func (a *app) daemonCommand(role mirror.Role, needed ...string) func(*cobra.Comm
 }
 
 // complete checks the settings as a whole and fills in what follows from them:
-// the keys and the control socket.
+// the keys, the front's TLS and the control socket.
 func (a *app) complete(s *settings, l *loader) error {
 	if err := s.config.Validate(); err != nil {
 		if l.file != nil {
@@ -57,7 +57,23 @@ func (a *app) complete(s *settings, l *loader) error {
 	if s.control == "" {
 		s.control = a.socketOf(s.config.Name)
 	}
+	if err := a.secureFront(s); err != nil {
+		return err
+	}
 	return a.loadKeys(s)
+}
+
+// secureFront reads the front's TLS files and checks that the configured
+// address may be served at.
+func (a *app) secureFront(s *settings) (err error) {
+	s.front.insecure = s.config.Insecure // as it was said: loadKeys may set it for the data port
+	if s.front.tls, err = loadNBDTLS(s.nbdTLS, a.now); err != nil || s.config.NBD == "" {
+		return err
+	}
+	if err := s.front.check(s.config.NBD); err != nil {
+		return fmt.Errorf("nbd: %w", err)
+	}
+	return nil
 }
 
 func (a *app) loadKeys(s *settings) error {
@@ -129,10 +145,17 @@ func (a *app) serve(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	front := newFront(log)
+	if t := s.front.tls; t != nil {
+		t.warn(log)
+	}
+	front := newFront(log, s.front)
 	agent, err := mirror.Open(ctx, s.config, front)
 	if err != nil {
 		socket.Close()
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			log.Info().Msg("ended while the journal was being made; nothing was left behind")
+			return nil
+		}
 		return err
 	}
 	o := control.DefaultOptions()

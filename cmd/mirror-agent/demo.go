@@ -288,7 +288,7 @@ func quietly(ctx context.Context, err error) error {
 }
 
 func (d *demo) hints(took time.Duration) string {
-	uri := nbdURI(d.source.nbd)
+	uri := nbdURI(d.source.nbd, false)
 	kept := "removed at the end; --keep keeps it"
 	if d.options.keep {
 		kept = "kept at the end"

@@ -23,7 +23,7 @@ const clientTestSize = 16 << 20
 // served opens a front on a memory device and returns its address.
 func served(t *testing.T, dev blockdev.Device) (*front, string) {
 	t.Helper()
-	f := newFront(zerolog.Nop())
+	f := newFront(zerolog.Nop(), frontSecurity{})
 	address, err := f.Open(dev, "vol0", "unix:"+filepath.Join(t.TempDir(), "nbd.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +183,7 @@ func TestNBDClientRefusesNonsense(t *testing.T) {
 }
 
 func TestFrontOpensAgain(t *testing.T) {
-	f := newFront(zerolog.Nop())
+	f := newFront(zerolog.Nop(), frontSecurity{})
 	if err := f.Close(context.Background()); err != nil {
 		t.Errorf("closing what is not open: %v", err)
 	}

@@ -10,6 +10,7 @@
 //	daemon.go     settings → mirror.Agent + NBD front + control server
 //	socket.go     where the control socket is, and which one is meant
 //	render.go     mirror.Status as text
+//	front.go      the NBD server and who may reach it; nbdtls.go: its certificates
 //	attach.go     the mirror as /dev/nbdN, and the watch over its links
 //	demo*.go      a source, a target and a backup on this machine; the drill
 //

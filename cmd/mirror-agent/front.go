@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -13,24 +16,65 @@ import (
 	"mirror-agent/mirror"
 )
 
-const preferredBlockBytes = 4096
+const (
+	preferredBlockBytes = 4096
+	lookupTimeout       = 5 * time.Second // for the name of an NBD address
+)
+
+// frontSecurity says who may reach the front how.
+type frontSecurity struct {
+	tls *nbdTLS // nil without TLS
+	// insecure lets it serve without TLS off loopback.
+	insecure bool
+}
 
 // front serves the volume by NBD whenever the agent says so; it may be opened
 // and closed again and again. It is a mirror.Front.
 type front struct {
-	log zerolog.Logger
+	log      zerolog.Logger
+	security frontSecurity
 
 	mu      sync.Mutex // guards all below
 	server  *nbd.Server
 	address string
 	cancel  context.CancelFunc
+	tls     bool          // required of the server's clients
 	served  chan struct{} // closed when Serve has returned
 	past    nbd.Stats     // what earlier servers did
 }
 
 var _ mirror.Front = (*front)(nil)
 
-func newFront(log zerolog.Logger) *front { return &front{log: log} }
+func newFront(log zerolog.Logger, s frontSecurity) *front { return &front{log: log, security: s} }
+
+// Check implements mirror.Front.
+func (f *front) Check(address string) error { return f.security.check(address) }
+
+// check refuses an address off loopback without TLS. One that no name server
+// knows passes: to listen there fails anyway.
+func (s *frontSecurity) check(address string) error {
+	if strings.HasPrefix(address, "unix:") || s.tls != nil || s.insecure {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("address %q: give unix:PATH or HOST:PORT", address)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	ips, _ := net.DefaultResolver.LookupIPAddr(ctx, host)
+	for _, ip := range ips {
+		if !ip.IP.IsLoopback() {
+			return errPlainNBD(address)
+		}
+	}
+	return nil
+}
+
+func errPlainNBD(address string) error {
+	return fmt.Errorf("%s is off loopback and has no TLS, whoever reaches it could read and write the device: "+
+		"give --%s and --%s (and --%s), serve at unix:PATH or 127.0.0.1, or say --insecure (lab only)", address, certSetting, keySetting, caSetting)
+}
 
 // Open implements mirror.Front.
 func (f *front) Open(dev blockdev.Device, export, address string) (string, error) {
@@ -43,7 +87,11 @@ func (f *front) Open(dev blockdev.Device, export, address string) (string, error
 	if err != nil {
 		return "", err
 	}
-	server := nbd.NewServer(nbd.Options{Log: f.log}, nbd.Export{
+	o, err := f.options(l.Addr())
+	if err != nil {
+		return "", errors.Join(err, l.Close())
+	}
+	server := nbd.NewServer(o, nbd.Export{
 		Name: export, Description: "mirror " + export, Device: dev,
 		MultiConn: true, BlockMin: 1, BlockPreferred: preferredBlockBytes,
 	})
@@ -55,9 +103,26 @@ func (f *front) Open(dev blockdev.Device, export, address string) (string, error
 			f.log.Error().Err(err).Str("address", address).Msg("NBD server ended")
 		}
 	}()
-	f.server, f.cancel, f.served = server, cancel, served
+	f.server, f.cancel, f.served, f.tls = server, cancel, served, o.TLSRequired
 	f.address = servedAt(l, address)
 	return f.address, nil
+}
+
+// options are those of a server at an address that is listened at. Over TCP
+// there is TLS or nothing. At a unix socket, which its mode protects, TLS is for
+// who wants it: the kernel's client has none.
+func (f *front) options(at net.Addr) (nbd.Options, error) {
+	o := nbd.Options{Log: f.log}
+	tcp, isTCP := at.(*net.TCPAddr)
+	if f.security.tls != nil {
+		o.TLS, o.TLSRequired = f.security.tls.server(f.log), isTCP
+	} else if isTCP && !tcp.IP.IsLoopback() && !f.security.insecure { // whatever check had been told of the name
+		return o, errPlainNBD(at.String())
+	}
+	if isTCP && !tcp.IP.IsLoopback() && f.security.tls != nil && f.security.tls.files.ca == "" {
+		f.log.Warn().Str("address", at.String()).Msg("any client that reaches the NBD address may read and write: --" + caSetting + " asks for certificates")
+	}
+	return o, nil
 }
 
 // servedAt is the address as clients write it; a port of 0 has become a real
@@ -98,7 +163,7 @@ func (f *front) end(how func(*nbd.Server) error) error {
 	defer f.mu.Unlock()
 	if f.server == server { // not already ended by another
 		f.past = sum(f.past, server.Stats())
-		f.server, f.address = nil, ""
+		f.server, f.address, f.tls = nil, "", false
 	}
 	return err
 }
@@ -114,7 +179,7 @@ func (f *front) Stats() mirror.FrontStats {
 		all, connections = sum(all, now), now.Connections
 	}
 	return mirror.FrontStats{
-		Address: f.address, Connections: connections,
+		Address: f.address, TLS: f.tls, Connections: connections,
 		Reads: all.Reads, Writes: all.Writes, Flushes: all.Flushes,
 		ReadBytes: all.ReadBytes, WrittenBytes: all.WrittenBytes,
 	}

@@ -19,6 +19,8 @@ type settings struct {
 	control   string
 	keyFile   string
 	peerKeys  []string
+	nbdTLS    nbdTLSFiles
+	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
 	logFormat string
 }
@@ -44,7 +46,10 @@ var keys = []key{
 	text("node", "this host's `NAME` as the other hosts show it (default the host's name)", func(s *settings) *string { return &s.config.NodeName }),
 	size("size", "`SIZE` of the device, like 64GiB (default what the device has)", func(s *settings) *int64 { return &s.config.Size }),
 	{"adopt", "a target takes a device that holds data and overwrites it where it differs", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Adopt })},
-	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
+	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT, off loopback with TLS; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
+	text(certSetting, "PEM `FILE` of the NBD server's certificate and chain: TCP clients must use TLS, at a unix socket they may; read again when it changes", func(s *settings) *string { return &s.nbdTLS.cert }),
+	text(keySetting, "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.nbdTLS.key }),
+	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
 	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
@@ -56,10 +61,12 @@ var keys = []key{
 	duration("start-wait", "`TIME` that a restarted source asks the others for a newer generation", func(s *settings) *time.Duration { return &s.config.StartWait }),
 	text("journal", "`FILE` of the log (default the device's name + .journal)", func(s *settings) *string { return &s.config.Journal }),
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
+	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
+	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
-	{"insecure", "plain TCP without keys, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},
+	{"insecure", "plain TCP without keys, NBD off loopback without TLS, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},
 	duration("sync-interval", "`TIME` after which the log is made durable without any FLUSH", func(s *settings) *time.Duration { return &s.config.SyncInterval }),
 	duration("unreachable-after", "`TIME` of silence on all paths that makes a target unreachable", func(s *settings) *time.Duration { return &s.config.UnreachableAfter }),
 	duration("path-down-after", "`TIME` of silence that takes one path down", func(s *settings) *time.Duration { return &s.config.PathDownAfter }),

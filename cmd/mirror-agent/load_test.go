@@ -33,6 +33,9 @@ device: /srv/vol0.img
 size: 64GiB
 adopt: true
 nbd: unix:/run/vol0.nbd
+nbd-tls-cert: /tls/cert
+nbd-tls-key: /tls/key
+nbd-tls-ca: /tls/ca
 listen: 10.1.0.5:7400
 target: [10.1.0.9:7400, 10.2.0.9:7400]
 backup:
@@ -46,6 +49,8 @@ alone: refuse
 start-wait: 0
 journal: /log/vol0
 journal-size: 1G
+retain-time: 10m
+retain-size: 256MiB
 control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
@@ -73,8 +78,10 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Local = []string{"10.1.0.5", "10.2.0.5"}
 	c.Mode, c.Switch, c.OnLoss, c.Alone = mirror.ModeAsync, mirror.SwitchAuto, mirror.OnLossFreeze, mirror.AloneRefuse
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
+	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
+	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
 	want.logLevel, want.logFormat = 0, "json"
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

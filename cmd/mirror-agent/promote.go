@@ -20,7 +20,10 @@ the target, after the source is gone. Hosts of the old generation are refused
 from then on.
 
 Refused while the source seems alive, or another host is further: --force
-promotes all the same. What only the other hosts had is then not in this copy.`,
+promotes all the same. What only the other hosts had is then not in this copy.
+
+TLS is the target's: a TCP address off loopback is refused, and nothing is
+promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		Example: examples(
 			"mirror-agent promote",
 			"mirror-agent promote --nbd unix:/run/mirror-agent/vol0.nbd --json",
@@ -48,7 +51,7 @@ promotes all the same. What only the other hosts had is then not in this copy.`,
 			}
 			a.printf("primary now: generation %s at LSN %d, after %s\n", r.Generation, r.LSN, formatSeconds(r.Seconds))
 			if r.NBD != "" {
-				a.printf("  clients connect to %s   (nbdinfo '%s')\n", r.NBD, nbdURI(r.NBD))
+				a.printf("  clients connect to %s   (nbdinfo '%s')\n", r.NBD, nbdURI(r.NBD, r.NBDTLS))
 			}
 			return nil
 		},
@@ -61,9 +64,12 @@ promotes all the same. What only the other hosts had is then not in this copy.`,
 }
 
 // nbdURI is an address as libnbd's and qemu's tools want it.
-func nbdURI(address string) string {
+func nbdURI(address string, tls bool) string {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		return "nbd+unix:///?socket=" + path
+	}
+	if tls {
+		return "nbds://" + address
 	}
 	return "nbd://" + address
 }

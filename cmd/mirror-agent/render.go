@@ -15,6 +15,7 @@ import (
 const (
 	barColumns = 17
 	sinceStamp = "2006-01-02 15:04:05"
+	soonFull   = time.Minute
 )
 
 // view turns states into one screen of text. With the state of a moment ago
@@ -76,6 +77,9 @@ func (v view) log(l *mirror.LogStatus) string {
 		return ""
 	}
 	s := fmt.Sprintf("log  %s, %d %% not applied yet, %s of history", formatSize(l.SizeBytes), int64(l.Head-l.Applied)*100/l.SizeBytes, formatSize(l.Head-l.Tail))
+	if full := l.FullInSeconds; full != nil && *full < soonFull.Seconds() && l.PinnedBytes > l.SizeBytes/2 {
+		s += fmt.Sprintf(", full in %s if the disk stands still", formatSpan(time.Duration(*full*float64(time.Second))))
+	}
 	if v.before == nil || l.Head <= v.before.Log.Head {
 		return s
 	}
@@ -93,7 +97,11 @@ func (v view) rate(now, before uint64) float64 {
 }
 
 func (v view) clients(n *mirror.FrontStats) string {
-	s := fmt.Sprintf("%d (%s)", n.Connections, n.Address)
+	at := n.Address
+	if n.TLS {
+		at += ", TLS"
+	}
+	s := fmt.Sprintf("%d (%s)", n.Connections, at)
 	if v.before != nil {
 		b := &v.before.NBD
 		return s + fmt.Sprintf("   %s writes/s  %s/s   %s reads/s  %s/s   %s flushes/s",

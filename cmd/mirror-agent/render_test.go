@@ -88,6 +88,8 @@ func TestRenderRates(t *testing.T) {
 	before := healthy()
 	st := healthy()
 	st.Log.Head += 20 << 20
+	soon := 41.3
+	st.Log.FullInSeconds, st.Log.PinnedBytes = &soon, 3<<30
 	st.NBD.Writes += 2408
 	st.NBD.WrittenBytes += 9400 << 10
 	var b strings.Builder

@@ -15,7 +15,12 @@ flushed and applied, exit status 0), a second signal at once.
 
 Addresses of one host are written with commas: each is a path, all are used at
 once, and when one fails the others carry on. Each --backup is a further host
-that takes over, in the order given, when the target is out of reach.`
+that takes over, in the order given, when the target is out of reach.
+
+NBD at a TCP address off loopback needs TLS: --nbd-tls-cert and --nbd-tls-key,
+and --nbd-tls-ca for whom to let in. TCP clients without TLS are refused then. A
+unix socket is for this host's root only (0600); "attach" needs one, or TCP
+without TLS, because the kernel's NBD client has none.`
 
 func newSource(a *app) *cobra.Command {
 	c := &cobra.Command{
@@ -27,6 +32,10 @@ func newSource(a *app) *cobra.Command {
 			"mirror-agent source --name vol0 --device /srv/vol0.img --size 64GiB \\",
 			"  --nbd unix:/run/mirror-agent/vol0.nbd --target 10.1.0.9:7400,10.2.0.9:7400 \\",
 			"  --backup 10.3.0.9:7400 --switch auto --peer-key ed25519:… --peer-key ed25519:…",
+			"",
+			"# other hosts are the clients, each with a certificate of our authority",
+			"mirror-agent source --name vol0 --device /srv/vol0.img --nbd 10.1.0.5:10809 --nbd-tls-cert /etc/mirror-agent/server-cert.pem \\",
+			"  --nbd-tls-key /etc/mirror-agent/server-key.pem --nbd-tls-ca /etc/mirror-agent/ca-cert.pem",
 			"",
 			"# a laboratory on one machine, without keys",
 			"mirror-agent source --name t --device t.img --size 1GiB --nbd 127.0.0.1:10809 --target 127.0.0.1:7400 --insecure",

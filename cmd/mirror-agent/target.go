@@ -11,7 +11,8 @@ const targetHelp = `Keeps a copy of a device that a source on another host mirro
 A backup target is a target like any other: the source names it with --backup.
 A first start creates what is missing: the device's file (with --size), the
 log beside it. The copy can take the source's place at any time with
-"mirror-agent promote"; give --nbd now, or then, for the address it serves at.`
+"mirror-agent promote"; give --nbd now, or then, for the address it serves at,
+and --nbd-tls-cert and --nbd-tls-key now when that is a TCP address off loopback.`
 
 func newTarget(a *app) *cobra.Command {
 	c := &cobra.Command{

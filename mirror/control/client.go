@@ -106,6 +106,23 @@ func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.S
 	return c.command(ctx, "/v1/path/reset", resetRequest{target, id})
 }
 
+// Resize makes the mirrored device larger; 0 is as large as the source's backing device is.
+func (c *Client) Resize(ctx context.Context, size int64) (mirror.Status, error) {
+	return c.command(ctx, "/v1/resize", resizeRequest{size})
+}
+
+// CreateCheckpoint puts a named checkpoint into the order of writes.
+func (c *Client) CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error) {
+	var p mirror.Checkpoint
+	return p, c.call(ctx, http.MethodPost, "/v1/checkpoint", checkpointRequest{name}, &p)
+}
+
+// Checkpoints returns those in the log of the agent's host, oldest first.
+func (c *Client) Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error) {
+	var ps []mirror.Checkpoint
+	return ps, c.call(ctx, http.MethodGet, "/v1/checkpoints", nil, &ps)
+}
+
 // Promote makes the secondary a primary.
 func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	var r mirror.PromoteResult

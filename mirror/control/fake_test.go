@@ -100,6 +100,18 @@ func (a *fakeAgent) ResetPath(ctx context.Context, target string, id int) error 
 	return a.order(ctx, "reset %s %d", target, id)
 }
 
+func (a *fakeAgent) Resize(ctx context.Context, size int64) (int64, error) {
+	return size, a.order(ctx, "resize %d", size)
+}
+
+func (a *fakeAgent) CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error) {
+	return mirror.Checkpoint{Name: name, LSN: 4096}, a.order(ctx, "checkpoint %s", name)
+}
+
+func (a *fakeAgent) Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error) {
+	return []mirror.Checkpoint{{Name: "noon", LSN: 4096}}, a.order(ctx, "checkpoints")
+}
+
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err

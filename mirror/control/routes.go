@@ -25,6 +25,12 @@ type (
 		Target string `json:"target"`
 		ID     int    `json:"id"`
 	}
+	resizeRequest struct {
+		Size int64 `json:"size"` // bytes; 0: as large as the backing device is
+	}
+	checkpointRequest struct {
+		Name string `json:"name"`
+	}
 	errorReply struct {
 		Error string `json:"error"`
 	}
@@ -49,6 +55,9 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
+	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
+	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -195,6 +204,28 @@ func (s *Server) resetPath(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.status(), nil
+}
+
+func (s *Server) resize(r *http.Request) (any, error) {
+	var q resizeRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Size < 0 {
+		return nil, badRequestf(http.StatusBadRequest, "resize: size %d is negative", q.Size)
+	}
+	if _, err := s.agent.Resize(r.Context(), q.Size); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) createCheckpoint(r *http.Request) (any, error) {
+	var q checkpointRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	return s.agent.CreateCheckpoint(r.Context(), q.Name)
 }
 
 func (s *Server) plainCommand(command func(context.Context) error) handler {

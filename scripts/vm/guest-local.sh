@@ -61,6 +61,10 @@ wait $small
 [ ! -e /tmp/failed ] || fail "a write failed"
 sha1sum /mnt/small.* >/tmp/sum
 umount /mnt
+mirror-agent resize 64MiB --name small
+until [ "$(cat /sys/block/nbd0/size)" = 131072 ]; do sleep 0.2; done
+dd if=/dev/urandom of=/dev/nbd0 bs=4k seek=16383 count=1 conv=fsync,notrunc 2>/tmp/dd || fail "what is new cannot be written: $(cat /tmp/dd)"
+step "PASS grown"
 mirror-agent detach /dev/nbd0
 wait $watch || fail "the watch ended with $?"
 [ "$(grep -c 'links renewed' /tmp/attach.log)" -ge 3 ] || fail "links were not renewed: $(cat /tmp/attach.log)"

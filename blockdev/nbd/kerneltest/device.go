@@ -123,6 +123,9 @@ func (d *device) reconfigure(a *attributes) {
 	if a.settings.DeadConnTimeout != 0 {
 		d.settings.DeadConnTimeout = a.settings.DeadConnTimeout
 	}
+	if a.settings.Size != 0 {
+		d.settings.Size = a.settings.Size
+	}
 	for i, l := range d.links {
 		if l.dead && len(a.sockets) > 0 {
 			d.links[i], d.late = d.newLink(a.sockets[0]), false
