@@ -54,7 +54,7 @@ func (l *Log) Resume() (*Recovery, error) {
 // resume has the lead, amu and the turn.
 func (l *Log) resume() (*Recovery, error) {
 	d := l.anchor.Load()
-	promise, limit := l.Damaged(), l.Tail()+LSN(l.ring.Load().size)
+	promise, limit := l.Damaged(), min(l.Tail()+LSN(l.ring.Load().size), LSN(l.horizon.Load()))
 	head, chain := l.HeadChain()
 	if promise == 0 {
 		return &Recovery{Head: head}, nil

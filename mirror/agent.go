@@ -114,7 +114,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 		a.event(stateDamaged, "", "%s: %v; everything up to LSN %d was promised", c.journalPath(), d.rot, d.promise)
 	}
 	if n := o.v.spare(); n > 0 {
-		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored: mirror-agent resize takes them into the mirror", c.Device, n, o.v.size.Load())
+		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored; they are not used before mirror-agent resize", c.Device, n, o.v.size.Load())
 	}
 	t, err := newPortTransport(&c, a)
 	if err != nil {

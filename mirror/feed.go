@@ -45,8 +45,8 @@ func (v *Volume) appendRaw(ctx context.Context, at journal.LSN, raw []byte) (jou
 	}
 }
 
-// checkRaw checks records that came from elsewhere before they are taken, and
-// enlarges the device for those that say so. It returns the generation records.
+// checkRaw checks records that come from outside before they enter the log, and makes room for what they need. It
+// returns those that begin a generation.
 func (v *Volume) checkRaw(raw []byte) (found []journal.Record, err error) {
 	size := v.size.Load()
 	err = journal.ParseRaw(raw, func(r journal.Record, payload []byte) error {

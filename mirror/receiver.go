@@ -153,6 +153,12 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 	return nil, fmt.Errorf("%w: unknown kind %d", errMessage, b[0])
 }
 
+func (r *receiver) noteStage(err error) {
+	if s := (*stageError)(nil); errors.As(err, &s) {
+		r.stageFailed(err)
+	}
+}
+
 // room enlarges the device for a resize that is to come.
 func (r *receiver) room(b []byte) ([]byte, error) {
 	var m room
@@ -171,12 +177,6 @@ func (r *receiver) room(b []byte) ([]byte, error) {
 		}
 	}
 	return encodeJSON(0, reply)[1:], nil
-}
-
-func (r *receiver) noteStage(err error) {
-	if s := (*stageError)(nil); errors.As(err, &s) {
-		r.stageFailed(err)
-	}
 }
 
 // breakOff stops taking the stream and lets the source know.

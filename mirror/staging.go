@@ -114,6 +114,12 @@ func (st *staging) read(p []byte, off int64) error {
 	return nil
 }
 
+// stageError: the place where a resync is built has failed; the volume itself is as it was.
+type stageError struct{ err error }
+
+func (e *stageError) Error() string { return e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
 // readBeyond reads the volume and, behind its end, the backing device.
 func (v *Volume) readBeyond(p []byte, off int64) error {
 	n := max(0, min(int64(len(p)), v.size.Load()-off))
@@ -128,12 +134,6 @@ func (v *Volume) readBeyond(p []byte, off int64) error {
 	_, err := v.dev.ReadAt(p[n:], off+n)
 	return err
 }
-
-// stageError: the place where a resync is built has failed; the volume itself is as it was.
-type stageError struct{ err error }
-
-func (e *stageError) Error() string { return e.err.Error() }
-func (e *stageError) Unwrap() error { return e.err }
 
 // write puts p (nil: zeroes) over [off, off+n) of the new state.
 func (st *staging) write(p []byte, off, n int64, trim bool) error {
@@ -194,7 +194,10 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		})
 	}
 	if err := st.keepUnapplied(); err != nil {
-		return errors.Join(fmt.Errorf("staging file: %w", err), st.file.Close())
+		return errors.Join(&stageError{fmt.Errorf("staging file: %w", err)}, st.file.Close())
+	}
+	if err := st.reserve(); err != nil {
+		return errors.Join(&stageError{fmt.Errorf("space on the device for what is staged: %w", err)}, st.file.Close())
 	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
@@ -233,6 +236,24 @@ func (st *staging) keepUnapplied() error {
 		}
 		off = end
 	}
+}
+
+// reserve takes the space that the merge needs: once the new state is taken over the volume is not whole without it.
+func (st *staging) reserve() error {
+	a, ok := st.v.dev.(blockdev.Allocator)
+	if !ok {
+		return nil
+	}
+	for i, staged := range st.staged {
+		off := int64(i) * resyncBlockBytes
+		if !staged {
+			continue
+		}
+		if err := a.Allocate(off, min(resyncBlockBytes, st.size-off)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // merge copies the staged blocks into the device and ends the staging. The

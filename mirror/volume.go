@@ -87,6 +87,8 @@ type VolumeOptions struct {
 	// ApplyInterval is the longest time that a committed record waits for the
 	// applier.
 	ApplyInterval time.Duration
+	// Damaged opens a volume whose log has rotted, to be repaired.
+	Damaged bool
 	// RetainTime is how long a record stays unapplied, so that the volume can
 	// go back to any point of that time; but not more than RetainBytes of log,
 	// and never more than the ring can spare. 0: no limit of that kind; both
@@ -98,8 +100,6 @@ type VolumeOptions struct {
 	// OnFull and PushBack: see Config. The zero value is OnFullWait.
 	OnFull   OnFull
 	PushBack time.Duration
-	// Damaged opens a volume whose log has rotted, to be repaired.
-	Damaged bool
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -209,11 +209,7 @@ func (v *Volume) checkSize() error {
 
 // spare is what the device has beyond the mirrored size.
 func (v *Volume) spare() int64 {
-	n, err := v.dev.Size()
-	if err != nil {
-		return 0
-	}
-	return n - v.size.Load()
+	return max(0, v.capacity()-v.size.Load())
 }
 
 // recovered puts a record that recovery found back into the overlay.
