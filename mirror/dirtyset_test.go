@@ -196,3 +196,48 @@ func putLE(b []byte, v uint64) {
 		b[i] = byte(v >> (8 * i))
 	}
 }
+
+// TestDirtyFiles: the version before stays as it is, a shorter one leaves
+// nothing of a longer, and the place is beside the journal, or the device, or
+// nowhere.
+func TestDirtyFiles(t *testing.T) {
+	c := Config{Device: filepath.Join(t.TempDir(), "dev")}
+	if c.dirtyStore() != nil {
+		t.Fatal("there is neither journal nor device yet")
+	}
+	for _, path := range []string{c.Device, c.journalPath()} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw := c
+	raw.Journal = "/dev/null"
+	if s := raw.dirtyStore(); s != (dirtyFiles{c.Device + ".dirty"}) {
+		t.Errorf("with a raw journal: %+v", s)
+	}
+	raw.Device = "/dev/null"
+	if s := raw.dirtyStore(); s != nil {
+		t.Errorf("with journal and device raw: %+v", s)
+	}
+	s := c.dirtyStore()
+	if s != (dirtyFiles{c.Device + ".journal.dirty"}) {
+		t.Fatalf("%+v", s)
+	}
+	want := map[uint64]string{6: "a long version", 7: "another one", 8: "short"}
+	for v := uint64(6); v <= 8; v++ {
+		if err := s.write(v, []byte(want[v])); err != nil {
+			t.Fatal(err)
+		}
+		for _, old := range []uint64{v - 1, v} {
+			if b, err := s.read(old, 100); want[old] != "" && (err != nil || string(b) != want[old]) {
+				t.Errorf("version %d after %d: %q, %v", old, v, b, err)
+			}
+		}
+	}
+	if b, err := s.read(7, 4); err != nil || string(b) != "anot" {
+		t.Errorf("limited: %q, %v", b, err)
+	}
+	if err := (dirtyFiles{filepath.Join(c.Device, "no folder")}).write(1, nil); err == nil {
+		t.Error("written where nothing can be")
+	}
+}

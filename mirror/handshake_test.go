@@ -180,6 +180,7 @@ func FuzzFollowerMessages(f *testing.F) {
 	f.Add(encodeJSON(kindHello, h))
 	f.Add(encodeJSON(kindStart, start{At: firstLSN}))
 	f.Add(encodeJSON(kindResync, resyncBegin{From: firstLSN, Size: testDevice}))
+	f.Add(encodeJSON(kindResync, resyncBegin{From: firstLSN, Size: testDevice, Partial: &partialBegin{At: firstLSN, Base: firstLSN}}))
 	f.Add(encodeJSON(kindResyncEnd, resyncEnd{At: firstLSN}))
 	b := make([]byte, recordsHeaderBytes+64)
 	recordsHeader{From: firstLSN}.put(b)

@@ -358,3 +358,59 @@ func TestStaleStaging(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestPartialIsChecked: a follower builds upon its state only when its log
+// proves that it is the one that the source means; else it says why, and
+// changes nothing.
+func TestPartialIsChecked(t *testing.T) {
+	d := disconnected(t)
+	defer d.close()
+	dst := d.v[dstHost]
+	head, chain := dst.log.HeadChain()
+	e := &journal.Entry{Op: journal.OpZero, Length: 512} // not committed
+	if err := dst.log.Append([]*journal.Entry{e}); err != nil {
+		t.Fatal(err)
+	}
+	full, tail := dst.log.Head(), dst.log.Tail()
+	tailChain, err := dst.log.ChainAt(tail)
+	if err != nil || tail == head {
+		t.Fatalf("tail %d, head %d, %v", tail, head, err)
+	}
+	blank := newHost(t, RoleSecondary).mustOpen(t)
+	defer blank.Abort()
+	for _, tt := range []struct {
+		name string
+		v    *Volume
+		m    partialBegin
+		say  string
+		head journal.LSN
+	}{
+		{"another chain", dst, partialBegin{At: head, Base: head, Chain: chain + 1}, "differs", full},
+		{"no record boundary", dst, partialBegin{At: head, Base: head - 4, Chain: chain}, "does not show", full},
+		{"before the log", dst, partialBegin{At: head, Base: 8, Chain: chain}, "does not show", full},
+		{"base beyond the state", dst, partialBegin{At: head, Base: head + 8, Chain: chain}, "up to LSN", full},
+		{"a state beyond the log", dst, partialBegin{At: full + 8, Base: head, Chain: chain}, "up to LSN", full},
+		{"less than is committed", dst, partialBegin{At: tail, Base: tail, Chain: tailChain}, "committed", full},
+		{"never consistent", blank, partialBegin{At: firstLSN, Base: firstLSN}, "never been consistent", firstLSN},
+		{"its own", dst, partialBegin{At: head, Base: head, Chain: chain}, "", head},
+	} {
+		a, _ := pair()
+		r := newReceiver(tt.v, a)
+		d.hosts[dstHost].newStage()
+		r.node, r.newStage = "dst", d.hosts[dstHost].stagedIn(tt.v)
+		b, err := r.handle(t.Context(), encodeJSON(kindResync, resyncBegin{From: full, Size: testDevice, Partial: &tt.m}))
+		var reply resyncReply
+		if err := errors.Join(err, decodeJSON(b, &reply)); err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		taken := tt.name == "its own"
+		if !strings.Contains(reply.Compare, tt.say) || (reply.Compare == "") != taken || reply.Refused != "" || (r.staging != nil) != taken {
+			t.Errorf("%s: %+v, staging %v", tt.name, reply, r.staging != nil)
+		}
+		if got := tt.v.log.Head(); got != tt.head {
+			t.Errorf("%s: the log ends at %d, want %d", tt.name, got, tt.head)
+		}
+		a.cut()
+		r.close()
+	}
+}
