@@ -31,15 +31,15 @@ var ErrMoving = errors.New("journal is being moved to another file already")
 // ring, appends get ErrFull as if they were in that one already.
 //
 // Any error before place is called leaves the log as it is and f the caller's: ErrTooSmall when what is between tail and head
-// does not fit, ErrCut when the log was cut meanwhile, ctx's. Once place was called nobody knows which file bears the name:
+// does not fit, ErrCut when the log was cut meanwhile, ErrCorrupt for a damaged log, ctx's. Once place was called nobody knows which file bears the name:
 // its error ends the log (ErrFailed).
 func (l *Log) MoveTo(ctx context.Context, f File, place func() error) error {
 	if !l.mmu.TryLock() {
 		return ErrMoving
 	}
 	defer l.mmu.Unlock()
-	if at := l.Damaged(); at > 0 {
-		return fmt.Errorf("%w: promised up to %d, to be repaired before the log is moved", ErrCorrupt, at)
+	if err := l.whole(); err != nil {
+		return err
 	}
 	fileSize, err := f.Size()
 	if err != nil {
@@ -67,6 +67,14 @@ func (l *Log) MoveTo(ctx context.Context, f File, place func() error) error {
 		return fmt.Errorf("copy the log: %w", err)
 	}
 	return m.change(place)
+}
+
+// whole: beyond the head of a damaged log lie records that are promised, and would not be copied.
+func (l *Log) whole() error {
+	if promise := l.Damaged(); promise > 0 {
+		return fmt.Errorf("move the log: %w: promised up to %d, to be repaired before it is moved", ErrCorrupt, promise)
+	}
+	return nil
 }
 
 type mover struct {
@@ -140,6 +148,9 @@ func (m *mover) change(place func() error) error {
 	}
 	durable := LSN(0)
 	defer func() { l.endTurn(durable) }()
+	if err := l.whole(); err != nil {
+		return err
+	}
 	head := l.Head()
 	if m.epoch != l.epoch.Load() {
 		return fmt.Errorf("move the log: %w", ErrCut)

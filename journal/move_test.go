@@ -277,6 +277,20 @@ func TestMoveRefusals(t *testing.T) {
 	}
 }
 
+// A damaged log has promised records beyond its head, which would stay behind.
+func TestMoveDamaged(t *testing.T) {
+	image, _, want := journalWithPromise(t, RolePrimary)
+	image[(&ring{size: minRing}).offset(want.recs[1].at+70)] ^= 4
+	l := mustOpen(t, memFileOf(image), Options{Damaged: true})
+	if l.Damaged() == 0 {
+		t.Fatal("not damaged")
+	}
+	err := l.MoveTo(t.Context(), newMemFile(ringStart+2<<20), func() error { t.Error("place was called"); return nil })
+	if !errors.Is(err, ErrCorrupt) || l.Failed() != nil {
+		t.Errorf("%v; log: %v", err, l.Failed())
+	}
+}
+
 // cutFile cuts the log once the copy has begun.
 type cutFile struct {
 	*memFile
