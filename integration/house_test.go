@@ -26,6 +26,7 @@ const (
 // is not listed may not exist; "*" is everything.
 var rooms = map[string][]string{
 	"blockdev":                {},
+	"blockdev/crashtest":      {},
 	"blockdev/nbd":            {"blockdev"},
 	"blockdev/nbd/kerneltest": {},
 	"journal":                 {},
@@ -41,9 +42,9 @@ var rooms = map[string][]string{
 // and the layers below.
 var testRooms = map[string][]string{
 	"blockdev/nbd":   {"blockdev", "blockdev/nbd/kerneltest"},
-	"journal":        {"blockdev"},
+	"journal":        {"blockdev", "blockdev/crashtest"},
 	"dataport":       {"dataport/dataporttest"},
-	"mirror":         {"dataport/dataporttest", "blockdev/nbd"},
+	"mirror":         {"dataport/dataporttest", "blockdev/nbd", "blockdev/crashtest"},
 	"mirror/control": {"blockdev", "journal"},
 }
 
