@@ -62,7 +62,7 @@ type world struct {
 
 const (
 	worldRing = minRing
-	allSteps  = 92 // sum of the weights in step
+	allSteps  = 108 // sum of the weights in step
 )
 
 func newWorld(t testing.TB, rng *rand.Rand) *world {
@@ -392,6 +392,8 @@ func (w *world) step(n int) string {
 		{"role", 6, w.changeRole},
 		{"reopen", 3, w.reopen},
 		{"power", 6, w.powerCycle},
+		{"raw", 8, w.appendRaw},
+		{"reads", 8, w.reads},
 	})
 }
 

@@ -232,7 +232,7 @@ var crashScenarios = []struct {
 
 // life does n random things, and starts anew often enough that never more is unsynced than can be combined.
 func (w *crashWorld) life(seed uint64, n int) {
-	rng := rand.New(rand.NewPCG(seed, 5))
+	rng := rand.New(rand.NewPCG(seed, crashSeed(w.t)))
 	w.generation(true)
 	for range n {
 		off := int64(rng.IntN(crashDevice - 8192))
@@ -271,7 +271,7 @@ func (w *crashWorld) life(seed uint64, n int) {
 }
 
 func (w *crashWorld) followerLife(seed uint64, n int) {
-	rng := rand.New(rand.NewPCG(seed, 6))
+	rng := rand.New(rand.NewPCG(seed, crashSeed(w.t)))
 	committed := w.v.log.Head()
 	for i := range n {
 		switch rng.IntN(12) {

@@ -362,16 +362,22 @@ func (w *crashWorld) crashesAgain(s *crashtest.State) error {
 	return err
 }
 
+// crashSeed is what the random scenarios and samples are drawn from.
+func crashSeed(t testing.TB) uint64 {
+	s := os.Getenv("MIRROR_AGENT_SEED")
+	if s == "" {
+		return 20261122
+	}
+	seed, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seed
+}
+
 // crashConfig: MIRROR_AGENT_CRASH=full visits everything.
 func crashConfig(t testing.TB, share float64) crashtest.Config {
-	seed := uint64(20261122)
-	if s := os.Getenv("MIRROR_AGENT_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c := crashtest.Config{Seed: seed, All: 10, Samples: 400, Tears: 3000, Share: share}
+	c := crashtest.Config{Seed: crashSeed(t), All: 10, Samples: 400, Tears: 3000, Share: share}
 	switch {
 	case os.Getenv("MIRROR_AGENT_CRASH") == "full":
 		c.Share = 1
@@ -382,7 +388,8 @@ func crashConfig(t testing.TB, share float64) crashtest.Config {
 }
 
 // TestCrashStates visits the states of every scenario. MIRROR_AGENT_CRASH=full visits all of them, otherwise a sample;
-// MIRROR_AGENT_SEED draws another one.
+// MIRROR_AGENT_SEED draws another one, and other
+// lives.
 func TestCrashStates(t *testing.T) {
 	total, visited, began := 0, 0, time.Now()
 	least := 0
@@ -410,7 +417,7 @@ func TestCrashStates(t *testing.T) {
 			n, err := w.trace.States(c, w.judge)
 			total, visited = total+n, visited+1
 			if err != nil {
-				t.Fatalf("MIRROR_AGENT_SEED=%d: %v", c.Seed, err)
+				t.Fatalf("MIRROR_AGENT_SEED=%d: %v", crashSeed(t), err)
 			}
 			t.Logf("%d operations on the disks, %d states", w.trace.Len(), n)
 		})

@@ -58,6 +58,13 @@ func (im *Image) share(pages []*page) {
 	copy(im.pages, pages)
 }
 
+// Rollback takes back everything that was written since the image was made.
+func (im *Image) Rollback() {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.share(im.pages)
+}
+
 // freeze returns the pages as they are, for others to share.
 func (im *Image) freeze(disk int) []*page {
 	im.mu.Lock()

@@ -58,6 +58,13 @@ func (t *Trace) Begin() {
 	}
 }
 
+// Image returns what d held when the recording began, to be changed and rolled back at will.
+func (t *Trace) Image(d *Disk) *Image {
+	im := newImage(d.size)
+	im.share(d.base)
+	return im
+}
+
 // Len returns how many operations there are: a promise given now holds in all states with N ≥ Len.
 func (t *Trace) Len() int {
 	t.mu.Lock()
