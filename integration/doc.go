@@ -16,6 +16,8 @@
 //   - harness_proxy_test.go puts a path that can be cut or fall silent between
 //     two agents.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
+//   - planted/: small deliberate faults, one patch each, and the test that demands
+//     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: clients_test.go, filesystem_test.go,
 //     kill_test.go, path_test.go, switch_test.go, promote_test.go,
 //     badinput_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
@@ -29,6 +31,9 @@
 //
 // # Knobs
 //
+//	MIRROR_AGENT_CRASH=full  every state after a power cut in the tests of journal and mirror, not a sample
+//	MIRROR_AGENT_RAPID=n     checks of each model there
+//	MIRROR_AGENT_PLANTED=1   plants the faults
 //	MIRROR_AGENT_ROUNDS  rounds of the kill tests (default: 100 in all)
 //	MIRROR_AGENT_SEED    seed of everything random; a failure prints it
 //	MIRROR_AGENT_RACE=1  builds the binary with the race detector

@@ -36,6 +36,7 @@ var rooms = map[string][]string{
 	"mirror/control":          {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
+	"integration/planted":     {},
 }
 
 // testRooms is what tests may import beyond that: fakes beside the real thing,

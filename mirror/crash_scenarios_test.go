@@ -50,6 +50,10 @@ var crashScenarios = []struct {
 		w.write(650, 10)
 		w.apply()
 		w.write(649, 12)
+		w.applyCommitted() // which this is not
+		w.flush()
+		w.write(640, 300)
+		w.applyCommitted()
 	}},
 	{"flush and FUA", RolePrimary, 1, func(w *crashWorld) {
 		w.generation(true)
@@ -153,6 +157,7 @@ var crashScenarios = []struct {
 				w.declare(w.v.log.Durable())
 				w.apply()
 			}
+			w.applyCommitted()
 		}
 	}},
 	{"follower cut", RoleSecondary, 1, func(w *crashWorld) {
@@ -181,7 +186,7 @@ var crashScenarios = []struct {
 		w.sourceWrites(3)
 		w.receive()
 		w.acknowledge()
-		w.declare(w.v.log.Durable() - 0)
+		w.declare(w.v.log.Durable())
 		w.apply()
 		w.sourceWrites(3)
 		w.receive() // not durable, not declared: the new primary has it
@@ -383,6 +388,13 @@ func (w *crashWorld) apply() {
 	w.v.overlay.freeze()
 	w.check(w.v.applyReady(context.Background()))
 	w.check(w.v.relieve())
+	w.answer()
+}
+
+// applyCommitted syncs nothing first: what is not durable stays in the log.
+func (w *crashWorld) applyCommitted() {
+	w.v.overlay.freeze()
+	w.check(w.v.applyReady(context.Background()))
 	w.answer()
 }
 
