@@ -120,7 +120,7 @@ func TestFlipEveryByteOfAll(t *testing.T) {
 	patterns := []byte{0x01, 0x80, 0xff}
 	step := LSN(1)
 	if raceEnabled || testing.Short() {
-		patterns, step = patterns[:1], 7
+		patterns, step = patterns[:1], 31
 	}
 	for _, c := range []struct {
 		name string

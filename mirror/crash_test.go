@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"mirror-agent/blockdev"
 	"mirror-agent/blockdev/crashtest"
 	"mirror-agent/journal"
 )
@@ -21,7 +22,8 @@ import (
 // The exhaustive crash test: a scenario (crash_scenarios_test.go) runs once on recorded disks, then the volume is opened
 // in every state that the disks may be in after a power cut at any of its operations (package crashtest), and judged here.
 
-const crashDevice = 64 << 10
+// crashDevice is one block of a resync and a part of another, bytes.
+const crashDevice = resyncBlockBytes + 16<<10
 
 // moment is one point of the volume's history: the state after a record. Its chain value names it.
 type moment struct {
@@ -49,6 +51,7 @@ type crashWorld struct {
 	trace   *crashtest.Trace
 	journal *crashtest.Disk
 	device  *crashtest.Disk
+	stage   *crashtest.Disk // where a resync is built
 	v       *Volume
 
 	moments map[uint64]*moment
@@ -73,7 +76,7 @@ func quietOptions() VolumeOptions {
 
 func newCrashWorld(t testing.TB, role Role) *crashWorld {
 	w := &crashWorld{t: t, trace: crashtest.New(), moments: map[uint64]*moment{}, want: make([]byte, crashDevice)}
-	w.journal, w.device = w.trace.Disk(testJournal), w.trace.Disk(crashDevice)
+	w.journal, w.device, w.stage = w.trace.Disk(testJournal), w.trace.Disk(crashDevice), w.trace.Disk(crashDevice)
 	c := Config{Name: "vol", Role: role}
 	a := c.firstAnchor(crashDevice)
 	a.AppliedChain = 77 // every run is the same
@@ -145,7 +148,7 @@ func (w *crashWorld) guard(sync bool, data []byte, off, length int64) {
 
 func (w *crashWorld) open() {
 	w.t.Helper()
-	v, _, err := openVolume(w.journal, w.device, quietOptions())
+	v, err := openCrashed(w.journal, w.device, w.stage)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -252,9 +255,25 @@ func (w *crashWorld) judge(s *crashtest.State) error {
 	return nil
 }
 
+// openCrashed opens a volume as an agent does: a takeover that was interrupted is completed first.
+func openCrashed(log journal.File, dev blockdev.Device, stage stageFile) (*Volume, error) {
+	v, _, err := openVolume(log, dev, quietOptions())
+	if err != nil || v.flags()&stateMerging == 0 {
+		return v, err
+	}
+	st, err := newStaging(v, stage, func() error { return nil })
+	if err == nil {
+		err = st.merge()
+	}
+	if err != nil {
+		return nil, errors.Join(err, v.Abort())
+	}
+	return v, nil
+}
+
 // open1 opens the volume and compares it with the history. What killed says only counts for the first opening.
 func (w *crashWorld) open1(s *crashtest.State, first bool) error {
-	v, _, err := openVolume(s.Disks[0], s.Disks[1], quietOptions())
+	v, err := openCrashed(s.Disks[0], s.Disks[1], s.Disks[2])
 	if err != nil {
 		return fmt.Errorf("open: %w", err) // a power cut is no rot (G7)
 	}
@@ -295,7 +314,7 @@ func (w *crashWorld) open1(s *crashtest.State, first bool) error {
 
 // goesOn writes on in the state that a crash left, as a new primary, and finds that again.
 func (w *crashWorld) goesOn(s *crashtest.State) error {
-	v, _, err := openVolume(s.Disks[0], s.Disks[1], quietOptions())
+	v, err := openCrashed(s.Disks[0], s.Disks[1], s.Disks[2])
 	if err != nil {
 		return fmt.Errorf("open again: %w", err)
 	}
@@ -325,7 +344,7 @@ func (w *crashWorld) goesOn(s *crashtest.State) error {
 	if err := end(); err != nil {
 		return fmt.Errorf("go on: %w", err)
 	}
-	if v, _, err = openVolume(s.Disks[0], s.Disks[1], quietOptions()); err != nil {
+	if v, err = openCrashed(s.Disks[0], s.Disks[1], s.Disks[2]); err != nil {
 		return fmt.Errorf("open after going on: %w", err)
 	}
 	after, err := content(v)
@@ -343,7 +362,7 @@ var secondCrashes atomic.Int64
 // crashesAgain cuts the power at every operation of the recovery, too.
 func (w *crashWorld) crashesAgain(s *crashtest.State) error {
 	again, disks := s.Record()
-	v, _, err := openVolume(disks[0], disks[1], quietOptions())
+	v, err := openCrashed(disks[0], disks[1], disks[2])
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -422,7 +441,7 @@ func TestCrashStates(t *testing.T) {
 			t.Logf("%d operations on the disks, %d states", w.trace.Len(), n)
 		})
 	}
-	if visited == len(crashScenarios) && total < least {
+	if os.Getenv("MIRROR_AGENT_SEED") == "" && visited == len(crashScenarios) && total < least {
 		t.Errorf("only %d states, at least %d are wanted: make the scenarios longer", total, least)
 	}
 	t.Logf("%d states, and %d of a second crash in the recovery, in %v", total, secondCrashes.Load(), time.Since(began).Round(time.Millisecond))

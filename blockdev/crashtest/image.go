@@ -184,6 +184,24 @@ func (im *Image) Zero(off, length int64) error { return im.change(nil, off, leng
 // Trim makes the range read as zeroes.
 func (im *Image) Trim(off, length int64) error { return im.change(nil, off, length) }
 
+// NextData returns the next pages at or after off that were ever written; io.EOF when there are none.
+func (im *Image) NextData(off int64) (start, end int64, err error) {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
+	i := int(off / pageBytes)
+	for i < len(im.pages) && im.at(i) == nil {
+		i++
+	}
+	if i >= len(im.pages) {
+		return 0, 0, io.EOF
+	}
+	j := i
+	for j < len(im.pages) && im.at(j) != nil {
+		j++
+	}
+	return max(off, int64(i)*pageBytes), min(int64(j)*pageBytes, im.size), nil
+}
+
 // Sync does nothing.
 func (im *Image) Sync() error { return nil }
 

@@ -18,7 +18,7 @@ type Config struct {
 	// Tears bounds the torn variants of the last operation, over all combinations of one N; beyond it two of each
 	// combination are drawn.
 	Tears int
-	// Share of the states that is visited, 0…1. Those of a killed process always are.
+	// Share of the states that is visited, 0…1; of those of a killed process twenty times as many.
 	Share float64
 	// Stamp counts what was promised up to N; equal disks are visited again when it differs.
 	Stamp func(n int) int
@@ -313,7 +313,11 @@ func (w *walk) combinations(k int, rng *rand.Rand, each func(kept []bool) error)
 
 // one builds a state and has it checked.
 func (w *walk) one(m moment, s *State, kept []bool, tornAt int, t *tear, killed bool, rng *rand.Rand) error {
-	if draw := rng.Float64(); !killed && draw >= w.Share {
+	share := w.Share
+	if killed {
+		share *= 20
+	}
+	if rng.Float64() >= share {
 		return nil
 	}
 	s.N, s.Killed, s.torn = m.n, -1, -1
