@@ -31,11 +31,11 @@
 //
 // # Knobs
 //
-//	MIRROR_AGENT_CRASH=full  every state after a power cut in the tests of journal and mirror, not a sample
-//	MIRROR_AGENT_RAPID=n     checks of each model there
-//	MIRROR_AGENT_PLANTED=1   plants the faults
-//	MIRROR_AGENT_ROUNDS  rounds of the kill tests (default: 100 in all)
-//	MIRROR_AGENT_SEED    seed of everything random; a failure prints it
-//	MIRROR_AGENT_RACE=1  builds the binary with the race detector
-//	MIRROR_AGENT_BIN     a binary to test in place of the one built here
+//	MIRROR_AGENT_ROUNDS      rounds of the kill tests (default: 100 in all)
+//	MIRROR_AGENT_SEED        seed of everything random; a failure prints it
+//	MIRROR_AGENT_RACE=1      builds the binary with the race detector
+//	MIRROR_AGENT_BIN         a binary to test in place of the one built here
+//	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
+//	MIRROR_AGENT_RAPID=n     journal and mirror: checks of each model (default: 100)
+//	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration
