@@ -13,13 +13,14 @@ RACE_ROOMS   := ./blockdev/... ./journal/... ./dataport/... ./mirror/... ./cmd/.
 
 TORTURE_SECONDS ?= 600
 TORTURE_ROUNDS  ?=
+PLANTED         ?= 1
 DEMO_FLAGS      ?=
 BENCH_FLAGS     ?=
 
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race torture bench lint fmt deps clean
+.PHONY: help build demo test race torture planted bench lint fmt deps clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ race: ## unit tests with the race detector
 
 torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_ROUNDS=n)
 	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) scripts/torture
+
+planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
+	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 1h -run TestPlanted
 
 bench: build ## against nbdkit and qemu's mirror, interleaved (BENCH_FLAGS='-rounds 7')
 	scripts/deps.sh

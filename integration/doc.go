@@ -19,6 +19,8 @@
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
 //     (nbd_shell_test.go), and what no client says (nbd_answers_test.go).
+//   - planted/: small deliberate faults, one patch each, and the test that demands
+//     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, switch_test.go, promote_test.go,
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
@@ -33,8 +35,11 @@
 //
 // # Knobs
 //
-//	MIRROR_AGENT_ROUNDS  rounds of the kill tests (default: 100 in all)
-//	MIRROR_AGENT_SEED    seed of everything random; a failure prints it
-//	MIRROR_AGENT_RACE=1  builds the binary with the race detector
-//	MIRROR_AGENT_BIN     a binary to test in place of the one built here
+//	MIRROR_AGENT_ROUNDS      rounds of the kill tests (default: 100 in all)
+//	MIRROR_AGENT_SEED        seed of everything random; a failure prints it
+//	MIRROR_AGENT_RACE=1      builds the binary with the race detector
+//	MIRROR_AGENT_BIN         a binary to test in place of the one built here
+//	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
+//	MIRROR_AGENT_RAPID=n     journal and mirror: checks of each model (default: 100)
+//	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration

@@ -26,6 +26,7 @@ const (
 // is not listed may not exist; "*" is everything.
 var rooms = map[string][]string{
 	"blockdev":                {},
+	"blockdev/crashtest":      {},
 	"blockdev/nbd":            {"blockdev"},
 	"blockdev/nbd/kerneltest": {},
 	"blockdev/nbd/certtest":   {},
@@ -37,15 +38,16 @@ var rooms = map[string][]string{
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
 	"scripts/bench":           {"blockdev", "blockdev/nbd"}, // serves one itself, to be measured
+	"integration/planted":     {},
 }
 
 // testRooms is what tests may import beyond that: fakes beside the real thing,
 // and the layers below.
 var testRooms = map[string][]string{
 	"blockdev/nbd":   {"blockdev", "blockdev/nbd/kerneltest"},
-	"journal":        {"blockdev"},
+	"journal":        {"blockdev", "blockdev/crashtest"},
 	"dataport":       {"dataport/dataporttest"},
-	"mirror":         {"dataport/dataporttest", "blockdev/nbd"},
+	"mirror":         {"dataport/dataporttest", "blockdev/nbd", "blockdev/crashtest"},
 	"mirror/control": {"blockdev", "journal"},
 }
 

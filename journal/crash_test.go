@@ -53,6 +53,7 @@ type world struct {
 	written int64
 	state
 	counts map[string]int
+	small  bool // short payloads only
 
 	images    [][]byte // possible disks at each operation of the step under way
 	survivors []float64
@@ -61,7 +62,7 @@ type world struct {
 
 const (
 	worldRing = minRing
-	allSteps  = 92 // sum of the weights in step
+	allSteps  = 108 // sum of the weights in step
 )
 
 func newWorld(t testing.TB, rng *rand.Rand) *world {
@@ -149,7 +150,11 @@ func (w *world) entry() *Entry {
 	case 2:
 		e.Op, e.Payload = OpCheckpoint, fmt.Appendf(nil, "checkpoint %d", w.serial)
 	default:
-		e.Payload = make([]byte, 1+w.rng.IntN(48<<10))
+		n := 48 << 10
+		if w.small && w.rng.IntN(40) > 0 {
+			n = 1200
+		}
+		e.Payload = make([]byte, 1+w.rng.IntN(n))
 		for i := range e.Payload {
 			e.Payload[i] = byte(w.rng.Uint32())
 		}
@@ -370,12 +375,15 @@ func (w *world) checkImages(step string, before, after state) {
 	w.images = nil
 }
 
+// weighted is a step of a world and how often it is taken.
+type weighted struct {
+	name   string
+	weight int
+	do     func()
+}
+
 func (w *world) step(n int) string {
-	ops := []struct {
-		name   string
-		weight int
-		do     func()
-	}{
+	return w.take(n, []weighted{
 		{"append", 40, w.append},
 		{"sync", 12, w.sync},
 		{"anchor", 16, w.moveTail},
@@ -384,7 +392,12 @@ func (w *world) step(n int) string {
 		{"role", 6, w.changeRole},
 		{"reopen", 3, w.reopen},
 		{"power", 6, w.powerCycle},
-	}
+		{"raw", 8, w.appendRaw},
+		{"reads", 8, w.reads},
+	})
+}
+
+func (w *world) take(n int, ops []weighted) string {
 	for _, op := range ops {
 		if n -= op.weight; n < 0 {
 			w.counts[op.name]++

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -12,7 +13,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs.
+	if n := os.Getenv("MIRROR_AGENT_RAPID"); n != "" {
+		if err := flag.Set("rapid.checks", n); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var errIO = errors.New("input/output error")
 

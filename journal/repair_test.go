@@ -8,7 +8,7 @@ import (
 )
 
 // rotten is a journal with a promise, of this role, in which record number bad is damaged in one way; and the log as it was.
-func rotten(t *testing.T, role uint8, bad int, how string) (damaged, whole []byte, promised LSN, want state) {
+func rottenAt(t *testing.T, role uint8, bad int, how string) (damaged, whole []byte, promised LSN, want state) {
 	t.Helper()
 	image, promised, want := journalWithPromise(t, RolePrimary)
 	d, err := readSlots(memFileOf(image))
@@ -43,7 +43,7 @@ func TestRepair(t *testing.T) {
 		for _, how := range []string{"payload", "header", "gone"} {
 			for bad := range 4 {
 				t.Run(fmt.Sprintf("role %d, %s of record %d", role, how, bad), func(t *testing.T) {
-					image, whole, promised, want := rotten(t, role, bad, how)
+					image, whole, promised, want := rottenAt(t, role, bad, how)
 					rec := want.recs[bad]
 					f := memFileOf(image)
 					seen := 0
@@ -115,7 +115,7 @@ func rawRecord(t *testing.T, image []byte, at LSN) []byte {
 
 // TestRepairTwice: two records have rotted; the repair of the first finds the second.
 func TestRepairTwice(t *testing.T) {
-	image, whole, _, want := rotten(t, RolePrimary, 0, "payload")
+	image, whole, _, want := rottenAt(t, RolePrimary, 0, "payload")
 	image[(&ring{size: minRing}).offset(want.recs[2].at+70)] ^= 1
 	l, r, err := Open(memFileOf(image), Options{Damaged: true})
 	if err != nil {
@@ -140,7 +140,7 @@ func TestRepairTwice(t *testing.T) {
 // TestGiveUpRepair: a cut at the damage gives up the promise, and nothing beyond it ever comes back.
 func TestGiveUpRepair(t *testing.T) {
 	for _, role := range []uint8{RolePrimary, RoleSecondary} {
-		image, _, _, want := rotten(t, role, 1, "payload")
+		image, _, _, want := rottenAt(t, role, 1, "payload")
 		f := memFileOf(image)
 		l, _, err := Open(f, Options{Damaged: true})
 		if err != nil {
@@ -167,7 +167,7 @@ func TestGiveUpRepair(t *testing.T) {
 // TestRepairBeyondAnchorsPromise: the anchor promises less than the records do, and the second rot lies between the two: it is
 // found by Resume, and not cut as a torn tail.
 func TestRepairBeyondAnchorsPromise(t *testing.T) {
-	image, whole, promised, want := rotten(t, RolePrimary, 0, "payload")
+	image, whole, promised, want := rottenAt(t, RolePrimary, 0, "payload")
 	d, err := readSlots(memFileOf(image))
 	if err != nil {
 		t.Fatal(err)

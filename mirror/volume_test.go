@@ -3,9 +3,11 @@ package mirror
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +19,15 @@ import (
 	"mirror-agent/journal"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs.
+	if n := os.Getenv("MIRROR_AGENT_RAPID"); n != "" {
+		if err := flag.Set("rapid.checks", n); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	testDevice  = 256 << 10
