@@ -59,6 +59,13 @@ type DataFinder interface {
 	NextData(off int64) (start, end int64, err error)
 }
 
+// Allocator is a device whose space can be taken before it is written.
+type Allocator interface {
+	// Allocate sees to it that writes to the range do not run out of space. It changes nothing that is read. nil where there
+	// is no such thing.
+	Allocate(off, length int64) error
+}
+
 // FastZeroer is a device that knows when zeroing takes less time than writing the same bytes.
 type FastZeroer interface {
 	// ZeroFast is Trim when hole is set, else Zero, in less time than a write takes; or it changes nothing and returns an

@@ -227,6 +227,17 @@ func (f *Faulty) Prefetch(off, length int64) error {
 	return nil
 }
 
+// Allocate is a write as far as rules go.
+func (f *Faulty) Allocate(off, length int64) error {
+	if _, err := f.hit(OpWrite, off, length); err != nil {
+		return err
+	}
+	if a, ok := f.d.(Allocator); ok {
+		return a.Allocate(off, length)
+	}
+	return nil
+}
+
 // DropCache is that of the device below, if it has a cache.
 func (f *Faulty) DropCache(off, length int64) error {
 	if c, ok := f.d.(CacheDropper); ok {

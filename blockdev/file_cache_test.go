@@ -107,3 +107,32 @@ func TestDropCacheSyncs(t *testing.T) {
 		t.Errorf("the file goes on after that: %v", err)
 	}
 }
+
+// Allocate takes space and changes neither content nor size.
+func TestAllocate(t *testing.T) {
+	const size = 1 << 20
+	path := filepath.Join(t.TempDir(), "f")
+	f, err := OpenFile(path, FileOptions{Create: true, Size: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("kept"), 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewFaulty(f).Allocate(0, size); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || st.Blocks*512 < size || st.Size != size {
+		t.Errorf("%d bytes of space, size %d (%v)", st.Blocks*512, st.Size, err)
+	}
+	got := make([]byte, size)
+	want := slices.Concat(make([]byte, 100), []byte("kept"), make([]byte, size-104))
+	if _, err := f.ReadAt(got, 0); err != nil || !slices.Equal(got, want) {
+		t.Errorf("content changed (%v)", err)
+	}
+	if err := f.Allocate(size-1, 2); !errors.Is(err, ErrOutOfRange) {
+		t.Errorf("beyond the end: %v", err)
+	}
+}

@@ -135,6 +135,22 @@ func (f *File) fallocate(no interface {
 	return err
 }
 
+// Allocate is fallocate without a change of size.
+func (f *File) Allocate(off, length int64) error {
+	if err := f.begin(off, length, true); err != nil {
+		return err
+	}
+	defer f.mu.RUnlock()
+	if f.block || length == 0 {
+		return nil
+	}
+	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Fallocate(f.fd, unix.FALLOC_FL_KEEP_SIZE, off, length) })
+	if err != nil && !unsupported(err) {
+		return fmt.Errorf("allocate %d bytes at %d of %s: %w", length, off, f.path, err)
+	}
+	return nil
+}
+
 func unsupported(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTTY)
 }

@@ -16,7 +16,7 @@
 //
 // format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
 // raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go;
-// recover.go; move.go; stats.go, histogram.go.
+// recover.go; repair.go; move.go; stats.go, histogram.go.
 //
 // # Invariants
 //
@@ -36,6 +36,8 @@
 //   - Rot that Open sees: anything before the anchor's promise; for a primary also what a provable later record of the newest
 //     generation promises. Not seen: the last records of a primary when the damage takes header and chain value of the first bad
 //     record and fewer than two records follow. Records between tail and applied are not read by Open; Verify does.
+//   - A log with rot can be opened to be repaired (Options.Damaged, repair.go): it ends before the rot and keeps its promise until
+//     raw records of its own history fill the place, or the owner cuts there. By default it is refused.
 //   - The anchor's slot is sealed sector by sector. A plain checksum cannot tell a torn anchor from a rotten newest one, and
 //     falling back to the older one after rot would forget a promise, a fence and where the tail is.
 //   - Cut and Reset write two anchors: "pending", and done.

@@ -26,6 +26,8 @@
 //     named points in the order of writes; history that is kept.
 //   - resizelog.go: a log of another size, in a new file that takes the old
 //     one's name, while everything goes on.
+//   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
+//     log that has rotted. stamp.go: files that do not belong together.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -62,9 +64,11 @@
 //	    generations, and by the chain value at the base, which the follower
 //	    looks up. In every other case, and when anything about the bitmap is
 //	    amiss, all blocks are compared, and the reason is told.
-//	  - G9: an error of the journal or the device stops the volume. Reads and
-//	    writes fail from then on; a follower also leaves the port, so that its
-//	    source turns to a backup.
+//	  - G7: rot in the log is never cut below a promise. It is repaired from the
+//	    other side's log, whose bytes are the same, or the start is refused.
+//	  - G9: a failed fdatasync, or any failure of the journal, stops the volume. A
+//	    follower also leaves the port, so that its source turns to a backup. The
+//	    next start drops what is cached before it reads.
 //
 // # Choices
 //
@@ -104,6 +108,39 @@
 // staged, which is compared by hash, since it may be of a history that ended.
 // Before a resync is taken over, what the follower's log has and its device has
 // not is staged too: the log is begun anew.
+//
+// # Disks that fail
+//
+// The backing device without space is no end: everything is in the log still. The
+// applier stops and tries again for ever (state "device full"); writers wait once
+// the log is full; a target tells its source. Another error of a write is tried
+// again a few times ("device error"), since the fdatasync behind it will tell; then
+// the volume stops. That fdatasync is never tried again, whatever its error: on a
+// filesystem or a thin volume that allocates late, "no space" may come with it.
+//
+// Any error of the journal stops the volume at once, also when it is for lack of
+// space: its space was allocated when it was made, so this is a filesystem that
+// copies on write, where the next anchor may fail as well, and an anchor is a
+// promise. The writers get the disk's own error: NBD's ENOSPC lets a hypervisor
+// pause its guest where EIO would be shown to it.
+//
+// A volume that stopped is still read where it is sound. What the device has below
+// applied was fdatasynced before the anchor said so, and everything above is in
+// the log, which covers a page that failed on its way to the device. Of a log that
+// failed only what is below durable is shown: what lies above may be, as soon as
+// the kernel has let go of a page that it marked clean, what was on the disk
+// before. Zeroes and trims are in memory. A source that stopped still sends its
+// followers what its log holds; they check every byte.
+//
+// A resync that finds no space, or whose staging file fails otherwise, leaves the
+// volume as it was and is held back for longer and longer ("resync held"). Before
+// the staged state is taken over, the device's space for it is allocated.
+//
+// Not seen here: rot in the backing device, and rot of a payload between its
+// append and its being applied. Only the active target is asked for what has
+// rotted at a source; who wants a backup asked names it as the target. The
+// way on from a target that cannot be repaired is promote --force, from before
+// the rot.
 //
 // Not here yet: the modes receive and durable, more than one follower at a
 // time, rejoin after a divergence.

@@ -194,7 +194,10 @@ func (st *staging) finish(lsn journal.LSN, chain uint64, gs []journal.Generation
 		})
 	}
 	if err := st.keepUnapplied(); err != nil {
-		return errors.Join(fmt.Errorf("staging file: %w", err), st.file.Close())
+		return errors.Join(&stageError{fmt.Errorf("staging file: %w", err)}, st.file.Close())
+	}
+	if err := st.reserve(); err != nil {
+		return errors.Join(&stageError{fmt.Errorf("space on the device for what is staged: %w", err)}, st.file.Close())
 	}
 	if err := st.file.Sync(); err != nil {
 		// G9: what it holds can be read back, and is not on the disk.
@@ -233,6 +236,24 @@ func (st *staging) keepUnapplied() error {
 		}
 		off = end
 	}
+}
+
+// reserve takes the space that the merge needs: once the new state is taken over the volume is not whole without it.
+func (st *staging) reserve() error {
+	a, ok := st.v.dev.(blockdev.Allocator)
+	if !ok {
+		return nil
+	}
+	for i, staged := range st.staged {
+		off := int64(i) * resyncBlockBytes
+		if !staged {
+			continue
+		}
+		if err := a.Allocate(off, min(resyncBlockBytes, st.size-off)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // merge copies the staged blocks into the device and ends the staging. The

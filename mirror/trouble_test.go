@@ -364,3 +364,44 @@ func forge(t *testing.T, j *cached, which string, end journal.LSN) {
 		t.Fatal(err)
 	}
 }
+
+// TestNoSpaceToTakeOver: a staged resync that the device has no space for is not taken over: the volume stays as it was, whole and
+// running, and the next try succeeds when there is space.
+func TestNoSpaceToTakeOver(t *testing.T) {
+	d := disconnected(t)
+	defer d.close()
+	h := d.hosts[dstHost]
+	if err := d.v[dstHost].Abort(); err != nil {
+		t.Fatal(err)
+	}
+	v, _, dev := h.openFaulty(t)
+	d.v[dstHost] = v
+	before, err := content(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.newStage()
+	take := func() error {
+		st, err := h.stagedIn(v)(testDevice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.write(bytes.Repeat([]byte{0xEE}, 4096), 8192, 4096, false); err != nil {
+			t.Fatal(err)
+		}
+		head, chain := v.log.HeadChain()
+		return st.finish(head, chain, v.History())
+	}
+	dev.Set(blockdev.Rule{Op: blockdev.OpWrite, Err: unix.ENOSPC})
+	err = take()
+	if s := (*stageError)(nil); !errors.As(err, &s) || !noSpace(err) || v.Err() != nil || v.flags()&stateMerging != 0 {
+		t.Fatalf("taken over without space: %v, volume %v", err, v.Err())
+	}
+	mustContent(t, "without space", v, before)
+	dev.Set()
+	if err := take(); err != nil {
+		t.Fatal(err)
+	}
+	copy(before[8192:], bytes.Repeat([]byte{0xEE}, 4096))
+	mustContent(t, "taken over", v, before)
+}
