@@ -163,3 +163,28 @@ func TestGiveUpRepair(t *testing.T) {
 		}
 	}
 }
+
+// TestRepairBeyondAnchorsPromise: the anchor promises less than the records do, and the second rot lies between the two: it is
+// found by Resume, and not cut as a torn tail.
+func TestRepairBeyondAnchorsPromise(t *testing.T) {
+	image, whole, promised, want := rotten(t, RolePrimary, 0, "payload")
+	d, err := readSlots(memFileOf(image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Sequence++
+	d.Durable = want.recs[2].at
+	copy(image[slotOffset(d.Sequence):], d.encode())
+	second := want.recs[3].at
+	image[(&ring{size: minRing}).offset(second+70)] ^= 1
+	l, r, err := Open(memFileOf(image), Options{Damaged: true})
+	if err != nil || r.Promise != want.recs[2].at {
+		t.Fatalf("%v, %+v", err, r)
+	}
+	if _, err := l.AppendRaw(l.Head(), rawRecord(t, whole, l.Head())); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = l.Resume(); err != nil || r.Rot == nil || r.Rot.LSN != second || l.Damaged() != promised {
+		t.Errorf("%v, %+v; the second rot is at %d", err, r, second)
+	}
+}

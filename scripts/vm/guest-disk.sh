@@ -41,6 +41,9 @@ dmsetup create j --table "0 $sectors linear /dev/loop0 0"
 exec 9</dev/mapper/j
 agent
 write A 0 || fail "write and flush on a good disk"
+# All applied: else the next anchor meets the bad disk, and not the flush of B.
+number() { mirror-agent status --name small --json | sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" | head -n 1; }
+until [ "$(number applied)" = "$(number head)" ]; do sleep 0.2; done
 step "good disk"
 table "flakey /dev/loop0 0 0 3600 1 error_writes"
 if write B 1; then fail "a flush was answered that is not on the disk"; fi
@@ -50,6 +53,8 @@ grep -q 'journal failed' /tmp/agent.log || fail "the agent does not say what fai
 [ "$(first 0)" = A ] || fail "what was flushed is not read while the volume is stopped"
 if [ "$(first 1)" = B ]; then fail "what never became durable is shown"; fi
 echo "PASS stopped"
+dd if=/dev/mapper/j bs=64K count=1 2>/dev/null | tr -d '\0' | grep -q '^B$' || fail "the page cache does not have what the disk has not: this tests nothing"
+if dd if=/dev/mapper/j bs=64K count=1 iflag=direct 2>/dev/null | tr -d '\0' | grep -q '^B$'; then fail "the disk has it"; fi
 table "linear /dev/loop0 0"
 mirror-agent detach /dev/nbd0
 wait $watch || true
