@@ -44,7 +44,7 @@ race: ## unit tests with the race detector
 torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_ROUNDS=n)
 	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) scripts/torture
 
-bench: build ## against nbdkit and qemu's mirror, interleaved (BENCH_FLAGS='-rounds 7')
+bench: build ## NBD server, volume and mirror beside nbdkit, qemu, go-nbd (BENCH_FLAGS='-only front')
 	scripts/deps.sh
 	$(GO) run ./scripts/bench -agent $(BIN) $(BENCH_FLAGS)
 
