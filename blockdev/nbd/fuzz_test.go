@@ -73,18 +73,23 @@ func FuzzHandshake(f *testing.F) {
 
 // checkReplies walks the replies to options up to where transmission may begin.
 func checkReplies(t *testing.T, p []byte) {
+	if err := wholeReplies(p); err != nil {
+		t.Error(err)
+	}
+}
+
+func wholeReplies(p []byte) error {
 	for len(p) >= 8 && binary.BigEndian.Uint64(p) == protocol.NEGOTIATION_MAGIC_REPLY {
 		if len(p) < 20 {
-			t.Errorf("half a reply: %x", p)
-			return
+			return fmt.Errorf("half a reply: %x", p)
 		}
 		n := int(be32(p[16:]))
 		if n > len(p)-20 {
-			t.Errorf("a reply of %d bytes of which %d are there", n, len(p)-20)
-			return
+			return fmt.Errorf("a reply of %d bytes of which %d are there", n, len(p)-20)
 		}
 		p = p[20+n:]
 	}
+	return nil
 }
 
 func FuzzTransmission(f *testing.F) {

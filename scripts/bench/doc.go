@@ -25,6 +25,6 @@
 // later is not free. What is durable when a flush returns differs and is printed with the table.
 //
 // Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror] [-rounds 5] [-seconds 3] [-size 512]
-// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-match REGEXP] [-dir DIR]. Everything it starts it ends, by
+// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by
 // pid, also on Ctrl-C; its files are removed.
 package main

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"regexp"
-	"text/tabwriter"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/backend"
@@ -79,33 +78,36 @@ func (b *bench) front(ctx context.Context) error {
 			}
 		}
 	}
-	fmt.Printf("NBD servers on one file of %d MiB, nothing mirrored; %d turns of %v; medians, ratios within each turn\n\n", b.o.sizeMiB, b.o.frontRounds, b.o.frontTime)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "load\tby\tserver\trequests/s\tCPU µs each\tmirror-agent ÷ it")
+	rate := func(r result) float64 { return r.iops }
+	t := table{
+		section: "front", head: []string{"load", "by", "mirror-agent, requests/s", "CPU µs each"},
+		caption: fmt.Sprintf("NBD servers on one file of %d MiB, nothing mirrored, nothing flushed; %d turns of %v; medians of requests/s, and in brackets of mirror-agent's "+
+			"divided by them turn by turn (least–greatest).", b.o.sizeMiB, b.o.frontRounds, b.o.frontTime),
+	}
+	for _, s := range servers[1:] {
+		t.head = append(t.head, s.name)
+	}
 	for _, j := range b.frontJobs() {
 		for _, tr := range transports {
 			ours := results[key{j.name, tr.name, servers[0].name}]
-			for _, s := range servers {
-				rs := results[key{j.name, tr.name, s.name}]
-				if len(rs) == 0 {
-					continue
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%.1f\t%s\n", j.name, tr.name, s.name, median(rs, func(r result) float64 { return r.iops }),
-					median(rs, func(r result) float64 { return r.cpu * 1000 }), ratio(ours, rs))
+			if len(ours) == 0 {
+				continue
 			}
+			row := []string{j.name, tr.name, fmt.Sprintf("%.0f", median(ours, rate)), fmt.Sprintf("%.1f", median(ours, func(r result) float64 { return r.cpu * 1000 }))}
+			for _, s := range servers[1:] {
+				rs := results[key{j.name, tr.name, s.name}]
+				row = append(row, fmt.Sprintf("%.0f [%s]", median(rs, rate), ratio(ours, rs)))
+			}
+			t.rows = append(t.rows, row)
+			t.plot = append(t.plot, plotted{j.name + ", " + tr.name, middleRatio(ours, results[key{j.name, tr.name, "nbdkit"}])})
 		}
 	}
-	w.Flush()
-	fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
 	for _, s := range servers {
-		for _, c := range s.commands {
-			fmt.Println("  " + c)
-		}
+		t.notes = append(t.notes, s.commands...)
 	}
-	fmt.Println()
 	b.end()
 	b.started = nil
-	return nil
+	return b.show(t)
 }
 
 // measureFront runs one load with a connection of its own.

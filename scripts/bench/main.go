@@ -28,6 +28,7 @@ type options struct {
 	volumeRounds int
 	volumeTime   time.Duration
 	journalDir   string
+	readme       string
 }
 
 func main() {
@@ -45,6 +46,7 @@ func main() {
 	flag.IntVar(&o.volumeRounds, "volume-rounds", 5, "turns of log and volume")
 	flag.DurationVar(&o.volumeTime, "volume-time", 3*time.Second, "length of each of their runs")
 	flag.StringVar(&o.journalDir, "journal-dir", "", "where the log of log and volume goes (default -dir)")
+	flag.StringVar(&o.readme, "readme", "", "a `FILE` whose sections front and volume are written anew")
 	serve := flag.String("serve", "", "internal: be one of the servers that are measured")
 	flag.Parse()
 	if !slices.Contains([]string{"", "front", "volume", "mirror"}, o.only) {

@@ -173,13 +173,19 @@ func middle(v []float64) float64 {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
-// ratio is the median of the writes/s of a divided by those of b, turn by turn,
-// with the least and the greatest.
-func ratio(a, b []result) string {
-	var v []float64
+// ratios are the rates of a divided by those of b, turn by turn.
+func ratios(a, b []result) (v []float64) {
 	for i := range min(len(a), len(b)) {
 		v = append(v, a[i].iops/b[i].iops)
 	}
+	return v
+}
+
+func middleRatio(a, b []result) float64 { return middle(ratios(a, b)) }
+
+// ratio is the median of the ratios, with the least and the greatest.
+func ratio(a, b []result) string {
+	v := ratios(a, b)
 	if len(v) == 0 {
 		return "-"
 	}

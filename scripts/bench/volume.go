@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
-	"text/tabwriter"
 	"time"
 )
 
@@ -82,32 +81,34 @@ func (b *bench) volume(ctx context.Context) error {
 			}
 		}
 	}
-	fmt.Printf("A source without a target beside nbdkit in place, %d MiB, log of %s; %d turns of %v; medians, ratios within each turn\n\n", b.o.sizeMiB, b.o.journal, b.o.volumeRounds, b.o.volumeTime)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "load\tmirror-agent, requests/s\tnbdkit\tratio\tbar\tCPU µs each\tnbdkit's")
+	t := table{
+		section: "volume", head: []string{"load", "mirror-agent, requests/s", "nbdkit", "ratio", "aim", "CPU µs each", "nbdkit's"},
+		caption: fmt.Sprintf("A source without a target beside nbdkit's file plugin in place; device of %d MiB, log of %s that has gone around before; %d turns of %v; medians, "+
+			"ratios turn by turn (least–greatest).", b.o.sizeMiB, b.o.journal, b.o.volumeRounds, b.o.volumeTime),
+	}
 	for _, l := range loads {
 		ours, theirs := agent.results[l.name], kit.results[l.name]
 		if len(ours)+len(theirs) == 0 {
 			continue
 		}
-		bar := "-"
+		aim := "-"
 		if l.bar > 0 {
-			bar = fmt.Sprintf("%.2f", l.bar)
+			aim = fmt.Sprintf("%.2f", l.bar)
 		}
 		rate, cpu := func(r result) float64 { return r.iops }, func(r result) float64 { return r.cpu * 1000 }
-		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%s\t%.1f\t%.1f\n", l.name, median(ours, rate), median(theirs, rate), ratio(ours, theirs), bar, median(ours, cpu), median(theirs, cpu))
+		number := func(format string, v float64) string { return fmt.Sprintf(format, v) }
+		t.rows = append(t.rows, []string{
+			l.name, number("%.0f", median(ours, rate)), number("%.0f", median(theirs, rate)), ratio(ours, theirs), aim,
+			number("%.1f", median(ours, cpu)), number("%.1f", median(theirs, cpu)),
+		})
+		t.plot = append(t.plot, plotted{l.name, middleRatio(ours, theirs)})
 	}
-	w.Flush()
-	fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
 	for _, p := range peers {
-		for _, c := range p.commands {
-			fmt.Println("  " + c)
-		}
+		t.notes = append(t.notes, p.commands...)
 	}
-	fmt.Println()
 	b.end()
 	b.started = nil
-	return nil
+	return b.show(t)
 }
 
 // startAlone starts a source that has no target.

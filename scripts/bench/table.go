@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"unicode/utf8"
+)
+
+// table is a result: for the terminal, and for the README between the marks of its section.
+type table struct {
+	section string // front, volume
+	caption string
+	head    []string
+	rows    [][]string
+	plot    []plotted // one line for each row: how many times as fast as nbdkit
+	notes   []string  // the commands; not for the README
+}
+
+type plotted struct {
+	label string
+	ratio float64
+}
+
+// show prints the table and, when the user named a README, puts it there.
+func (b *bench) show(t table) error {
+	fmt.Printf("%s\n\n", t.caption)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, strings.Join(t.head, "\t"))
+	for _, r := range t.rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	w.Flush()
+	fmt.Println()
+	t.bars(os.Stdout)
+	fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
+	for _, n := range t.notes {
+		fmt.Println("  " + n)
+	}
+	fmt.Println()
+	if b.o.readme == "" {
+		return nil
+	}
+	text, err := os.ReadFile(b.o.readme)
+	if err != nil {
+		return err
+	}
+	changed, err := replaceSection(string(text), t.section, t.markdown())
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.o.readme, err)
+	}
+	return os.WriteFile(b.o.readme, []byte(changed), 0o644)
+}
+
+// Bars: so many characters are nbdkit's speed, longer ones end at the most.
+const (
+	barOfOne = 16
+	barMost  = 4 * barOfOne
+)
+
+func (t *table) bars(w io.Writer) {
+	widest := 0
+	for _, p := range t.plot {
+		widest = max(widest, utf8.RuneCountInString(p.label))
+	}
+	fmt.Fprintf(w, "%-*s  nbdkit%*s\n", widest, "", barOfOne-6+1, "▼")
+	for _, p := range t.plot {
+		n := int(p.ratio*barOfOne + 0.5)
+		end := ""
+		if n > barMost {
+			n, end = barMost, "…"
+		}
+		fmt.Fprintf(w, "%-*s  %s%s %.2f\n", widest, p.label, strings.Repeat("█", n), end, p.ratio)
+	}
+}
+
+func (t *table) markdown() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s\n\n| %s |\n|%s\n", t.caption, strings.Join(t.head, " | "), strings.Repeat("---|", len(t.head)))
+	for _, r := range t.rows {
+		fmt.Fprintf(&s, "| %s |\n", strings.Join(r, " | "))
+	}
+	s.WriteString("\n```text\n")
+	t.bars(&s)
+	s.WriteString("```\n")
+	return s.String()
+}
+
+// replaceSection puts new text between the marks of a section.
+func replaceSection(text, section, with string) (string, error) {
+	begin, end := "<!-- make bench: "+section+" -->\n", "<!-- end of "+section+" -->"
+	before, rest, ok := strings.Cut(text, begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		return "", fmt.Errorf("no section %q…%q", strings.TrimSpace(begin), end)
+	}
+	return before + begin + with + end + after, nil
+}
