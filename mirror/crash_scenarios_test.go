@@ -119,12 +119,15 @@ var crashScenarios = []struct {
 	}},
 	{"small records around the end", RolePrimary, 0.1, func(w *crashWorld) {
 		w.generation(true)
-		w.fillTo(testJournal - 8192 - 2000)
+		w.fillTo(w.v.log.Capacity() - 1100)
 		for i := range 10 { // headers and payloads lie across the end of the ring
 			w.write(int64(i)*333, 90+i*7)
 			if i == 5 {
 				w.flush()
 			}
+		}
+		if head := int64(w.v.log.Head()); head < w.v.log.Capacity() {
+			w.t.Fatalf("the records end at %d, before the ring does", head)
 		}
 		w.apply()
 		w.write(5, 5)
