@@ -93,6 +93,37 @@ var crashScenarios = []struct {
 		w.apply()
 		w.checkpoint("alone")
 	}},
+	{"growing", RolePrimary, 1, func(w *crashWorld) {
+		w.generation(true)
+		w.write(crashDevice-700, 700)
+		w.grow()
+		w.write(crashDevice-300, 900) // across the old end
+		w.restart(false)
+		w.generation(false)
+		w.flush()
+		w.apply()
+		w.zero(crashDevice, 5000, true)
+		w.write(crashGrown-10, 10)
+		w.restart(true)
+		w.generation(false)
+		w.write(crashGrown-900, 60)
+		w.apply()
+	}},
+	{"growing follower", RoleSecondary, 1, func(w *crashWorld) {
+		w.sourceWrites(2)
+		w.receive()
+		w.acknowledge()
+		keep := w.v.log.Head()
+		w.declare(keep)
+		w.sourceGrows()
+		w.receive()
+		w.acknowledge()
+		w.declare(w.v.log.Durable())
+		w.apply()
+		w.sourceWrites(2)
+		w.receive()
+		w.restart(false)
+	}},
 	{"kills and clean ends", RolePrimary, 1, func(w *crashWorld) {
 		w.generation(true)
 		for i := range 4 {

@@ -87,6 +87,25 @@ func (w *crashWorld) flush() {
 	w.promise(&w.flushed, head)
 }
 
+// grow makes the device as large as the disk is.
+func (w *crashWorld) grow() {
+	w.want = append(w.want, make([]byte, crashGrown-len(w.want))...)
+	n, err := w.v.Grow(context.Background(), 0)
+	w.check(err)
+	if n != crashGrown {
+		w.t.Fatalf("it grew to %d bytes", n)
+	}
+	w.answer()
+	w.promise(&w.flushed, w.v.log.Head())
+}
+
+// sourceGrows is the same on a follower's source.
+func (w *crashWorld) sourceGrows() {
+	es := []*journal.Entry{{Op: journal.OpResize, Offset: crashGrown}, {Op: journal.OpTrim, Offset: crashDevice, Length: crashGrown - crashDevice}}
+	w.check(w.source.Append(es))
+	w.want = append(w.want, make([]byte, crashGrown-len(w.want))...)
+}
+
 // apply brings everything committed to the device.
 func (w *crashWorld) apply() {
 	_, err := w.v.log.Sync(w.v.log.Head())

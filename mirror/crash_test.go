@@ -25,6 +25,9 @@ import (
 // crashDevice is one block of a resync and a part of another, bytes.
 const crashDevice = resyncBlockBytes + 16<<10
 
+// crashGrown is how large the backing device is, for mirrors that grow.
+const crashGrown = crashDevice + 24<<10
+
 // moment is one point of the volume's history: the state after a record. Its chain value names it.
 type moment struct {
 	lsn     journal.LSN
@@ -76,7 +79,7 @@ func quietOptions() VolumeOptions {
 
 func newCrashWorld(t testing.TB, role Role) *crashWorld {
 	w := &crashWorld{t: t, trace: crashtest.New(), moments: map[uint64]*moment{}, want: make([]byte, crashDevice)}
-	w.journal, w.device, w.stage = w.trace.Disk(testJournal), w.trace.Disk(crashDevice), w.trace.Disk(crashDevice)
+	w.journal, w.device, w.stage = w.trace.Disk(testJournal), w.trace.Disk(crashGrown), w.trace.Disk(crashDevice)
 	c := Config{Name: "vol", Role: role}
 	a := c.firstAnchor(crashDevice)
 	a.AppliedChain = 77 // every run is the same
@@ -139,7 +142,7 @@ func (w *crashWorld) guard(sync bool, data []byte, off, length int64) {
 		data = make([]byte, length)
 	}
 	for _, chain := range slices.Backward(w.chains) {
-		if m := w.moments[chain]; m.lsn <= limit && bytes.Equal(m.content[off:off+length], data) {
+		if m := w.moments[chain]; m.lsn <= limit && off+length <= int64(len(m.content)) && bytes.Equal(m.content[off:off+length], data) {
 			return
 		}
 	}
@@ -179,6 +182,8 @@ func (w *crashWorld) adopt() {
 				copy(content[r.Offset:], p)
 			case journal.OpZero, journal.OpTrim:
 				clear(content[r.Offset : r.Offset+uint64(r.Length)])
+			case journal.OpResize:
+				content = append(content, make([]byte, int(r.Offset)-len(content))...)
 			}
 			from = r.End()
 			w.moments[r.Chain] = &moment{lsn: from, content: content, dead: math.MaxInt}

@@ -115,12 +115,8 @@ func (v *Volume) Grow(ctx context.Context, size int64) (int64, error) {
 	if v.Role() != RolePrimary {
 		return old, fmt.Errorf("this volume is %s: it is made larger on the source", v.Role())
 	}
-	if g, ok := v.dev.(blockdev.Grower); ok && size == 0 {
-		n, err := g.Grow(old) // looks how large it is by now
-		if err != nil {
-			return old, err
-		}
-		size = n / sectorBytes * sectorBytes
+	if size == 0 {
+		size = v.capacity() / sectorBytes * sectorBytes
 	}
 	switch {
 	case size < old:
