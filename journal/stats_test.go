@@ -103,7 +103,7 @@ func TestStats(t *testing.T) {
 // Counting allocates nothing.
 func TestStatsAllocations(t *testing.T) {
 	if raceEnabled {
-		t.Skip("the race detector allocates")
+		t.Skip("the race detector allocates; the suite without it counts")
 	}
 	var c counters
 	if n := testing.AllocsPerRun(100, func() { c.group(3, 4096); c.appendTime.observe(5); c.appends.Add(1) }); n != 0 {
