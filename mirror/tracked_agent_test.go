@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -22,7 +23,11 @@ func TestSwitchBackByBitmap(t *testing.T) {
 		t.Fatal(err)
 	}
 	active := func(n *agentNode) func(Status) bool {
-		return func(s Status) bool { return s.State == "in sync" && s.ActiveTarget == n.c.Listen[0] }
+		return func(s Status) bool { // State is told anew a moment after the rest
+			return s.State == "in sync" && slices.ContainsFunc(s.Followers, func(f FollowerStatus) bool {
+				return f.Target == n.c.Listen[0] && f.Active && f.State == string(FollowerStreaming)
+			})
+		}
 	}
 	const span = 200 << 10
 	// overwrite goes over a part of the device until the log has forgotten.
