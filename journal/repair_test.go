@@ -70,6 +70,9 @@ func TestRepair(t *testing.T) {
 					if _, err := l.AppendRaw(rec.at, foreign); err == nil {
 						t.Fatal("a record with another payload was taken")
 					}
+					if _, err := l.AppendRaw(rec.at, ofAnotherHistory(t, raw)); !errors.Is(err, ErrChain) {
+						t.Fatalf("a record of another history: %v", err)
+					}
 					if _, err := l.AppendRaw(rec.at, raw); err != nil {
 						t.Fatal(err)
 					}
@@ -95,6 +98,18 @@ func TestRepair(t *testing.T) {
 			}
 		}
 	}
+}
+
+// ofAnotherHistory is a record that is sound and lies at the same LSN, but follows other records.
+func ofAnotherHistory(t *testing.T, raw []byte) []byte {
+	t.Helper()
+	r, err := decodeHeader(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := bytes.Clone(raw)
+	r.encode(other, r.Chain+1)
+	return other
 }
 
 // rawRecord reads one record of a journal as ReadRaw gives it.

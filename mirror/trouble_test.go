@@ -290,7 +290,15 @@ func (c *cached) Sync() error {
 	return c.keepOpen.Sync()
 }
 
-func (c *cached) DropCache(_, _ int64) error { c.drops++; c.cache = nil; return nil }
+func (c *cached) DropCache(off, length int64) error {
+	c.drops++
+	p := c.view()[off:]
+	if length > 0 {
+		p = p[:length]
+	}
+	_, err := c.keepOpen.ReadAt(p, off)
+	return err
+}
 
 // TestRecoverFromDisk: after an fdatasync that failed the next start reads the disk, not what is cached (G9). A log that is
 // whole in the cache is not on the disk.
@@ -298,8 +306,8 @@ func TestRecoverFromDisk(t *testing.T) {
 	for _, which := range []string{"journal", "anchor of a clean end"} {
 		t.Run(which, func(t *testing.T) {
 			h := newHost(t, RolePrimary)
-			j := &cached{keepOpen: keepOpen{h.journal}}
-			v, _, err := openVolume(j, keepOpen{h.device}, testOptions())
+			j, dev := &cached{keepOpen: keepOpen{h.journal}}, &cached{keepOpen: keepOpen{h.device}}
+			v, _, err := openVolume(j, dev, testOptions())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -319,6 +327,7 @@ func TestRecoverFromDisk(t *testing.T) {
 				t.Fatal("a journal that cannot be synced opened")
 			}
 			forge(t, j, which, end)
+			copy(dev.view(), "never on the disk")
 			j.fail, j.drops = false, 0
 			a, err := journal.ReadAnchor(j)
 			if err != nil {
@@ -327,11 +336,12 @@ func TestRecoverFromDisk(t *testing.T) {
 			if which != "journal" && !a.Clean {
 				t.Fatal("the cache does not show a clean end: this test tests nothing")
 			}
-			w, rec, err := openVolume(j, keepOpen{h.device}, testOptions())
+			w, rec, err := openVolume(j, dev, testOptions())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer w.Close()
+			mustContent(t, "after recovery", w, make([]byte, testDevice))
 			if j.drops == 0 {
 				t.Error("the cache was believed")
 			}
