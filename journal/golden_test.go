@@ -110,6 +110,16 @@ func TestGoldenJournal(t *testing.T) {
 	}
 }
 
+// TestJournalWithoutHorizon: one that was written before anchors said how far records can reach is read all the same.
+func TestJournalWithoutHorizon(t *testing.T) {
+	file := make([]byte, MinSize)
+	n := copy(file, readGolden(t, "journal-without-horizon.hex"))
+	l, rec, err := Open(memFileOf(file), Options{})
+	if err != nil || l.Head() != LSN(n-ringStart) || rec.Cut || l.Anchor().Name != "golden" {
+		t.Fatalf("open: %v, %+v", err, rec)
+	}
+}
+
 // FuzzRaw hands anything to a follower's log: what is taken is exactly what continues it, byte for byte, and what is refused
 // leaves no trace.
 func FuzzRaw(f *testing.F) {
