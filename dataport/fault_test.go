@@ -79,7 +79,11 @@ func TestPathIsReset(t *testing.T) {
 	w := newWorld(t, dataport.Manual)
 	w.bothWays(t, 300, w.paths[0].Cut)
 	w.source.awaitEvent(t, dataport.PathUp, 3)
-	if got := w.source.kinds(dataport.PathSuspect); got != "PathUp SessionUp PathUp PathDown PathUp" {
+	got := w.source.kinds(dataport.PathSuspect)
+	for strings.Contains(got, "PathUp PathUp") { // one that a busy machine had suspected for a moment
+		got = strings.ReplaceAll(got, "PathUp PathUp", "PathUp")
+	}
+	if got != "PathUp SessionUp PathUp PathDown PathUp" {
 		t.Fatalf("events %s", got)
 	}
 	down := w.source.awaitEvent(t, dataport.PathDown, 1)
