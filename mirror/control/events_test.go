@@ -81,7 +81,7 @@ func TestFollowerThatDoesNotReadIsDropped(t *testing.T) {
 	a := newFakeAgent()
 	big := mirror.Event{Sequence: 1, Text: strings.Repeat("x", 4<<20)}
 	a.events = []mirror.Event{big}
-	s, path := serve(t, a, func(o *Options) { o.WriteTimeout = 500 * time.Millisecond })
+	s, path := serve(t, a, func(o *Options) { o.WriteTimeout = 2 * time.Second })
 	c, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
