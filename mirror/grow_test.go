@@ -145,6 +145,8 @@ func TestFollowerTooSmall(t *testing.T) {
 	d := disconnected(t)
 	defer d.close()
 	src, dst := d.v[srcHost], d.v[dstHost]
+	dst.stop() // whoever applies looks at the device, too
+	<-dst.stopped
 	dst.dev = plain{dst.dev}
 	before, err := content(dst)
 	if err != nil {
@@ -192,6 +194,8 @@ func TestGrowRefuses(t *testing.T) {
 	if n, err := src.Grow(t.Context(), 0); err != nil || n != testDevice {
 		t.Errorf("as large as the backing device, which did not grow: %d, %v", n, err)
 	}
+	src.stop() // whoever applies looks at the device, too
+	<-src.stopped
 	src.dev = plain{src.dev}
 	head := src.log.Head()
 	for _, c := range []struct {
