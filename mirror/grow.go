@@ -112,24 +112,8 @@ func (v *Volume) capacity() int64 {
 // it is durable as the mode promises. Everything that is new reads as zeroes. For a primary; one call at a time.
 func (v *Volume) Grow(ctx context.Context, size int64) (int64, error) {
 	old := v.size.Load()
-	if v.Role() != RolePrimary {
-		return old, fmt.Errorf("this volume is %s: it is made larger on the source", v.Role())
-	}
-	if size == 0 {
-		size = v.capacity() / sectorBytes * sectorBytes
-	}
-	switch {
-	case size < old:
-		return old, fmt.Errorf("size %d: the device has %d bytes and cannot be made smaller", size, old)
-	case size == old:
-		return old, nil
-	case size%sectorBytes != 0 || size > maxDeviceBytes:
-		return old, fmt.Errorf("size %d: must be a multiple of %d", size, sectorBytes)
-	}
-	if err := v.makeRoom(size); err != nil {
-		return old, err
-	}
-	if err := v.writable(); err != nil {
+	size, err := v.prepareGrow(size)
+	if err != nil || size == old {
 		return old, err
 	}
 	es := []*journal.Entry{{Op: journal.OpResize, Offset: uint64(size)}}
@@ -140,4 +124,25 @@ func (v *Volume) Grow(ctx context.Context, size int64) (int64, error) {
 		return v.size.Load(), err
 	}
 	return size, v.flush(ctx, v.log.Head())
+}
+
+// prepareGrow says how large the device is to become, checks that it can, and enlarges the backing device.
+func (v *Volume) prepareGrow(size int64) (int64, error) {
+	old := v.size.Load()
+	if v.Role() != RolePrimary {
+		return old, fmt.Errorf("this volume is %s: it is made larger on the source", v.Role())
+	}
+	if size == 0 {
+		size = v.capacity() / sectorBytes * sectorBytes
+	}
+	switch {
+	case size < old:
+		return old, fmt.Errorf("size %d: the device has %d bytes and cannot be made smaller", size, old)
+	case size%sectorBytes != 0 || size > maxDeviceBytes:
+		return old, fmt.Errorf("size %d: must be a multiple of %d", size, sectorBytes)
+	}
+	if err := v.writable(); err != nil {
+		return old, err
+	}
+	return size, v.makeRoom(size)
 }

@@ -142,8 +142,9 @@ func (a *Agent) Resize(ctx context.Context, size int64) (int64, error) {
 	a.opMu.Lock()
 	defer a.opMu.Unlock()
 	old := a.v.size.Load()
-	if size == 0 {
-		size = a.v.capacity() / sectorBytes * sectorBytes
+	size, err := a.v.prepareGrow(size) // no other host is asked for what cannot be here
+	if err != nil {
+		return old, err
 	}
 	if s := a.streamingSender(); s != nil && size > old {
 		if err := s.makeRoom(ctx, size); err != nil {
