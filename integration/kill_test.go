@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	toolTimeout = time.Minute
+	toolTimeout = 3 * time.Minute
 	startLimit  = 30 * time.Second
 )
 

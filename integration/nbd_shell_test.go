@@ -15,7 +15,7 @@ import (
 // nbdsh runs scripts of testdata/nbdsh, one after the other in one libnbd shell, against a server.
 func nbdsh(t *testing.T, addr string, size int64, scripts ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var args []string
 	for _, s := range append([]string{"prelude"}, scripts...) {

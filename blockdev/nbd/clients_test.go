@@ -22,7 +22,7 @@ func tool(t *testing.T, name, debian string) func(args ...string) string {
 	}
 	return func(args ...string) string {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, path, args...)
 		cmd.Dir = t.TempDir() // fio leaves files
