@@ -23,11 +23,12 @@ const (
 	Resumed                                // and no longer
 	PeerRefused                            // a peer was refused or refused us; Reason says why
 	PortClosed                             // the last event of a port
+	Fenced                                 // a peer has seen a higher Generation: the port sends nothing until SetGeneration reaches it
 )
 
 var eventNames = [...]string{
 	"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
-	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed",
+	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed", "Fenced",
 }
 
 func (k EventKind) String() string {
@@ -46,6 +47,8 @@ type Event struct {
 	Path    PathID
 	Target  string
 	Reason  string
+
+	Generation uint64 // Fenced: the higher one, for the client to store before it acts on it
 }
 
 func (e Event) String() string {
@@ -55,6 +58,9 @@ func (e Event) String() string {
 	}
 	if e.Target != "" {
 		s += " target=" + e.Target
+	}
+	if e.Generation != 0 {
+		s += fmt.Sprintf(" generation=%d", e.Generation)
 	}
 	if e.Reason != "" {
 		s += " (" + e.Reason + ")"

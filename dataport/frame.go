@@ -60,7 +60,7 @@ const (
 	framePong
 	frameReply // a data frame that answers a Call
 	frameClose // payload: reason
-	frameAddrs // payload: the sender's listen addresses, as in hello
+	frameAddrs // payload: where the sender listens now: addresses as in hello
 	frameTypeEnd
 )
 

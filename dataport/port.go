@@ -36,10 +36,10 @@ type PortConfig struct {
 	Switch  SwitchMode
 	// Scheduler spreads frames over the paths. Nil: LeastCompletion.
 	Scheduler Scheduler
-	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses (and the
-	// node's LocalAddrs).
+	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses.
 	Paths int
 	// UseAnnounced: also connect to the addresses that the target's node says it listens on, so that one seed address suffices.
+	// Paths to them come and go with the addresses; those to Target stay.
 	UseAnnounced bool
 }
 
@@ -94,6 +94,12 @@ type Port struct {
 	arrived  int            // target of the last session
 	peers    map[int]uint64 // last incarnation by target
 	sessions uint64
+	fenced   uint64 // the generation that fences it, 0: none
+
+	known      map[int]peerIdentity // who the targets turned out to be
+	news       chan struct{}        // capacity 1: look at what the peer announces
+	remembered map[string]*record   // of announced addresses, see startAnnounced
+	shunned    map[string]bool      // announced addresses that the client does not want
 }
 
 // Open makes a port. It returns at once and connects in the background; events tell how that goes. ctx only guards the call itself.
@@ -106,7 +112,8 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	}
 	p := &Port{
 		reg: r, node: r.node, conf: c, id: randomID(), done: make(chan struct{}), change: make(chan struct{}),
-		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, since: time.Now(), lastLife: r.node.clock.now(),
+		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, known: map[int]peerIdentity{},
+		news: make(chan struct{}, 1), remembered: map[string]*record{}, shunned: map[string]bool{}, since: time.Now(), lastLife: r.node.clock.now(),
 	}
 	nodeClosed := r.node.isClosed()
 	r.mu.Lock()
@@ -119,6 +126,9 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	p.mu.Lock()
 	p.startSlots()
 	p.tasks.start(p.supervise)
+	if c.UseAnnounced {
+		p.tasks.start(p.follow)
+	}
 	p.mu.Unlock()
 	return p, nil
 }
@@ -147,6 +157,8 @@ func (p *Port) current() (*Session, error) {
 	switch {
 	case p.machine.base == PortIsClosed:
 		return nil, ErrClosed
+	case p.fenced != 0:
+		return nil, ErrFenced
 	case p.sess == nil:
 		return nil, ErrNotConnected
 	}
@@ -169,7 +181,7 @@ func (p *Port) State() PortState {
 
 func (p *Port) stateLocked() PortState {
 	in := portAllPathsUp
-	if int(p.active.Load()) < len(p.slots) {
+	if int(p.active.Load()) < p.expected() {
 		in = portPathMissing
 	}
 	p.step(in, "")
@@ -194,7 +206,7 @@ func (p *Port) Target() (int, string) {
 func (p *Port) Stats() PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions}
+	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions, Fenced: p.fenced}
 	for _, sl := range p.slots {
 		st.Paths = append(st.Paths, sl.rec.stats())
 	}
@@ -215,6 +227,9 @@ func (p *Port) Switch(ctx context.Context, to int) error {
 	defer p.mu.Unlock()
 	if p.machine.base == PortIsClosed {
 		return ErrClosed
+	}
+	if p.fenced != 0 {
+		return fmt.Errorf("switch: generation %d: %w", p.fenced, ErrFenced)
 	}
 	if to == -1 {
 		to = p.index + 1
@@ -264,6 +279,7 @@ func (p *Port) RemovePath(id PathID) error {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: it is the last one: close the port instead", id)
 	}
+	p.shun(p.slots[i])
 	p.slots[i].cancel()
 	p.slots = slices.Delete(p.slots, i, i+1)
 	s := p.sess

@@ -24,16 +24,23 @@ type Session struct {
 	secret  [32]byte
 	sched   Scheduler
 	maxMsg  int // largest message the peer takes
-	cancel  context.CancelFunc
-	ctx     context.Context // given to callbacks, ends with the session
-	done    chan struct{}   // closed by end
-	tasks   tasks
+
+	history    [16]byte // with generation: what the side that dials said when it opened the session
+	generation uint64
+
+	cancel context.CancelFunc
+	ctx    context.Context // given to callbacks, ends with the session
+	done   chan struct{}   // closed by end
+	tasks  tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
 	paths []*path    // Active and Suspect
 	recs  []*record  // of all paths there ever were
 	ended bool
 	err   error
+
+	news    addrList // the newest that the peer said about its addresses
+	newsVia string   // on a path with this remote address
 
 	lastLife time.Duration // last sign of life on any path
 	lastTick time.Duration
@@ -56,6 +63,10 @@ type sessionSetup struct {
 	sched      Scheduler
 	maxMessage uint32
 	credit     uint64
+	history    [16]byte
+	generation uint64
+	news       addrList
+	newsVia    string
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -65,6 +76,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
 		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
@@ -265,6 +277,9 @@ func (s *Session) addPath(w *wire, rec *record, before func()) (*path, error) {
 		known = known || r == rec
 	}
 	if !known {
+		if len(s.recs) >= 4*s.node.conf.MaxPaths {
+			s.forgetRecord()
+		}
 		s.recs = append(s.recs, rec)
 	}
 	p := newPath(s, w, rec)

@@ -69,6 +69,11 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 		p.poke()
 	case framePong:
 		p.measure(now, h.seq)
+	case frameAddrs:
+		var a addrList
+		if a, err = decodeAddrs(buf.data); err == nil {
+			s.heardFrom(a, p.w.raw.RemoteAddr().String())
+		}
 	}
 	if !h.sequenced() {
 		buf.release()
