@@ -53,6 +53,7 @@ func TestGolden(t *testing.T) {
 	}
 	hi := sampleHello()
 	golden(t, "hello.hex", hi.encode())
+	golden(t, "addrs.hex", hi.addrs.append(nil))
 	var hiBack hello
 	if err := hiBack.decode(hi.encode()); err != nil || hiBack.name != "alpha" || len(hiBack.addrs.list) != 2 || hiBack.addrs.version != 3 || hiBack.proof != hi.proof ||
 		hiBack.generation != 8 || hiBack.history != hi.history {
@@ -140,6 +141,19 @@ func FuzzHello(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(h.encode(), in) {
+			t.Fatalf("encode of decode differs for %x", in)
+		}
+	})
+}
+
+func FuzzAddrs(f *testing.F) {
+	f.Add(addrList{3, []string{"10.0.0.1:7001", "[::1]:1"}}.append(nil))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		a, err := decodeAddrs(in)
+		if err != nil {
+			return
+		}
+		if len(a.list) > maxAddrs || !bytes.Equal(a.append(nil), in) {
 			t.Fatalf("encode of decode differs for %x", in)
 		}
 	})

@@ -204,4 +204,3 @@ func (n *Node) isClosed() bool {
 	defer n.mu.Unlock()
 	return n.closed
 }
-
