@@ -30,6 +30,7 @@ type Session struct {
 
 	cancel context.CancelFunc
 	ctx    context.Context // given to callbacks, ends with the session
+	begun  chan struct{}   // closed by start
 	done   chan struct{}   // closed by end
 	tasks  tasks
 
@@ -75,7 +76,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+		sched: u.sched, maxMsg: int(u.maxMessage), begun: make(chan struct{}), done: make(chan struct{}),
 		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -88,6 +89,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 
 // start lets the session live. Its first path is added right after.
 func (s *Session) start() {
+	close(s.begun)
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }

@@ -197,6 +197,10 @@ func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
 	if err := errors.Join(w.sendHello(a), w.establish()); err != nil {
 		return nil, err
 	}
+	select { // the peer may join as soon as it has read our answer, before its first path is one here
+	case <-s.begun:
+	case <-s.ctx.Done():
+	}
 	_, err = s.addPath(w, rec, nil)
 	if err == nil {
 		s.heard(h.addrs, w.raw.RemoteAddr().String())
