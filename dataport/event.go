@@ -49,6 +49,7 @@ type Event struct {
 	Reason  string
 
 	Generation uint64 // Fenced: the higher one, for the client to store before it acts on it
+	By         string // Fenced: the name of the node that has seen it
 }
 
 func (e Event) String() string {

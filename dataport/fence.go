@@ -106,7 +106,7 @@ func (r *Registration) enforce() {
 		}
 	}
 	for _, p := range r.portsNow() {
-		p.enforce("this node has seen a higher generation")
+		p.enforce(r.node.conf.Name)
 	}
 }
 
@@ -121,9 +121,10 @@ func (r *Registration) portsNow() []*Port {
 }
 
 // enforce brings a port in step with its client's generation: fenced by a higher one, or with a session that carries it.
-func (p *Port) enforce(why string) {
+func (p *Port) enforce(by string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	why := by + " has seen a higher generation"
 	f := p.reg.fencing()
 	fenced := f.own != 0 && f.seen > f.own
 	s := p.sess
@@ -134,7 +135,7 @@ func (p *Port) enforce(why string) {
 		p.sess = nil
 		p.active.Store(0)
 		p.lastLife, p.declared = p.node.clock.now(), false
-		p.step(portSessionDown, why)
+		p.step(portSessionDown, "the generation is another one now")
 		s.end("the generation is another one now", endQuietly)
 		p.hurry()
 	}
@@ -142,7 +143,7 @@ func (p *Port) enforce(why string) {
 	case fenced && f.seen > p.fenced:
 		p.fenced = f.seen
 		p.step(portFence, why)
-		p.reg.emit(Event{Kind: Fenced, Port: p, Target: p.targets[p.index][0], Reason: why, Generation: f.seen})
+		p.reg.emit(Event{Kind: Fenced, Port: p, Target: p.targets[p.index][0], Reason: why, Generation: f.seen, By: by})
 	case !fenced && p.fenced != 0:
 		p.fenced = 0
 		p.lastLife, p.declared = p.node.clock.now(), false
@@ -175,7 +176,7 @@ func (p *Port) refusedBy(a *hello) bool {
 		return false // raised meanwhile, or it talks nonsense
 	}
 	for _, p := range r.portsNow() {
-		p.enforce(a.reason)
+		p.enforce(a.name)
 	}
 	return true
 }
