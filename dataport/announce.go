@@ -234,7 +234,7 @@ func (p *Port) shun(sl *slot) {
 // expected is how many paths should be up: those to announced addresses count from the first time they were.
 func (p *Port) expected() (n int) {
 	for _, sl := range p.slots {
-		if !sl.announced || sl.proved.Load() {
+		if !sl.rec.unproven() {
 			n++
 		}
 	}
@@ -247,7 +247,7 @@ const quietBackoff = 15
 // patience is the longest pause between two attempts of a path.
 func (sl *slot) patience() time.Duration {
 	most := sl.p.node.conf.Timing.BackoffMax
-	if sl.announced && !sl.proved.Load() {
+	if sl.rec.unproven() {
 		most *= quietBackoff
 	}
 	return most
@@ -281,3 +281,6 @@ func (r *record) dials(local string) {
 		r.local = local
 	}
 }
+
+// unproven: the peer told us of the address, and it has never been reached.
+func (r *record) unproven() bool { return r.announced && !r.proved.Load() }

@@ -6,7 +6,6 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -18,10 +17,9 @@ type slot struct {
 	rec           *record
 	epoch         int
 	local, remote string
-	turn          int         // among LocalAddrs, when local is ""
-	announced     bool        // the peer told us of remote
-	leaving       bool        // it is being removed, for remote is not announced any more; guarded by p.mu
-	proved        atomic.Bool // it has been up
+	turn          int  // among LocalAddrs, when local is ""
+	announced     bool // the peer told us of remote
+	leaving       bool // it is being removed, for remote is not announced any more; guarded by p.mu
 	cancel        context.CancelFunc
 	now           chan struct{} // capacity 1: do not wait out the backoff
 }
@@ -263,7 +261,6 @@ func (sl *slot) open(w *wire) (*path, error) {
 	p.arrived = p.index
 	p.sessions++
 	p.step(portSessionUp, "")
-	sl.proved.Store(true)
 	p.newsDue()
 	return live, nil
 }
@@ -310,7 +307,6 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	}
 	live, err := s.addPath(w, sl.rec, nil)
 	if err == nil {
-		sl.proved.Store(true)
 		s.heard(a.addrs, w.raw.RemoteAddr().String())
 		p.newsDue() // with one more path up another one may go
 	}
@@ -323,7 +319,7 @@ func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
 		return
 	}
 	sl.rec.set(PathLost, err.Error())
-	if sl.announced && !sl.proved.Load() {
+	if sl.rec.unproven() {
 		return // nobody asked for it
 	}
 	var refusal *RefusedError

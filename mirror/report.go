@@ -238,7 +238,7 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			continue
 		}
 		for _, p := range f.Paths {
-			if p.State == "active" {
+			if p.State == "active" || p.Unproven {
 				continue
 			}
 			s.Alarms = append(s.Alarms, Alarm{
