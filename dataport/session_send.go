@@ -325,7 +325,7 @@ func (s *Session) over(m *outMsg, err error) {
 		return // the paths are being closed
 	}
 	for i := len(s.paths) - 1; i >= 0; i-- {
-		if p := s.paths[i]; p.state == PathSuspected && p.isWriting(m) {
+		if p := s.paths[i]; (p.state == PathSuspected || p.state == PathDraining && (p.silent || p.deaf)) && p.isWriting(m) {
 			s.losePath(p, "blocked while another path has delivered the same")
 		}
 	}
