@@ -55,6 +55,14 @@ func (c candidate) before(o candidate) bool {
 	return c.id < o.id
 }
 
+// mostActive is how many paths are to carry data, 0 for all: as configured, else as the scheduler says.
+func mostActive(configured int, s Scheduler) int {
+	if limited, ok := s.(interface{ ActivePaths() int }); ok && configured == 0 {
+		return limited.ActivePaths()
+	}
+	return configured
+}
+
 // elect holds an election and moves the paths that it concerns. For the path new, which has just become well, there is
 // one event whichever way it goes, with reason. s.mu is held.
 func (s *Session) elect(new *path, reason string) {

@@ -177,11 +177,15 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	return live, nil
 }
 
-// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others wait for it.
+// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others
+// wait for it. Where not all carry data, the first address has a head start: the path that opens is active.
 func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 	p := sl.p
 	deadline := time.NewTimer(p.node.conf.Timing.HandshakeTimeout)
 	defer deadline.Stop()
+	headStart := time.NewTimer(p.node.conf.Timing.SuspectAfter)
+	defer headStart.Stop()
+	waited := mostActive(p.conf.ActivePaths, p.conf.Scheduler) == 0
 	for {
 		p.mu.Lock()
 		if p.epoch != sl.epoch || ctx.Err() != nil {
@@ -189,7 +193,7 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 			return nil, errVoid
 		}
 		s, change := p.sess, p.change
-		open := s == nil && !p.opening
+		open := s == nil && !p.opening && (waited || p.slots[0] == sl)
 		if open {
 			p.opening = true
 		}
@@ -209,6 +213,8 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 		}
 		select {
 		case <-change:
+		case <-headStart.C:
+			waited = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-deadline.C:

@@ -74,8 +74,8 @@ func (r *roundRobin) Pick(_ int, paths []PathLoad) int {
 
 type activeBackup struct{}
 
-// ActiveBackup sends on one path; the others stand by. It takes the first one in the order of the target's addresses,
-// and stays where it is for as long as that works.
+// ActiveBackup sends on one path; the others stand by. It begins with the target's first address, unless
+// another one is up much sooner, and stays where it is for as long as that works.
 func ActiveBackup() Scheduler { return activeBackup{} }
 
 func (activeBackup) ActivePaths() int { return 1 }

@@ -71,10 +71,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), mostActive: u.mostActive,
-	}
-	if limited, ok := u.sched.(interface{ ActivePaths() int }); ok && s.mostActive == 0 {
-		s.mostActive = limited.ActivePaths()
+		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
