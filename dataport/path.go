@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,7 @@ type path struct {
 	queue   deque[*outFrame] // bulk, not yet written
 	queued  int              // its cost
 	writing []*outFrame      // inside the current write
+	blocked int              // heartbeats for which that has been in the way
 
 	pongs   []uint64
 	pingDue bool
@@ -190,13 +192,23 @@ func (p *path) give(f *outFrame) {
 	p.poke()
 }
 
-func (p *path) isWriting(m *outMsg) bool {
-	for _, f := range p.writing {
-		if f.msg == m {
-			return true
-		}
+// stuck reports whether what the path holds is better sent elsewhere.
+func (p *path) stuck() bool {
+	return p.state == PathSuspected || p.state == PathDraining && (p.silent || p.deaf)
+}
+
+// freeBlocked gives up a path whose write is stuck with messages that another path has delivered: their receipts wait
+// for it. Not at once: when a peer has stood still its paths are heard again one after the other. s.mu is held.
+func (s *Session) freeBlocked(p *path) {
+	over := func(f *outFrame) bool { return f.msg.over }
+	switch {
+	case !p.stuck() || !slices.ContainsFunc(p.writing, over):
+		p.blocked = 0
+	case p.blocked < 2:
+		p.blocked++
+	default:
+		s.losePath(p, "blocked while another path has delivered the same")
 	}
-	return false
 }
 
 // work is what one write carries: headers without checksums, and the frames of those that have data.

@@ -217,7 +217,9 @@ func (s *Session) tick(now time.Duration) string {
 	}
 	s.lastTick = now
 	for i := len(s.paths) - 1; i >= 0; i-- { // backwards: checkPath may remove the path
-		s.checkPath(s.paths[i], now)
+		p := s.paths[i]
+		s.checkPath(p, now)
+		s.freeBlocked(p)
 	}
 	for _, p := range s.paths {
 		s.lastLife = max(s.lastLife, p.heardAt())
@@ -320,7 +322,7 @@ func (s *Session) pathsChanged() {
 		}
 	}
 	for _, p := range s.paths {
-		if (p.state == PathSuspected || p.state == PathDraining && (p.silent || p.deaf)) && active > 0 {
+		if p.stuck() && active > 0 {
 			s.reclaim(p)
 		}
 	}
