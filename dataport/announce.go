@@ -139,11 +139,8 @@ func (p *Port) follow() {
 		case <-pace.C:
 		}
 		pace.Reset(p.node.conf.Timing.BackoffMin)
-		gone := p.takeNews()
-		for _, id := range gone {
-			if p.RemovePath(id) != nil {
-				p.stays(id)
-			}
+		for _, id := range p.takeNews() {
+			_ = p.RemovePath(id) // the last one stays
 		}
 	}
 }
@@ -167,10 +164,10 @@ func (p *Port) takeNews() (gone []PathID) {
 		}
 	}
 	for _, sl := range p.slots {
-		if !sl.announced || sl.leaving || slices.Contains(list, sl.remote) && !p.configured(sl.remote) {
+		if !sl.announced || sl.removed || slices.Contains(list, sl.remote) && !p.configured(sl.remote) {
 			continue
 		}
-		if sl.up() && !slices.ContainsFunc(p.slots, func(o *slot) bool { return o != sl && !o.leaving && o.up() }) {
+		if sl.well() && !slices.ContainsFunc(p.slots, func(o *slot) bool { return o != sl && !o.removed && !slices.Contains(gone, o.rec.id) && o.well() }) {
 			continue
 		}
 		sl.leaving = true
@@ -178,7 +175,7 @@ func (p *Port) takeNews() (gone []PathID) {
 	}
 	for _, a := range list {
 		known := p.shunned[a] || p.configured(a) || slices.ContainsFunc(p.slots, func(sl *slot) bool { return sl.remote == a })
-		if !known && len(p.slots)-len(gone) < p.node.conf.MaxPaths {
+		if !known && len(p.slots) < p.node.conf.MaxPaths {
 			p.startAnnounced(a)
 		}
 	}
@@ -192,53 +189,21 @@ func (p *Port) configured(addr string) bool {
 	})
 }
 
-func (sl *slot) up() bool { return sl.rec.stats().State == PathActive }
+func (sl *slot) well() bool { return sl.rec.stats().State.well() }
 
-// stays takes back that a path was to leave.
-func (p *Port) stays(id PathID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, sl := range p.slots {
-		if sl.rec.id == id {
-			sl.leaving = false
-		}
-	}
-}
-
-// maxRemembered bounds how many addresses keep the number of their path while they are away.
-const maxRemembered = 64
-
-// startAnnounced begins a path to an announced address. One that was there before has its number and its counters
-// again: numbers are few on the other side. p.mu is held.
+// startAnnounced begins a path to an announced address. p.mu is held.
 func (p *Port) startAnnounced(remote string) {
-	rec := p.remembered[remote]
-	if rec == nil || slices.ContainsFunc(p.slots, func(sl *slot) bool { return sl.rec == rec }) {
-		rec = p.newRecord("", remote)
-		rec.announced = true
-		if len(p.remembered) >= maxRemembered {
-			clear(p.remembered)
-		}
-		p.remembered[remote] = rec
-	}
+	rec := p.newRecord("", remote)
+	rec.announced = true
 	p.launch(&slot{remote: remote, rec: rec, announced: true})
 }
 
 // shun: a path to an announced address that the client removed does not come back by itself, until the address has
 // been away. p.mu is held.
 func (p *Port) shun(sl *slot) {
-	if sl.announced && !sl.leaving {
+	if sl.announced && !sl.removed && !sl.leaving {
 		p.shunned[sl.remote] = true
 	}
-}
-
-// expected is how many paths should be up: those to announced addresses count from the first time they were.
-func (p *Port) expected() (n int) {
-	for _, sl := range p.slots {
-		if !sl.rec.unproven() {
-			n++
-		}
-	}
-	return n
 }
 
 // quietBackoff is how much longer an announced address that has never answered is left alone.

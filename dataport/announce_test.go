@@ -83,8 +83,8 @@ func TestAddressesComeAndGo(t *testing.T) {
 	if _, err := tn.Listen(second); err != nil {
 		t.Fatal(err)
 	}
-	if again := source.awaitEvent(t, dataport.PathUp, 3); again.Path != up.Path {
-		t.Errorf("the address came back as path %d, it was %d", again.Path, up.Path)
+	if again := source.awaitEvent(t, dataport.PathUp, 3); again.Path == up.Path {
+		t.Errorf("another path has the number %d of one that was removed", again.Path)
 	}
 	// What the client configured stays, whatever is announced.
 	if err := tn.Unlisten(seed); err != nil {
@@ -103,7 +103,7 @@ func TestAddressesComeAndGo(t *testing.T) {
 	if got := target.ledgerOf(s.ID()); got != sent {
 		t.Errorf("target got %+v, sent %+v", got, sent)
 	}
-	if got := source.kinds(dataport.PathSuspect); got != "PathUp SessionUp PathUp PathDown PathUp PathUp" {
+	if got := source.kinds(dataport.PathSuspect); got != "PathUp SessionUp PathUp PathIsDraining PathDown PathUp PathUp" {
 		t.Errorf("events %s", got)
 	}
 	if st := p.State(); st != dataport.PortConnected {
@@ -156,7 +156,7 @@ func TestTheLastPathOutlivesItsAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	seed.Refuse(false)
-	last := source.awaitEvent(t, dataport.PathDown, 3)
+	last := source.awaitEvent(t, dataport.PathIsDraining, 2)
 	source.mu.Lock()
 	defer source.mu.Unlock()
 	if before := source.events[slices.IndexFunc(source.events, func(e dataport.Event) bool { return e == last })-1]; before.Kind != dataport.PathUp {
@@ -282,7 +282,7 @@ func TestWildcardFollowsTheHost(t *testing.T) {
 
 		l.set("7000", "10.1.0.2/24", "10.3.0.2/24")
 		time.Sleep(1500 * time.Millisecond)
-		events = append(events, "PathDown")
+		events = append(events, "PathIsDraining", "PathDown")
 		check("an address went", []string{"10.1.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3"}, events)
 
 		// Our own address of the new subnet is not there: another one takes its turn, and the path that was lost before
@@ -292,16 +292,16 @@ func TestWildcardFollowsTheHost(t *testing.T) {
 		l.set("7000", "10.1.0.2/24", "10.2.0.2/24", "10.3.0.2/24")
 		time.Sleep(1500 * time.Millisecond)
 		events = append(events, "PathUp")
-		check("without our own address", []string{"10.1.0.2:7000", "10.2.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3", "2"}, events,
+		check("without our own address", []string{"10.1.0.2:7000", "10.2.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3", "4"}, events,
 			[2]string{"10.3.0.1", "10.2.0.2:7000"})
 		l.set("9000", "10.1.0.1/24", "10.2.0.1/24", "10.3.0.1/24")
 		time.Sleep(1500 * time.Millisecond)
-		if err := p.ResetPath(2); err != nil {
+		if err := p.ResetPath(4); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		events = append(events, "PathDown", "PathUp")
-		check("our own address is back", []string{"10.1.0.2:7000", "10.2.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3", "2"}, events,
+		check("our own address is back", []string{"10.1.0.2:7000", "10.2.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3", "4"}, events,
 			[2]string{"10.2.0.1", "10.2.0.2:7000"})
 	})
 }

@@ -133,7 +133,7 @@ func (p *Port) enforce(by string) {
 	}
 	if s != nil && (fenced || s.generation != f.own || s.history != f.history) {
 		p.sess = nil
-		p.active.Store(0)
+		p.well.Store(0)
 		p.lastLife, p.declared = p.node.clock.now(), false
 		p.step(portSessionDown, "the generation is another one now")
 		s.end("the generation is another one now", endQuietly)

@@ -149,20 +149,3 @@ func TestAFenceThatIsNone(t *testing.T) {
 		}
 	}
 }
-
-// Addresses may come and go for years in one session: the records of paths that are gone give way.
-func TestPathNumbersDoNotRunOut(t *testing.T) {
-	n := plainNode(t, func(c *Config) { c.MaxPaths = 2 })
-	_, _ = dialHello(t, n)
-	s := n.sessionsOf(nil)[0]
-	for id := PathID(2); id < 100; id++ {
-		if _, err := s.recordFor(id); err != nil {
-			t.Fatalf("path %d: %v", id, err)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.recs) > 8 || s.recs[0].id != 1 {
-		t.Errorf("%d records, the first is of path %d", len(s.recs), s.recs[0].id)
-	}
-}

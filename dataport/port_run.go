@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -19,9 +20,11 @@ type slot struct {
 	local, remote string
 	turn          int  // among LocalAddrs, when local is ""
 	announced     bool // the peer told us of remote
-	leaving       bool // it is being removed, for remote is not announced any more; guarded by p.mu
+	leaving       bool // its address is not announced any more; guarded by p.mu
 	cancel        context.CancelFunc
 	now           chan struct{} // capacity 1: do not wait out the backoff
+	up            *Session      // in which it was up last; used by its goroutine only
+	removed       bool          // guarded by p.mu: by RemovePath
 }
 
 // startSlots begins the paths to the current target. p.mu is held.
@@ -80,8 +83,10 @@ func (sl *slot) run(ctx context.Context) {
 			select {
 			case <-live.dead:
 			case <-ctx.Done():
-				live.s.cutPath(live.id, "removed") // nothing when the session ended with it
+				live.s.drainPath(live.id, "removed") // or its session has ended: that closes it too
+				<-live.dead
 			}
+			sl.up = live.s
 			if time.Since(began) >= t.PathDownAfter {
 				wait.Reset()
 			}
@@ -91,7 +96,7 @@ func (sl *slot) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			break
 		}
-		sl.rec.fall()
+		sl.fall()
 		if errors.Is(err, errNoSession) {
 			continue // the session it wanted to join is over: open a new one
 		}
@@ -105,10 +110,23 @@ func (sl *slot) run(ctx context.Context) {
 		pause.Stop()
 	}
 	sl.move(pathStop, "")
+	sl.p.slotEnded(sl)
 }
 
-// fall brings a lost path into Backoff, whatever it was lost in.
-func (r *record) fall() {
+// fall brings a lost path, whatever it was lost in, into Reserved when the session it was up in lives, else into Backoff.
+func (sl *slot) fall() {
+	in := pathPause
+	if s := sl.up; s != nil {
+		s.mu.Lock() // or it ended in between
+		defer s.mu.Unlock()
+		if !s.ended {
+			in = pathReserve
+		}
+	}
+	sl.rec.fall(in)
+}
+
+func (r *record) fall(in pathInput) {
 	r.mu.Lock()
 	s := r.state
 	r.mu.Unlock()
@@ -118,8 +136,24 @@ func (r *record) fall() {
 	if s == PathIdle { // its session ended and took it down
 		s = PathLost
 	}
-	next, _ := s.next(pathPause)
+	next, _ := s.next(in)
 	r.set(next, "")
+}
+
+// slotEnded is the end of a slot's goroutine: of a removed path nothing comes any more, and the peer is told.
+func (p *Port) slotEnded(sl *slot) {
+	p.mu.Lock()
+	s := p.sess
+	if !sl.removed || p.epoch != sl.epoch {
+		p.mu.Unlock()
+		return
+	}
+	p.slots = slices.DeleteFunc(p.slots, func(o *slot) bool { return o == sl })
+	p.mu.Unlock()
+	if s != nil {
+		s.forgetPath(sl.rec.id)
+	}
+	p.newsDue() // there may be a path to that address again
 }
 
 // connect dials, authenticates and joins the port's session, or opens it.
@@ -153,11 +187,15 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	return live, nil
 }
 
-// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others wait for it.
+// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others
+// wait for it. Where not all carry data, the first address has a head start: the path that opens is active.
 func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 	p := sl.p
 	deadline := time.NewTimer(p.node.conf.Timing.HandshakeTimeout)
 	defer deadline.Stop()
+	headStart := time.NewTimer(p.node.conf.Timing.SuspectAfter)
+	defer headStart.Stop()
+	waited := mostActive(p.conf.ActivePaths, p.conf.Scheduler) == 0
 	for {
 		p.mu.Lock()
 		if p.epoch != sl.epoch || ctx.Err() != nil {
@@ -169,7 +207,7 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 			p.mu.Unlock()
 			return nil, errElsewhere
 		}
-		open := s == nil && !p.opening
+		open := s == nil && !p.opening && (waited || p.slots[0] == sl)
 		if open {
 			p.opening = true
 		}
@@ -189,6 +227,8 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 		}
 		select {
 		case <-change:
+		case <-headStart.C:
+			waited = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-deadline.C:
@@ -233,7 +273,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 		return nil, errElsewhere
 	}
 	s := newSession(n, p.reg, sessionSetup{
-		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, maxMessage: a.maxMessage, credit: a.credit,
+		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, mostActive: p.conf.ActivePaths, maxMessage: a.maxMessage, credit: a.credit,
 		history: h.history, generation: h.generation, news: a.addrs, newsVia: w.raw.RemoteAddr().String(),
 		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0], Generation: p.reg.comparable(a)},
 	})
@@ -275,6 +315,9 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	}
 	h := n.helloFor(helloJoin, p.reg, s.id, sl.rec.id)
 	h.port, h.nonce = p.id, random32()
+	if s.rests() {
+		h.flags = flagStandby
+	}
 	bound := w.bound(h.nonce)
 	h.proof = joinProof(s.secret, roleDials, bound, s.id, h.path)
 	a, err := w.ask(h)
@@ -337,7 +380,7 @@ func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
 }
 
 // pathsChanged is called by the session with its mutex held.
-func (p *Port) pathsChanged(active int) { p.active.Store(int32(active)) }
+func (p *Port) pathsChanged(well int) { p.well.Store(int32(well)) }
 
 // sessionEnded is called once by a session that ended on its own.
 func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
@@ -347,7 +390,7 @@ func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
 		return
 	}
 	p.sess = nil
-	p.active.Store(0)
+	p.well.Store(0)
 	p.lastLife, p.declared = p.node.clock.now(), false
 	p.step(portSessionDown, reason)
 	if why == endUnreachable {
@@ -388,9 +431,8 @@ func (p *Port) switchTo(to int, reason string) {
 		sl.cancel()
 	}
 	p.slots = nil
-	clear(p.remembered)
 	clear(p.shunned)
-	p.active.Store(0)
+	p.well.Store(0)
 	p.index, p.opening, p.declared, p.refused = to, false, false, ""
 	p.arrived = -1
 	p.lastLife = p.node.clock.now()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"time"
 )
 
@@ -195,6 +194,7 @@ func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
 	a := n.helloFor(helloAccepted, s.reg, h.session, h.path)
 	a.proof = joinProof(s.secret, roleAccepts, bound, h.session, h.path)
 	if err := errors.Join(w.sendHello(a), w.establish()); err != nil {
+		s.unplace(rec)
 		return nil, err
 	}
 	select { // the peer may join as soon as it has read our answer, before its first path is one here
@@ -213,31 +213,18 @@ func (n *Node) fences() *RefusedError {
 	return &RefusedError{RefusedFenced, n.conf.Name + " has seen a higher generation"}
 }
 
-// recordFor returns the record of an inbound path: the same one each time it joins.
+// recordFor returns the record of an inbound path, the same one each time it joins, or takes a place for a new one.
 func (s *Session) recordFor(id PathID) (*record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, r := range s.recs {
-		if r.id == id {
-			return r, nil
-		}
-	}
-	if len(s.recs) >= 4*s.node.conf.MaxPaths && !s.forgetRecord() {
-		return nil, ErrTooManyPaths
-	}
-	r := &record{id: id}
-	s.recs = append(s.recs, r)
-	return r, nil
+	return s.place(&record{id: id, state: PathAuthenticating})
 }
 
-// forgetRecord makes room among the records by that of a path that is gone: addresses may come and go for years in one
-// session. It reports false when all are in use. s.mu is held.
-func (s *Session) forgetRecord() bool {
-	for i, r := range s.recs {
-		if !slices.ContainsFunc(s.paths, func(p *path) bool { return p.rec == r }) {
-			s.recs = slices.Delete(s.recs, i, i+1)
-			return true
-		}
+// unplace gives back the place of a path that has never been up.
+func (s *Session) unplace(rec *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rec.stats().State == PathAuthenticating {
+		s.dropRecord(rec.id)
 	}
-	return false
 }

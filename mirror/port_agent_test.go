@@ -94,7 +94,9 @@ func TestListenWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	remotes := func(n int) func(Status) bool {
-		return func(s Status) bool { return len(s.Followers[0].Paths) == n && s.Followers[0].Paths[n-1].State == "active" }
+		return func(s Status) bool {
+			return len(s.Followers[0].Paths) == n && s.Followers[0].Paths[n-1].State == "active"
+		}
 	}
 	source.await("on two paths", remotes(2))
 	if p := source.a.Status().Followers[0].Paths[1]; p.Remote != added || !p.Announced || p.Unproven {

@@ -49,6 +49,7 @@ type transport interface {
 	session() (link, uint64) // the current one towards a follower, or nil
 	paths() []PathStatus
 	resetPath(id int) error
+	removePath(id int) error
 	close() error
 }
 
@@ -103,7 +104,7 @@ func (t *portTransport) open(c *Config) error {
 		mode = dataport.Auto
 	}
 	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
-		Target: c.Target, Backups: c.Backups, Switch: mode, UseAnnounced: c.Announced,
+		Target: c.Target, Backups: c.Backups, Switch: mode, ActivePaths: c.ActivePaths, UseAnnounced: c.Announced,
 	})
 	if err != nil {
 		return err
@@ -188,6 +189,13 @@ func (t *portTransport) resetPath(id int) error {
 	return errNoTarget
 }
 
+func (t *portTransport) removePath(id int) error {
+	if p := t.thePort(); p != nil {
+		return p.RemovePath(dataport.PathID(id))
+	}
+	return errNoTarget
+}
+
 func (t *portTransport) session() (link, uint64) {
 	if p := t.thePort(); p != nil {
 		if s := p.Session(); s != nil {
@@ -220,7 +228,7 @@ func linkAlive(l link) bool {
 		return true
 	}
 	for _, p := range s.Stats().Paths {
-		if p.State == dataport.PathActive {
+		if p.State == dataport.PathActive || p.State == dataport.PathStandby {
 			return true
 		}
 	}
@@ -276,6 +284,7 @@ func (c portClient) OnEvent(e dataport.Event) {
 
 var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.PathUp: portPathUp, dataport.PathSuspect: portPathSuspect, dataport.PathDown: portPathDown,
+	dataport.PathIsStandby: portPathStandby, dataport.PathIsDraining: portPathDraining,
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
 	dataport.TargetUnreachable: portUnreachable, dataport.Switching: portSwitching, dataport.Switched: portSwitched,
 	dataport.PeerRestarted: portPeerRestarted, dataport.PeerRefused: portPeerRefused,

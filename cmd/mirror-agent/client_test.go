@@ -46,6 +46,10 @@ func (f *fakeAgent) ResetPath(_ context.Context, target string, id int) error {
 	return f.note("reset " + target + " " + string(rune('0'+id)))
 }
 
+func (f *fakeAgent) RemovePath(_ context.Context, target string, id int) error {
+	return f.note(fmt.Sprintf("remove %s %d", target, id))
+}
+
 func (f *fakeAgent) Listen(_ context.Context, address string) (string, error) {
 	f.state.Listen = append(f.state.Listen, address)
 	return address, f.note("listen " + address)
@@ -121,6 +125,8 @@ func TestCommands(t *testing.T) {
 		{"path list", 0, "", "10.2.0.5:50001"},
 		{"path list --json", 0, "", `"rtt_us": 840`},
 		{"path reset 2", 0, "reset 10.1.0.9:7400 2", "path 2 is built anew"},
+		{"path remove 2", 0, "remove 10.1.0.9:7400 2", "path 2 is closed when everything on it is acknowledged"},
+		{"path remove 1 --target 10.3.0.9:7400", 0, "remove 10.3.0.9:7400 1", "path 1"},
 		{"path reset 1 --target 10.3.0.9:7400", 0, "reset 10.3.0.9:7400 1", "path 1"},
 		{"listen list", 0, "", "10.1.0.5:7400"},
 		{"listen list --json", 0, "", `"announced": [`},

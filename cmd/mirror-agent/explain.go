@@ -101,6 +101,10 @@ func modeMeaning(mode, onLoss string) string {
 		s += ": a FLUSH is answered when it is durable here"
 	case mirror.ModeFlush:
 		s += ": a FLUSH is answered when it is durable here and at the active target"
+	case mirror.ModeReceive:
+		s += ": a write is answered when the active target has received it, a FLUSH when it is durable here and there"
+	case mirror.ModeDurable:
+		s += ": a write is answered when it is durable here and at the active target"
 	}
 	switch mirror.OnLoss(onLoss) {
 	case mirror.OnLossContinue:
@@ -153,7 +157,7 @@ func (v view) explainFollower(row rowWriter, f *mirror.FollowerStatus) {
 func (v view) explainPaths(row rowWriter, paths []mirror.PathStatus) {
 	for _, p := range paths {
 		reason := ""
-		if p.Reason != "" && p.State != "active" {
+		if p.Reason != "" && p.State != "active" && p.State != "standby" {
 			reason = ": " + p.Reason
 		}
 		row("", "path %d  %s → %s  %s%s", p.ID, p.Local, p.Remote, v.state(p.State), reason)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +56,7 @@ var keys = []key{
 	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
 	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
-	choice("mode", "what a FLUSH waits for: async (here) or flush (here and at the target)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
+	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
 	choice("on-full", "a log full of what a connected target has not got: track (writers are slowed for --push-back at most, then its blocks are resynced later) or wait (as long as it takes)", mirror.ParseOnFull, func(s *settings) *mirror.OnFull { return &s.config.OnFull }),
@@ -73,6 +74,7 @@ var keys = []key{
 	duration("sync-interval", "`TIME` after which the log is made durable without any FLUSH", func(s *settings) *time.Duration { return &s.config.SyncInterval }),
 	duration("unreachable-after", "`TIME` of silence on all paths that makes a target unreachable", func(s *settings) *time.Duration { return &s.config.UnreachableAfter }),
 	duration("path-down-after", "`TIME` of silence that takes one path down", func(s *settings) *time.Duration { return &s.config.PathDownAfter }),
+	{"active-paths", "`NUMBER` of paths to a target that carry data at once, the others stand by and take over (0: all)", valueFlag("number", "0", func(w string) error { _, err := parseCount(w); return err }), parsed(parseCount, func(s *settings) *int { return &s.config.ActivePaths })},
 	choice("log-level", "least important messages to log: debug, info, warn, error", parseLevel, func(s *settings) *zerolog.Level { return &s.logLevel }),
 	choice("log-format", "console or json, on stderr", parseLogFormat, func(s *settings) *string { return &s.logFormat }),
 }
@@ -208,6 +210,14 @@ func setPeerKeys(s *settings, words []string) error {
 		s.peerKeys = append(s.peerKeys, strings.FieldsFunc(w, func(r rune) bool { return r == ',' || r == ' ' })...)
 	}
 	return nil
+}
+
+func parseCount(w string) (int, error) {
+	n, err := strconv.Atoi(w)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%q: give a number, 0 or more", w)
+	}
+	return n, nil
 }
 
 func parseBool(w string) (bool, error) {

@@ -13,6 +13,7 @@
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status
+//	POST /v1/path/remove {"target": "", "id": 1}      mirror.Status
 //	POST /v1/listen/add     {"address": "HOST:PORT"}  mirror.Status
 //	POST /v1/listen/remove  {"address": "HOST:PORT"}  mirror.Status
 //

@@ -100,6 +100,10 @@ func (a *fakeAgent) ResetPath(ctx context.Context, target string, id int) error 
 	return a.order(ctx, "reset %s %d", target, id)
 }
 
+func (a *fakeAgent) RemovePath(ctx context.Context, target string, id int) error {
+	return a.order(ctx, "remove %s %d", target, id)
+}
+
 func (a *fakeAgent) Listen(ctx context.Context, address string) (string, error) {
 	return address, a.order(ctx, "listen %s", address)
 }

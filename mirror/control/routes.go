@@ -22,7 +22,7 @@ type (
 	switchRequest struct {
 		To string `json:"to"`
 	}
-	resetRequest struct {
+	pathRequest struct {
 		Target string `json:"target"`
 		ID     int    `json:"id"`
 	}
@@ -58,7 +58,8 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
-	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.onPath(s.agent.ResetPath)))
+	handle("POST", "/v1/path/remove", s.answer(o.CommandTimeout, s.onPath(s.agent.RemovePath)))
 	handle("POST", "/v1/listen/add", s.answer(o.CommandTimeout, s.listen(func(ctx context.Context, address string) error {
 		_, err := s.agent.Listen(ctx, address)
 		return err
@@ -208,15 +209,17 @@ func (s *Server) promote(r *http.Request) (any, error) {
 	return s.agent.Promote(r.Context(), o)
 }
 
-func (s *Server) resetPath(r *http.Request) (any, error) {
-	var q resetRequest
-	if err := decode(r, &q); err != nil {
-		return nil, err
+func (s *Server) onPath(order func(ctx context.Context, target string, id int) error) handler {
+	return func(r *http.Request) (any, error) {
+		var q pathRequest
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		if err := order(r.Context(), q.Target, q.ID); err != nil {
+			return nil, err
+		}
+		return s.status(), nil
 	}
-	if err := s.agent.ResetPath(r.Context(), q.Target, q.ID); err != nil {
-		return nil, err
-	}
-	return s.status(), nil
 }
 
 func (s *Server) listen(command func(context.Context, string) error) handler {

@@ -27,6 +27,7 @@ type Agent interface {
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
 	ResetPath(ctx context.Context, target string, id int) error
+	RemovePath(ctx context.Context, target string, id int) error
 	Listen(ctx context.Context, address string) (string, error)
 	Unlisten(ctx context.Context, address string) error
 	Resize(ctx context.Context, size int64) (int64, error)
