@@ -62,6 +62,7 @@ func newSpareWorld(t fatal, paths int, change func(*dataport.Config, *dataport.P
 	tc, sc := memConfig(net, "target", w.addrs...), memConfig(net, "source")
 	if change != nil {
 		change(&tc, &pc)
+		change(&sc, &pc)
 	}
 	var reg *dataport.Registration
 	for _, side := range []struct {
