@@ -113,7 +113,7 @@ func TestReservedPlace(t *testing.T) {
 		}
 	}
 	inSpareWorld(t, 2, two, func(t *testing.T, w *spareWorld) {
-		sent := w.sess.Stats().Paths[0].BytesSent
+		sent := w.port.Stats().Paths[0].BytesSent
 		w.net.Refuse(w.addrs[0], true)
 		w.net.Cut(w.addrs[0])
 		time.Sleep(3 * time.Second)
@@ -133,10 +133,8 @@ func TestReservedPlace(t *testing.T) {
 		w.net.Refuse(w.addrs[0], false)
 		time.Sleep(5 * time.Second)
 		w.expect(t, "PathDown 1, PeerRefused 3, PathUp 1", "PathDown 1, PathUp 1")
-		for _, p := range w.sess.Stats().Paths {
-			if p.ID == 1 && p.BytesSent <= sent {
-				t.Errorf("the counters of path 1 began anew: %d after %d", p.BytesSent, sent)
-			}
+		if p := w.port.Stats().Paths[0]; p.ID != 1 || p.BytesSent <= sent {
+			t.Errorf("the counters of path 1 began anew: %+v, before %d", p, sent)
 		}
 		// Lost again, and now removed: the peer gives the place to the one that wants it.
 		w.net.Refuse(w.addrs[0], true)
@@ -197,7 +195,7 @@ func TestReservedEndsWithTheSession(t *testing.T) {
 func TestDrainIsBounded(t *testing.T) {
 	inSpareWorld(t, 2, nil, func(t *testing.T, w *spareWorld) {
 		w.net.Delay(w.addrs[0], 600*time.Millisecond)
-		time.Sleep(20 * time.Second) // the round trip of 1.2 s is learnt
+		time.Sleep(5 * time.Second) // the round trip of 1.2 s is learnt
 		w.source.forget()
 		w.target.forget()
 		start := time.Now()
