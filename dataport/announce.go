@@ -174,8 +174,8 @@ func (p *Port) takeNews() (gone []PathID) {
 		gone = append(gone, sl.rec.id)
 	}
 	for _, a := range list {
-		known := p.shunned[a] || p.configured(a) || slices.ContainsFunc(p.slots, func(sl *slot) bool { return sl.remote == a })
-		if !known && len(p.slots) < p.node.conf.MaxPaths {
+		known := p.shunned[a] || p.configured(a) || slices.ContainsFunc(p.slots, func(sl *slot) bool { return !sl.removed && sl.remote == a })
+		if !known && len(p.slots)-len(gone) < p.node.conf.MaxPaths {
 			p.startAnnounced(a)
 		}
 	}

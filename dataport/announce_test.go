@@ -159,7 +159,8 @@ func TestTheLastPathOutlivesItsAddress(t *testing.T) {
 	last := source.awaitEvent(t, dataport.PathIsDraining, 2)
 	source.mu.Lock()
 	defer source.mu.Unlock()
-	if before := source.events[slices.IndexFunc(source.events, func(e dataport.Event) bool { return e == last })-1]; before.Kind != dataport.PathUp {
+	at := slices.IndexFunc(source.events, func(e dataport.Event) bool { return e == last })
+	if at < 1 || source.events[at-1].Kind != dataport.PathUp {
 		t.Errorf("the last path went before another one had come:\n%s", source.list())
 	}
 }
@@ -285,8 +286,8 @@ func TestWildcardFollowsTheHost(t *testing.T) {
 		events = append(events, "PathIsDraining", "PathDown")
 		check("an address went", []string{"10.1.0.2:7000", "10.3.0.2:7000"}, []string{"1", "3"}, events)
 
-		// Our own address of the new subnet is not there: another one takes its turn, and the path that was lost before
-		// takes the right one as soon as that is back.
+		// Our own address of the new subnet is not there: another one takes its turn; the path
+		// takes the right one when it is built anew and that is back.
 		l.set("9000", "10.1.0.1/24", "10.3.0.1/24")
 		time.Sleep(1500 * time.Millisecond)
 		l.set("7000", "10.1.0.2/24", "10.2.0.2/24", "10.3.0.2/24")

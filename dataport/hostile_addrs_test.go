@@ -149,3 +149,23 @@ func TestAFenceThatIsNone(t *testing.T) {
 		}
 	}
 }
+
+// Addresses may come and go for years in one session: a path that is removed gives its place back.
+func TestPathNumbersDoNotRunOut(t *testing.T) {
+	n := plainNode(t, func(c *Config) { c.MaxPaths = 2 })
+	_, _ = dialHello(t, n)
+	s := n.sessionsOf(nil)[0]
+	for id := PathID(2); id < 10*maxGone; id++ {
+		if _, err := s.recordFor(id); err != nil {
+			t.Fatalf("path %d: %v", id, err)
+		}
+		s.mu.Lock()
+		s.peerGone(s.paths[0], id)
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.recs) > 1 || len(s.gone) > maxGone || s.recs[0].id != 1 {
+		t.Errorf("%d records, the first is of path %d", len(s.recs), s.recs[0].id)
+	}
+}

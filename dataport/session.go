@@ -225,8 +225,6 @@ func (s *Session) tick(now time.Duration) string {
 		s.lastLife = min(now, s.lastLife+late)
 		for _, p := range s.paths {
 			p.grant(now, late)
-			p.ear.trouble.Store(int64(now))
-			p.deaf = p.deaf && p.state == PathSuspected // said while we stood still
 		}
 	}
 	s.lastTick = now

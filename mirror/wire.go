@@ -104,7 +104,7 @@ func (t *portTransport) open(c *Config) error {
 		mode = dataport.Auto
 	}
 	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
-		Target: c.Target, Backups: c.Backups, Switch: mode, ActivePaths: c.ActivePaths, UseAnnounced: c.Announced,
+		Target: c.Target, Backups: c.Backups, Switch: mode, UseAnnounced: c.Announced, ActivePaths: c.ActivePaths,
 	})
 	if err != nil {
 		return err
