@@ -43,6 +43,8 @@ type Config struct {
 	LocalAddrs []string
 	// Scheduler for inbound sessions. Nil: LeastCompletion.
 	Scheduler Scheduler
+	// Compression of what is sent in inbound sessions. "": none. See PortConfig for those of a port.
+	Compression Compression
 }
 
 // Timing holds the thresholds of liveness. All durations are measured on the local monotonic clock.
@@ -116,6 +118,9 @@ func (c *Config) Validate() error {
 		if net.ParseIP(a) == nil {
 			return fmt.Errorf("dataport config: local address %q is not an IP", a)
 		}
+	}
+	if err := c.Compression.validate(); err != nil {
+		return fmt.Errorf("dataport config: %w", err)
 	}
 	return c.Timing.validate()
 }

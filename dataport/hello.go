@@ -9,12 +9,13 @@ import (
 // string is a length u16 and its bytes; a list a count u8 and its strings. At most maxControlPayload in all.
 //
 //	kind u8 (1 open a session, 2 join one, 3 accepted, 4 refused)   code u8 (of a refusal)
-//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64
+//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64   unpacks u8
 //	nonce [32]    proof [32]    secret [32]
 //	name   client   reason: string    addresses: list
 //
 // open: session is chosen at random by the side that dials; port tells two ports of one process apart.
 // join, accepted: proof shows the session's secret, bound to this connection (see secret.go).
+// unpacks: the algorithms that the sender takes messages packed by, a bit each (see compress.go); unknown bits mean nothing.
 // secret: over plain TCP the accepting side gives the session's secret in the clear; zero over TLS.
 type hello struct {
 	kind        helloKind
@@ -25,6 +26,7 @@ type hello struct {
 	path        PathID
 	maxMessage  uint32
 	credit      uint64
+	unpacks     packSet
 	nonce       [32]byte
 	proof       [32]byte
 	secret      [32]byte
@@ -92,6 +94,7 @@ func (h *hello) encode() []byte {
 	b = le.AppendUint32(b, uint32(h.path))
 	b = le.AppendUint32(b, h.maxMessage)
 	b = le.AppendUint64(b, h.credit)
+	b = append(b, byte(h.unpacks))
 	b = append(b, h.nonce[:]...)
 	b = append(b, h.proof[:]...)
 	b = append(b, h.secret[:]...)
@@ -150,6 +153,7 @@ func (h *hello) decode(b []byte) error {
 	*h = hello{kind: helloKind(r.u8()), code: RefuseCode(r.u8())}
 	h.session, h.incarnation, h.port = SessionID(r.u64()), r.u64(), r.u64()
 	h.path, h.maxMessage, h.credit = PathID(r.u32()), r.u32(), r.u64()
+	h.unpacks = packSet(r.u8())
 	copy(h.nonce[:], r.take(32))
 	copy(h.proof[:], r.take(32))
 	copy(h.secret[:], r.take(32))

@@ -19,6 +19,8 @@ type Node struct {
 	tls         *tls.Config // nil: plain TCP
 	incarnation uint64
 	clock       clock
+	codec       *codec
+	unpacks     packSet // what peers may pack by
 	listeners   []net.Listener
 	tasks       tasks
 
@@ -36,7 +38,7 @@ func NewNode(c Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		conf: c, incarnation: randomID(), clock: clock{time.Now()},
+		conf: c, incarnation: randomID(), clock: clock{time.Now()}, codec: newCodec(), unpacks: packAll,
 		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, preAuth: map[net.Conn]struct{}{},
 	}
 	if !c.Insecure {
@@ -306,6 +308,7 @@ func (n *Node) welcomeOpen(w *wire, h *hello) (*RefusedError, error) {
 	}
 	u := sessionSetup{
 		id: h.session, portID: h.port, peerKey: w.key, sched: n.conf.Scheduler, maxMessage: h.maxMessage, credit: h.credit,
+		compression: n.conf.Compression, unpacks: h.unpacks,
 		peer: PeerInfo{Name: h.name, Key: w.keyText(), Incarnation: h.incarnation, Target: w.raw.RemoteAddr().String(), Inbound: true},
 	}
 	a := n.helloFor(helloAccepted, r, h.session, h.path)

@@ -41,6 +41,10 @@ type PortConfig struct {
 	Paths int
 	// UseAnnounced: also connect to the addresses that the target's node says it listens on, so that one seed address suffices.
 	UseAnnounced bool
+	// Compression of what the port sends. "": none. The other direction is the peer's choice.
+	Compression Compression
+	// Bandwidth limits what the port sends; Port.SetBandwidth changes it.
+	Bandwidth Bandwidth
 }
 
 // Validate says what is wrong with the configuration.
@@ -62,7 +66,7 @@ func (c *PortConfig) Validate() error {
 	if c.Switch > Auto {
 		return fmt.Errorf("dataport: switch mode %d is neither manual nor auto", c.Switch)
 	}
-	return nil
+	return c.Compression.validate()
 }
 
 // Port connects a client to one target at a time, out of an ordered list, over several paths. It stays the same handle
@@ -75,6 +79,7 @@ type Port struct {
 	tasks  tasks
 	done   chan struct{} // closed by Close
 	active atomic.Int32  // active paths of the session, kept by the session
+	limit  limiter
 
 	mu       sync.Mutex // guards the fields below; see the lock order at Session
 	targets  [][]string
@@ -108,6 +113,7 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 		reg: r, node: r.node, conf: c, id: randomID(), done: make(chan struct{}), change: make(chan struct{}),
 		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, since: time.Now(), lastLife: r.node.clock.now(),
 	}
+	p.limit.set(c.Bandwidth, time.Now())
 	nodeClosed := r.node.isClosed()
 	r.mu.Lock()
 	if r.closed || nodeClosed {
@@ -195,6 +201,7 @@ func (p *Port) Stats() PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions}
+	st.Bandwidth = p.limit.stats(time.Now())
 	for _, sl := range p.slots {
 		st.Paths = append(st.Paths, sl.rec.stats())
 	}

@@ -216,6 +216,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 	}
 	s := newSession(n, p.reg, sessionSetup{
 		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, maxMessage: a.maxMessage, credit: a.credit,
+		compression: p.conf.Compression, unpacks: a.unpacks,
 		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0]},
 	})
 	s.out.hold = p.machine.suspended

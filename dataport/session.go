@@ -23,7 +23,8 @@ type Session struct {
 	peerKey ed25519.PublicKey // nil over plain TCP
 	secret  [32]byte
 	sched   Scheduler
-	maxMsg  int // largest message the peer takes
+	maxMsg  int     // largest message the peer takes
+	packer  *packer // nil: nothing is packed
 	cancel  context.CancelFunc
 	ctx     context.Context // given to callbacks, ends with the session
 	done    chan struct{}   // closed by end
@@ -43,6 +44,9 @@ type Session struct {
 	loads  []PathLoad // scratch of dispatch
 	ready  []*path    // scratch of dispatch
 	counts Stats
+
+	limitTimer *time.Timer // nil until the bandwidth limit first held something back
+	throttled  bool        // it does so now
 }
 
 // sessionSetup is what a handshake settled.
@@ -56,6 +60,9 @@ type sessionSetup struct {
 	sched      Scheduler
 	maxMessage uint32
 	credit     uint64
+
+	compression Compression
+	unpacks     packSet // the peer does
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -64,7 +71,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), packer: newPacker(n.codec, u.compression, u.unpacks),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
@@ -102,6 +109,9 @@ func (s *Session) Stats() Stats {
 	defer s.mu.Unlock()
 	st := s.counts
 	st.QueuedBytes = s.out.used
+	sent := s.packer.stats()
+	sent.ReceivedPacked, sent.ReceivedUnpacked = st.Compression.ReceivedPacked, st.Compression.ReceivedUnpacked
+	st.Compression = sent
 	st.BufferedBytes = int(s.in.cost - s.in.consumedCost)
 	for _, r := range s.recs {
 		st.Paths = append(st.Paths, r.stats())
@@ -158,6 +168,9 @@ func (s *Session) end(reason string, why endCause) bool {
 	s.event(SessionDown, 0, reason)
 	s.failSending()
 	s.dropReceived()
+	if s.limitTimer != nil {
+		s.limitTimer.Stop()
+	}
 	s.mu.Unlock()
 	s.cancel()
 	close(s.done)

@@ -140,7 +140,7 @@ func (w *wire) readHello(h *hello) error {
 func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
 	h := &hello{
 		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
-		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.Addrs(),
+		credit: uint64(n.conf.ReceiveWindowBytes), unpacks: n.unpacks, name: n.conf.Name, addrs: n.Addrs(),
 	}
 	if r != nil {
 		h.client = r.name
