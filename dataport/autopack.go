@@ -38,8 +38,10 @@ type packCost struct {
 	age     int // bytes of messages since it was last tried
 }
 
+const neverTried = 2 * packAgeBytes
+
 // Before anything was measured: what one core of a server does on data of applications.
-var assumedCosts = [packEnd]packCost{packS2: {1.2e-9, 0.6, 0}, packZstd: {5e-9, 0.45, 0}}
+var assumedCosts = [packEnd]packCost{packS2: {2e-9, 0.5, neverTried}, packZstd: {7e-9, 0.4, neverTried}}
 
 const (
 	minPackBytes   = 256 // a smaller message is one frame anyway, whose header is half of it
@@ -52,7 +54,8 @@ const (
 	worthOneIn     = 16       // less than this share shorter is not worth unpacking
 	packCostShare  = 0.25     // of the newest measurement
 	packCostMost   = 20       // times what was assumed: a process that was stopped measures nonsense
-	packCostLeast  = 1e-12
+	hopedCost      = 0.5      // of what is assumed
+	hopedRatio     = 0.75
 )
 
 // newPacker returns nil when nothing is to be packed.
@@ -118,12 +121,15 @@ func (k *packer) choose(parts [][]byte, size int, link float64) packAlgorithm {
 func (k *packer) cheapest(link float64) packAlgorithm {
 	best, bestTime := packNone, packGain/link
 	for a := packS2; a < packEnd; a++ {
-		c := k.costs[a]
 		if !k.takes.has(a) {
 			continue
 		}
-		if c.age > packAgeBytes {
-			c = assumedCosts[a]
+		c := k.costs[a]
+		if c.age > packAgeBytes { // not known any more: hoped for, so that it gets its try
+			c.perByte, c.ratio = assumedCosts[a].perByte*hopedCost, assumedCosts[a].ratio*hopedRatio
+			if other := packS2 + packZstd - a; k.costs[other].age <= packAgeBytes { // data that one shrinks a lot, so does the other
+				c.ratio *= min(k.costs[other].ratio/assumedCosts[other].ratio, 1)
+			}
 		}
 		t := c.perByte + c.ratio/link
 		if best != packNone {
@@ -163,13 +169,13 @@ func (k *packer) note(a packAlgorithm, size int, b *buffer, took time.Duration) 
 		return
 	}
 	c := &k.costs[a]
+	per, ratio := min(took.Seconds()/float64(size), assumedCosts[a].perByte*packCostMost), float64(after)/float64(size)
 	if c.age > packAgeBytes+size {
-		*c = assumedCosts[a]
+		c.perByte, c.ratio = per, ratio
 	}
 	c.age = 0
-	per := min(max(took.Seconds()/float64(size), packCostLeast), assumedCosts[a].perByte*packCostMost)
 	c.perByte += (per - c.perByte) * packCostShare
-	c.ratio += (float64(after)/float64(size) - c.ratio) * packCostShare
+	c.ratio += (ratio - c.ratio) * packCostShare
 	if b != nil {
 		k.failures = 0
 		return

@@ -26,7 +26,7 @@ type Compression string
 const (
 	CompressNone Compression = "none"
 	CompressS2   Compression = "s2"   // for a LAN: a gigabyte a second and core
-	CompressZstd Compression = "zstd" // for a WAN: smaller, some five times the work
+	CompressZstd Compression = "zstd" // for a WAN: smaller, some four times the work
 	CompressAuto Compression = "auto" // message by message, see autopack.go
 )
 
