@@ -46,9 +46,9 @@ func TestPackedStreamsOverFaults(t *testing.T) {
 			before := target.ledgerOf(s.ID())
 			var sent, back ledger
 			var wg sync.WaitGroup
-			wg.Go(func() { sent = streamFrom(t, p, 300, before) })
-			wg.Go(func() { back = stream(t, peer, 300) })
-			target.await(t, "some messages", func() bool { return target.got[s.ID()].count > 40 })
+			wg.Go(func() { sent = streamFrom(t, p, 100, before) })
+			wg.Go(func() { back = stream(t, peer, 100) })
+			target.await(t, "some messages", func() bool { return target.got[s.ID()].count > 20 })
 			paths[0].Cut()
 			source.awaitEvent(t, dataport.PathDown, 1)
 			paths[1].Cut()

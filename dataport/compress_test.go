@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,15 +19,18 @@ import (
 )
 
 // prose shrinks to a third or so; noise does not.
-func prose(n int) []byte {
+func prose(n int) []byte { return bytes.Repeat(proseOnce(), n>>17+1)[:n:n] }
+
+var proseOnce = sync.OnceValue(func() []byte {
 	words := strings.Fields("the mirror carries every write to another host and answers when it is durable there, log tail head record block")
-	r := rand.New(rand.NewPCG(1, uint64(n)))
-	var b bytes.Buffer
-	for b.Len() < n {
-		fmt.Fprintf(&b, "%s %d ", words[r.IntN(len(words))], r.IntN(1000))
+	r := rand.New(rand.NewPCG(1, 2))
+	var b []byte
+	for len(b) < 128<<10 {
+		b = append(append(b, words[r.IntN(len(words))]...), ' ')
+		b = append(strconv.AppendInt(b, r.Int64N(1000), 10), ' ')
 	}
-	return b.Bytes()[:n]
-}
+	return b[:128<<10]
+})
 
 func noise(n int, seed uint64) []byte {
 	b := make([]byte, n)
