@@ -17,6 +17,7 @@ import (
 type Node struct {
 	conf        Config
 	tls         *tls.Config // nil: plain TCP
+	keys        *keyring    // nil: plain TCP
 	incarnation uint64
 	clock       clock
 	codec       *codec
@@ -28,8 +29,9 @@ type Node struct {
 	closed   bool
 	clients  map[string]*Registration
 	sessions map[SessionID]*Session
-	preAuth  map[net.Conn]struct{} // connections that have not said who they are
-	ended    deque[*Session]       // ended, their goroutines perhaps not yet
+	door     door
+	refusals refusals
+	ended    deque[*Session] // ended, their goroutines perhaps not yet
 }
 
 // NewNode checks the configuration and listens. Peers are answered at once, and refused until their client registers.
@@ -39,13 +41,14 @@ func NewNode(c Config) (*Node, error) {
 	}
 	n := &Node{
 		conf: c, incarnation: randomID(), clock: clock{time.Now()}, codec: newCodec(), unpacks: packAll,
-		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, preAuth: map[net.Conn]struct{}{},
+		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, door: newDoor(c.MaxPreAuth, c.MaxPreAuthPerHost),
 	}
 	if !c.Insecure {
 		var err error
-		if n.tls, err = tlsConfig(c.Key, c.Peers); err != nil {
+		if n.keys, err = newKeyring(c.Key, c.Peers); err != nil {
 			return nil, err
 		}
+		n.tls = n.keys.config()
 	}
 	if n.conf.Dial == nil {
 		n.conf.Dial = dialTCP
@@ -176,7 +179,7 @@ func (n *Node) Close() error {
 	for _, r := range n.clients {
 		clients = append(clients, r)
 	}
-	for c := range n.preAuth {
+	for c := range n.door.waiting {
 		_ = c.Close()
 	}
 	n.mu.Unlock()
@@ -213,14 +216,17 @@ func (n *Node) acceptFrom(l net.Listener) {
 		}
 		pause = time.Millisecond
 		n.mu.Lock()
-		if n.closed || len(n.preAuth) >= n.conf.MaxPreAuth {
+		if n.closed {
 			n.mu.Unlock()
 			_ = c.Close()
 			continue
 		}
-		n.preAuth[c] = struct{}{}
+		outs := n.door.admit(c)
 		n.tasks.start(func() { n.serve(c) })
 		n.mu.Unlock()
+		for _, out := range outs {
+			_ = out.Close()
+		}
 	}
 }
 
@@ -234,18 +240,32 @@ func (n *Node) isClosed() bool {
 func (n *Node) serve(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	tuneSocket(c, n.userTimeout())
+	version := n.keys.now()
 	err := n.welcome(c)
 	if err != nil {
 		letGo(c)
 	}
 	n.mu.Lock()
-	delete(n.preAuth, c)
+	n.door.leave(c)
+	if err == nil && n.keys != nil {
+		n.door.befriend(c)
+	}
+	told, untold := !n.closed && err != nil, 0
+	if told {
+		told, untold = n.refusals.tell(time.Now())
+	}
 	n.mu.Unlock()
 	if err != nil {
 		_ = c.Close()
-		if !n.isClosed() {
-			n.conf.Log.Warn().Err(err).Str("remote", c.RemoteAddr().String()).Msg("connection refused")
+	} else if n.keys.now() != version {
+		n.endUnpinned()
+	}
+	if told {
+		e := n.conf.Log.Warn().Err(err).Str("remote", c.RemoteAddr().String())
+		if untold > 0 {
+			e = e.Int("more", untold)
 		}
+		e.Msg("connection refused")
 	}
 }
 

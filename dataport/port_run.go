@@ -133,6 +133,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	version := n.keys.now()
 	w, err := n.secure(ctx, raw, true)
 	var live *path
 	if err == nil {
@@ -141,6 +142,9 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	if err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	if n.keys.now() != version {
+		n.endUnpinned()
 	}
 	return live, nil
 }
