@@ -10,6 +10,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
+	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 )
 
@@ -54,6 +55,8 @@ var keys = []key{
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
 	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	checked("compress", "how what this host sends is packed: none, s2, zstd or auto (by what the link carries and packing costs)", func(w string) error { _, err := dataport.ParseCompression(w); return err }, func(s *settings) *string { return &s.config.Compress }),
+	checked("bandwidth", "`LIMIT` of what a source sends over all paths, like 50MB/s or 'Mon-Fri 08:00-18:00=20MB/s,*=100MB/s' (default none)", func(w string) error { _, err := dataport.ParseBandwidth(w); return err }, func(s *settings) *string { return &s.config.Bandwidth }),
 	choice("mode", "what a FLUSH waits for: async (here) or flush (here and at the target)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -149,6 +152,12 @@ func choice[T any](name, usage string, parse func(string) (T, error), field func
 	s := defaultSettings()
 	check := func(w string) error { _, err := parse(w); return err }
 	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
+}
+
+// checked is a text that has to make sense.
+func checked(name, usage string, check func(string) error, field func(*settings) *string) key {
+	s := defaultSettings()
+	return key{name, usage, valueFlag("word", *field(&s), check), parsed(func(w string) (string, error) { return w, check(w) }, field)}
 }
 
 // list is a comma separated list; its flag may also be repeated.

@@ -106,6 +106,11 @@ func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.S
 	return c.command(ctx, "/v1/path/reset", resetRequest{target, id})
 }
 
+// SetBandwidth limits what the agent sends to its followers; "none" lifts the limit.
+func (c *Client) SetBandwidth(ctx context.Context, limit string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/bandwidth", bandwidthRequest{limit})
+}
+
 // Resize makes the mirrored device larger; 0 is as large as the source's backing device is.
 func (c *Client) Resize(ctx context.Context, size int64) (mirror.Status, error) {
 	return c.command(ctx, "/v1/resize", resizeRequest{size})

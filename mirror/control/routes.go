@@ -25,6 +25,9 @@ type (
 		Target string `json:"target"`
 		ID     int    `json:"id"`
 	}
+	bandwidthRequest struct {
+		Limit string `json:"limit"` // "none": no limit
+	}
 	resizeRequest struct {
 		SizeBytes int64 `json:"size_bytes"` // of the device: 0 is as large as the backing device is
 	}
@@ -55,6 +58,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	handle("POST", "/v1/bandwidth", s.answer(o.CommandTimeout, s.setBandwidth))
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
@@ -202,6 +206,20 @@ func (s *Server) resetPath(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if err := s.agent.ResetPath(r.Context(), q.Target, q.ID); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) setBandwidth(r *http.Request) (any, error) {
+	var q bandwidthRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Limit == "" {
+		return nil, badRequestf(http.StatusBadRequest, `bandwidth: say the "limit", like "50MB/s" or "none"`)
+	}
+	if err := s.agent.SetBandwidth(r.Context(), q.Limit); err != nil {
 		return nil, err
 	}
 	return s.status(), nil
