@@ -17,6 +17,8 @@ var (
 	ErrBeyondHead = errors.New("beyond the head of the log")
 	// ErrCommitted: a cut below what is applied to the backing device.
 	ErrCommitted = errors.New("already applied, cannot be cut")
+	// ErrStale: the caller of AppendUnless found its entries out of date when it was their turn.
+	ErrStale = errors.New("out of date when it was to be appended")
 	// ErrChain: raw records that do not continue this log (another LSN or another history).
 	ErrChain = errors.New("does not continue this log")
 )
