@@ -52,6 +52,8 @@ type CorruptError struct {
 	LSN    LSN    // first record that is bad; 0 for an anchor
 	Offset int64  // where in the file
 	Reason string // what was found
+
+	Payload bool // of the record; its header, and the way to the next one, are sound
 }
 
 func (e *CorruptError) Error() string {

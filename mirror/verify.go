@@ -75,11 +75,16 @@ var (
 	errAgain     = errors.New("mirror: not yet")
 )
 
-// step compares from off on, at most chunk bytes that have to be read, and returns up to where it is done.
-func (c *comparer) step(ctx context.Context, off, chunk int64) (int64, error) {
+// step compares a hole or a chunk from off on, and returns up to where it is done. may returns when a chunk may be read, and how
+// much of it.
+func (c *comparer) step(ctx context.Context, off int64, may func() (int64, error)) (int64, error) {
 	next, err := c.holes(ctx, off)
 	if err != nil || next > off {
 		return next, err
+	}
+	chunk, err := may()
+	if err != nil {
+		return off, err
 	}
 	end := min(off/verifyBlockBytes*verifyBlockBytes+chunk, c.v.size.Load())
 	suspects, err := c.scan(ctx, off, end)

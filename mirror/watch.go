@@ -9,10 +9,10 @@ import (
 // read, and is found unchanged after that, was read as it was at that place.
 type watch struct {
 	off, end int64
-	block    int64   // bytes; blocks are aligned to it
-	first    int64   // number of the block that off lies in
-	changed  []bool  // guarded by the overlay's lock; nil: only lowest is kept
-	lowest   int64   // least offset that was changed, end when none was; guarded by the overlay's lock
+	block    int64  // bytes; blocks are aligned to it
+	first    int64  // number of the block that off lies in
+	changed  []bool // guarded by the overlay's lock; nil: only lowest is kept
+	lowest   int64  // least offset that was changed, end when none was; guarded by the overlay's lock
 	o        *overlay
 }
 
