@@ -144,7 +144,7 @@ func (a *Agent) checksStatusLocked(s *Status, now time.Time) {
 func (r *VerifyReport) alarm() Alarm {
 	x := Alarm{
 		Name: "verify-differs", Since: r.Ended,
-		Reason:   fmt.Sprintf("verify of %s: %s", r.Target, r.found()),
+		Reason:   fmt.Sprintf("verify of %s: %s", r.Target, r.Found()),
 		NextStep: "mirror-agent verify --show lists them; mirror-agent verify --repair sends the source's bytes to the target (--repair=target the other way); look at that host's disk",
 	}
 	if x.Since.IsZero() {

@@ -145,17 +145,25 @@ func (a *Agent) runScrub(ctx context.Context) {
 	var s ScrubStatus
 	a.scrubbing(func(x *ScrubStatus) { x.Running, x.Ended = false, time.Now(); s = *x })
 	a.keepChecks()
-	a.event("scrub-done", "", "%d bytes of the log are read: %s", s.DoneBytes, s.found())
+	a.event("scrub-done", "", "%d bytes of the log are read: %s", s.DoneBytes, s.Verdict())
 }
 
-func (s *ScrubStatus) found() string {
+// Verdict says what was found, in words.
+func (s *ScrubStatus) Verdict() string {
 	switch {
 	case s.Found == 0:
 		return "sound"
 	case s.Mended == s.Found:
-		return fmt.Sprintf("%d places had rotted, all mended from the other side", s.Found)
+		return places(int64(s.Found)) + " had rotted, mended from the other side"
 	}
-	return fmt.Sprintf("%d places have rotted, %d mended from the other side", s.Found, s.Mended)
+	return fmt.Sprintf("%s had rotted, %d mended from the other side", places(int64(s.Found)), s.Mended)
+}
+
+func places(n int64) string {
+	if n == 1 {
+		return "1 place"
+	}
+	return fmt.Sprintf("%d places", n)
 }
 
 func (a *Agent) scrubbing(f func(*ScrubStatus)) {

@@ -115,7 +115,7 @@ func TestVerifyNoFalseAlarm(t *testing.T) {
 		for range 2 {
 			r, err := d.verifyOnce(chunk, 0)
 			if err != nil || r.DifferentBytes != 0 {
-				rt.Errorf("%v: %s: %+v", err, r.found(), r.Differences)
+				rt.Errorf("%v: %s: %+v", err, r.Found(), r.Differences)
 				break
 			}
 			if r.ComparedBytes+r.HoleBytes != testDevice {

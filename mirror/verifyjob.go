@@ -173,21 +173,8 @@ func (a *Agent) runVerify(ctx context.Context, t *verifyTally, side verifySide) 
 	t.change(func(r *VerifyReport) { r.State, r.Reason, r.Ended = state, reason, time.Now() })
 	a.keepChecks()
 	r := t.report(false, time.Now())
-	kind, text := "verify-"+state, fmt.Sprintf("%s of %s: %s%s", humanize.IBytes(uint64(r.DoneBytes)), humanize.IBytes(uint64(r.TotalBytes)), r.found(), reasonSuffix(reason))
+	kind, text := "verify-"+state, fmt.Sprintf("%s of %s: %s%s", humanize.IBytes(uint64(r.DoneBytes)), humanize.IBytes(uint64(r.TotalBytes)), r.Found(), reasonSuffix(reason))
 	a.event(kind, r.Target, "%s", text)
-}
-
-// found says what a verify found, in words.
-func (r *VerifyReport) found() string {
-	switch {
-	case r.DifferentBytes == 0:
-		return "no difference"
-	case r.Bad() == 0:
-		return fmt.Sprintf("%d bytes in %d places differed, all repaired", r.DifferentBytes, r.Extents)
-	case r.RepairedBytes > 0:
-		return fmt.Sprintf("%d bytes in %d places differed, %d repaired", r.DifferentBytes, r.Extents, r.RepairedBytes)
-	}
-	return fmt.Sprintf("%d bytes in %d places differ", r.DifferentBytes, r.Extents)
 }
 
 func (a *Agent) verifyAll(ctx context.Context, t *verifyTally, side verifySide) (state, reason string) {

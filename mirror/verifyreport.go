@@ -1,8 +1,11 @@
 package mirror
 
 import (
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"mirror-agent/journal"
 )
@@ -82,6 +85,20 @@ func (r *VerifyReport) running() bool { return r.State == VerifyRunning || r.Sta
 
 // Bad is how many bytes differ, or cannot be read, and were not repaired.
 func (r *VerifyReport) Bad() int64 { return r.DifferentBytes - r.RepairedBytes }
+
+// Found says what was found, in words.
+func (r *VerifyReport) Found() string {
+	what := fmt.Sprintf("%s bytes in %s", humanize.Comma(r.DifferentBytes), places(r.Extents))
+	switch {
+	case r.DifferentBytes == 0:
+		return "no difference"
+	case r.Bad() == 0:
+		return what + " differed, all repaired"
+	case r.RepairedBytes > 0:
+		return fmt.Sprintf("%s differed, %s repaired", what, humanize.Comma(r.RepairedBytes))
+	}
+	return what + " differ"
+}
 
 // maxDifferences are listed; all are counted.
 const maxDifferences = 1000

@@ -53,6 +53,7 @@ journal: /log/vol0
 journal-size: 1G
 retain-time: 10m
 retain-size: 256MiB
+scrub-every: 6h
 control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
@@ -82,6 +83,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.OnFull, c.PushBack = mirror.OnFullWait, 25*time.Second
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
+	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
 	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
