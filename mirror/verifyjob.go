@@ -230,7 +230,7 @@ func (a *Agent) verifyAll(ctx context.Context, t *verifyTally, side verifySide) 
 func (a *Agent) verifyNext(ctx context.Context, c *comparer, pace *verifyPace, off int64) (int64, error) {
 	next, err := c.step(ctx, off, func() (int64, error) {
 		chunk := pace.chunk()
-		return chunk, pace.wait(ctx, chunk)
+		return chunk, pace.wait(ctx, chunk, c.inSync)
 	})
 	if err != nil {
 		return off, err

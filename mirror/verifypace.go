@@ -101,8 +101,8 @@ func (p *verifyPace) chunk() int64 {
 	return maxVerifyChunk
 }
 
-// wait returns when n more bytes may be compared.
-func (p *verifyPace) wait(ctx context.Context, n int64) error {
+// wait returns when n more bytes may be compared, or on, asked now and then, says why that is of no use any more.
+func (p *verifyPace) wait(ctx context.Context, n int64, on func() error) error {
 	now := time.Now()
 	if p.paid.IsZero() {
 		p.paid = now
@@ -116,6 +116,9 @@ func (p *verifyPace) wait(ctx context.Context, n int64) error {
 		if p.owed == 0 {
 			p.owed = float64(n)
 			return ctx.Err()
+		}
+		if err := on(); err != nil {
+			return err
 		}
 		t := time.NewTimer(min(paceEvery, time.Duration(p.owed/p.rate*float64(time.Second))+time.Microsecond))
 		select {
