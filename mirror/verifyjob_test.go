@@ -202,7 +202,9 @@ func slowPair(t *testing.T) (src, dst *agentNode) {
 
 func (n *agentNode) awaitProgress() {
 	n.t.Helper()
-	n.await("under way", func(s Status) bool { return s.Verify != nil && s.Verify.DoneBytes > 0 && s.Verify.State == VerifyRunning })
+	n.await("under way", func(s Status) bool {
+		return s.Verify != nil && s.Verify.DoneBytes > 0 && s.Verify.State == VerifyRunning
+	})
 }
 
 // TestVerifyInterrupted: stopped, and ended with its agent, by a kill and by an orderly end: it says so, finds nothing that is

@@ -8,50 +8,56 @@ import (
 	"time"
 )
 
-// TestVerifyPaceDecides: free while nothing is asked of the host, modest when that begins, down while latency is worse than it
-// was at best, up again while it is not, never beyond --rate and never quite to a stand.
+// paceCycle is one rest and the work behind it: means of latency in both.
+func paceCycle(p *verifyPace, rest, work time.Duration) {
+	p.decide(true, 10*rest, 10)
+	for range paceWork {
+		p.decide(true, 10*work, 10)
+	}
+}
+
+// TestVerifyPaceDecides: free while nothing is asked of the host, modest when that begins, down while latency is worse beside it
+// than while it rests, up again while it is not, never beyond --rate and never quite to a stand.
 func TestVerifyPaceDecides(t *testing.T) {
 	p := newVerifyPace(1<<30, nil)
 	if p.rate != 1<<30 || p.chunk() != maxVerifyChunk {
 		t.Fatalf("at first: %+v", p)
 	}
-	p.decide(true, time.Second)
-	if p.rate != paceFirst || p.chunk() >= maxVerifyChunk {
-		t.Errorf("an application begins: %.0f, chunks of %d", p.rate, p.chunk())
+	p.decide(true, time.Second, 1)
+	if p.rate != paceFirst || p.chunk() >= maxVerifyChunk || !p.rests {
+		t.Errorf("an application begins: %+v", p)
 	}
-	p.decide(true, time.Millisecond)
 	before := p.rate
 	for range 3 {
-		p.decide(true, 5*time.Millisecond)
-		if p.rate >= before {
-			t.Errorf("latency went up, the rate from %.0f to %.0f", before, p.rate)
+		paceCycle(p, time.Millisecond, 3*time.Millisecond)
+		if p.rate != before/2 || !p.rests {
+			t.Errorf("slower beside it, the rate goes from %.0f to %.0f", before, p.rate)
 		}
 		before = p.rate
 	}
-	for range 50 {
-		p.decide(true, time.Hour)
+	for range 20 {
+		paceCycle(p, time.Millisecond, time.Hour)
 	}
-	if p.rate < paceFloor {
+	if p.rate != paceFloor {
 		t.Errorf("at the worst: %.0f", p.rate)
 	}
-	for range 200 {
-		p.decide(true, p.best)
+	for range 20 {
+		paceCycle(p, time.Second, time.Second) // slow with and without it
 	}
 	if p.rate != 1<<30 {
-		t.Errorf("all is well again: %.0f", p.rate)
+		t.Errorf("it is not the verify: %.0f", p.rate)
 	}
-	p.decide(true, time.Hour)
-	p.decide(false, 0)
-	p.decide(false, 0)
-	if p.rate != 1<<30 || p.busy {
-		t.Errorf("the application has ended: %.0f", p.rate)
+	for range paceWork + 1 { // reads only
+		p.decide(true, 0, 0)
 	}
-	// A load that is heavier than before is not fled from for ever.
-	for range 1000 {
-		p.decide(true, 3*time.Millisecond)
+	if p.rate != paceFirst {
+		t.Errorf("where nothing tells: %.0f", p.rate)
 	}
-	if p.rate != 1<<30 {
-		t.Errorf("at a load that stays: %.0f, best %v", p.rate, p.best)
+	for range 10 {
+		p.decide(false, 0, 0)
+	}
+	if p.rate != 1<<30 || p.busy || p.rests {
+		t.Errorf("the application has ended: %+v", p)
 	}
 }
 
@@ -97,16 +103,19 @@ func TestVerifyPaceYields(t *testing.T) {
 		})
 		on := func() error { return nil }
 		began := time.Now()
-		for range 300 {
+		n, rests := 0, 0
+		for ; time.Since(began) < time.Second; n++ {
+			before := time.Now()
 			if err := p.wait(t.Context(), 1<<20, on); err != nil {
 				t.Fatal(err)
 			}
-			if time.Since(began) == 0 {
-				time.Sleep(paceEvery) // of work
+			if time.Since(before) >= paceEvery {
+				rests++
 			}
+			time.Sleep(time.Millisecond) // of work
 		}
-		if took := time.Since(began); took < 2*time.Second || !p.busy {
-			t.Errorf("300 MiB beside an application in %v", took)
+		if n > 300+paceFirst>>20 || rests == 0 || !p.busy {
+			t.Errorf("%d MiB in a second in which an application began, %d rests", n, rests)
 		}
 	})
 }
