@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -58,29 +60,37 @@ func TestVerifyUnderFio(t *testing.T) {
 		cmd.Dir = t.TempDir()
 		var said strings.Builder
 		cmd.Stdout, cmd.Stderr = &said, &said
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		end := sync.OnceFunc(func() {
+			cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		t.Cleanup(end)
 		writes := func() uint64 { return m.source.mustStatus().NBD.Writes }
 		before := writes()
 		m.source.until(startLimit, "fio writes", func(s *status) bool { return s.NBD.Writes > before+100 })
 		exact := int64(0)
 		for range 3 {
 			before = writes()
-			r, code := m.source.verify()
+			r, code := m.source.verify("--no-yield")
 			if code != 0 || r.State != "done" || r.DifferentBytes != 0 || len(r.Differences) != 0 || r.ComparedBytes+r.HoleBytes != 64<<20 {
 				t.Errorf("fio %v: exit status %d: %+v", args, code, r)
 			}
 			if writes() == before {
-				t.Errorf("nothing was written meanwhile: %s", said.String())
+				t.Error("nothing was written meanwhile")
 			}
 			exact += r.ExactBlocks
 		}
 		if exact == 0 {
 			t.Error("no block was written while it was compared: this tests nothing")
 		}
-		cmd.Process.Kill()
-		_ = cmd.Wait()
+		end()
+		if t.Failed() {
+			t.Logf("fio: %s", said.String())
+		}
 	}
 	m.stopLevel("target")
 }

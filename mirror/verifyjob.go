@@ -179,7 +179,11 @@ func (a *Agent) runVerify(ctx context.Context, t *verifyTally, side verifySide) 
 
 func (a *Agent) verifyAll(ctx context.Context, t *verifyTally, side verifySide) (state, reason string) {
 	r := t.report(false, time.Now())
-	pace := newVerifyPace(r.Options.RateBytes, a.loadNow)
+	sample := a.loadNow
+	if r.Options.NoYield {
+		sample = nil
+	}
+	pace := newVerifyPace(r.Options.RateBytes, sample)
 	var c *comparer
 	kept, failures := time.Now(), 0
 	for off := r.DoneBytes; off < a.v.size.Load(); {

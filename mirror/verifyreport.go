@@ -39,8 +39,10 @@ const (
 type VerifyOptions struct {
 	// Repair: "", "source" (its bytes go to the target) or "target" (the target's go to the source).
 	Repair string `json:"repair"`
-	// RateBytes is how much is compared in a second at most, 0 without a limit. Either way it yields to applications.
+	// RateBytes is how much is compared in a second at most, 0 without a limit.
 	RateBytes int64 `json:"rate_bytes"`
+	// NoYield goes on as fast beside applications that are at work.
+	NoYield bool `json:"no_yield"`
 	// Direct reads both disks below the systems' caches, where that can be.
 	Direct bool `json:"direct"`
 	// Resume goes on where the last one ended before its end.

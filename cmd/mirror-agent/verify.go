@@ -64,6 +64,7 @@ func newVerify(a *app) *cobra.Command {
 	fs.StringVar(&f.options.Repair, "repair", "", "repair what differs; `SIDE`, source or target, says whose bytes count")
 	fs.Lookup("repair").NoOptDefVal = "source"
 	fs.StringVar(&f.rate, "rate", "", "compare at most `SIZE` in a second")
+	fs.BoolVar(&f.options.NoYield, "no-yield", false, "do not slow down for applications that are at work")
 	fs.BoolVar(&f.options.Direct, "direct", false, "read the disks below the system's caches, where that can be")
 	fs.BoolVar(&f.options.Resume, "resume", false, "go on where the last one was stopped or interrupted")
 	fs.BoolVar(&f.background, "background", false, "start it and return at once")
@@ -91,7 +92,7 @@ func (f *verifyFlags) check(c *cobra.Command) (err error) {
 		if !c.Flags().Changed(alone) {
 			continue
 		}
-		for _, other := range []string{"stop", "show", "follow", "repair", "rate", "direct", "resume", "background"} {
+		for _, other := range []string{"stop", "show", "follow", "repair", "rate", "no-yield", "direct", "resume", "background"} {
 			if other != alone && c.Flags().Changed(other) {
 				return usagef("verify: --%s goes with no other flag that orders something; --%s is one", alone, other)
 			}

@@ -13,7 +13,7 @@
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status
-//	POST /v1/verify      {"repair": "", "rate_bytes": 0, "direct": false, "resume": false}
+//	POST /v1/verify      {"repair": "", "rate_bytes": 0, "no_yield": false, "direct": false, "resume": false}
 //	                                                  mirror.VerifyReport; it runs on
 //	POST /v1/verify/stop {}                           mirror.VerifyReport
 //	GET  /v1/verify                                   mirror.VerifyReport, with the differences

@@ -63,7 +63,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if ps, err := c.Checkpoints(ctx); err != nil || len(ps) != 1 || ps[0].Name != "noon" {
 		t.Fatalf("Checkpoints: %+v, %v", ps, err)
 	}
-	o := mirror.VerifyOptions{Repair: "target", RateBytes: 1 << 20, Direct: true}
+	o := mirror.VerifyOptions{Repair: "target", RateBytes: 1 << 20, NoYield: true, Direct: true}
 	if r, err := c.Verify(ctx, o); err != nil || r.State != mirror.VerifyRunning || r.Options != o {
 		t.Fatalf("Verify: %+v, %v", r, err)
 	}
@@ -76,7 +76,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.Scrub(ctx); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
