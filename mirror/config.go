@@ -82,6 +82,9 @@ type Config struct {
 	RetainTime  time.Duration
 	RetainBytes int64
 
+	// ScrubEvery is how often the log is read to look for rot; 0 is never.
+	ScrubEvery time.Duration
+
 	// UnreachableAfter is how long a target may be silent on all paths before
 	// it counts as unreachable; PathDownAfter the same for one path.
 	UnreachableAfter time.Duration
@@ -109,7 +112,7 @@ func DefaultConfig() Config {
 		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
 		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
-		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
+		ScrubEvery: 24 * time.Hour, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
 	}
 }
@@ -157,6 +160,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ActivePaths < 0 {
 		return fmt.Errorf("active-paths %d: give the number of paths that carry data at once, 0 for all", c.ActivePaths)
+	}
+	if c.ScrubEvery != 0 && c.ScrubEvery < time.Minute {
+		return fmt.Errorf("scrub-every %v: at least a minute, or 0 for never", c.ScrubEvery)
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {
 		return errors.New("retain-time and retain-size must not be negative")

@@ -161,6 +161,7 @@ func (a *Agent) Status() Status {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
+	a.checksStatusLocked(&s, now)
 	return s
 }
 

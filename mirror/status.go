@@ -35,6 +35,8 @@ type Status struct {
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
+	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
+	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
 }
 
 // DeviceStatus describes the backing device.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"mirror-agent/mirror"
 	"mirror-agent/mirror/control"
@@ -83,6 +84,38 @@ func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
 	f.state.Log.SizeBytes = bytes - 8192
 	return f.note("log resize " + strconv.FormatInt(bytes, 10))
+}
+
+func (f *fakeAgent) Verify(_ context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
+	f.state.Verify = verified()
+	return mirror.VerifyReport{State: mirror.VerifyRunning, Target: "10.1.0.9:7400"}, f.note(fmt.Sprintf("verify %q %d %t %t", o.Repair, o.RateBytes, o.Direct, o.Resume))
+}
+
+func (f *fakeAgent) StopVerify(context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyStopped, Target: "10.1.0.9:7400", DoneBytes: 1 << 30, TotalBytes: 4 << 30}, f.note("verify stop")
+}
+
+func (f *fakeAgent) VerifyReport(context.Context) (mirror.VerifyReport, error) {
+	if f.state.Verify == nil {
+		return mirror.VerifyReport{}, mirror.ErrNoVerify
+	}
+	return *f.state.Verify, nil
+}
+
+func (f *fakeAgent) Scrub(context.Context) error { return f.note("scrub") }
+
+// verified is a verify that found and repaired something.
+func verified() *mirror.VerifyReport {
+	return &mirror.VerifyReport{
+		State: mirror.VerifyDone, Target: "10.1.0.9:7400", Started: ago(10 * time.Minute), Ended: ago(2 * time.Minute),
+		TotalBytes: 64 << 30, DoneBytes: 64 << 30, ComparedBytes: 12 << 30, HoleBytes: 52 << 30, Exact: 17, FirstLSN: 4096, LastLSN: 8192,
+		SourceRead: "page cache", TargetRead: "disk",
+		DifferentBytes: 12288, RepairedBytes: 12288, Extents: 2,
+		Differences: []mirror.Difference{
+			{Offset: 1 << 20, Length: 8192, LSN: 5000, Kind: "differs", Repaired: "from the source"},
+			{Offset: 3 << 20, Length: 4096, LSN: 6000, Kind: "unreadable on the target", Repaired: "from the source"},
+		},
+	}
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
@@ -159,6 +192,18 @@ func TestCommands(t *testing.T) {
 		{"log resize 96MiB", 0, "log resize 100663296", "vol0: the log has 96 MiB now"},
 		{"log resize 8GiB --json", 0, "log resize 8589934592", `"size_bytes": 8589926400`},
 		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
+		{"verify", 0, `verify "" 0 false false`, "12,288 bytes in 2 places differed, all repaired"},
+		{"verify --repair --rate 50MiB --direct", 0, `verify "source" 52428800 true false`, "1.0 MiB"},
+		{"verify --repair=target --resume", 0, `verify "target" 0 false true`, "from the source"},
+		{"verify --json", 0, `verify "" 0 false false`, `"state": "done"`},
+		{"verify --background", 0, `verify "" 0 false false`, "vol0: verify of 10.1.0.9:7400 runs; mirror-agent verify --follow shows it"},
+		{"verify --stop", 0, "verify stop", "vol0: verify of 10.1.0.9:7400 is stopped, 1.0 GiB of 4.0 GiB were compared; mirror-agent verify --resume goes on"},
+		{"verify --show", 1, "", "no verify was run here yet: mirror-agent verify starts one"},
+		{"verify --follow", 1, "", "no verify was run here yet"},
+		{"verify --repair=mine", 2, "", `--repair "mine": choose source or target`},
+		{"verify --rate fast", 2, "", `size "fast"`},
+		{"verify --stop --repair", 2, "", "--stop goes with no other flag that orders something"},
+		{"scrub", 0, "scrub", "vol0: the log is being scrubbed"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},

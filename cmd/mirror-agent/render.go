@@ -58,6 +58,7 @@ func (v view) status(w io.Writer, st *mirror.Status) {
 		}
 		v.follower(w, label, f)
 	}
+	v.checks(w, st)
 	v.alarms(w, st)
 	if st.NextStep != "" {
 		fmt.Fprintf(w, "  next      %s\n", st.NextStep)

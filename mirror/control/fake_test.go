@@ -132,6 +132,20 @@ func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
 	return a.order(ctx, "log resize %d", bytes)
 }
 
+func (a *fakeAgent) Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyRunning, Options: o}, a.order(ctx, "verify %+v", o)
+}
+
+func (a *fakeAgent) StopVerify(ctx context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyStopped}, a.order(ctx, "verify stop")
+}
+
+func (a *fakeAgent) VerifyReport(ctx context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyDone, Differences: []mirror.Difference{{Offset: 4096, Length: 4096, Kind: "differs"}}}, a.order(ctx, "verify report")
+}
+
+func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scrub") }
+
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err

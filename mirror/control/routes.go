@@ -52,6 +52,9 @@ func (s *Server) routes() http.Handler {
 	allowed := map[string]string{}
 	handle := func(method, path string, h http.Handler) {
 		mux.Handle(method+" "+path, h)
+		if m := allowed[path]; m != "" {
+			method = m + ", " + method
+		}
 		allowed[path] = method
 	}
 	handle("GET", "/v1/status", s.answer(o.CommandTimeout, func(*http.Request) (any, error) { return s.status(), nil }))
@@ -73,6 +76,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
+	s.checks(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)

@@ -35,6 +35,10 @@ type Agent interface {
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
 	ResizeLog(ctx context.Context, bytes int64) error
+	Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error)
+	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
+	VerifyReport(ctx context.Context) (mirror.VerifyReport, error)
+	Scrub(ctx context.Context) error
 }
 
 // Options of a Server; start from DefaultOptions.
