@@ -69,7 +69,7 @@
 //
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
-// connection's two goroutines, election.go which paths carry data, drain.go how one is removed, ear.go what to believe of a
+// connection's two goroutines, record.go what stays of a path, election.go which paths carry data, drain.go how one is removed, ear.go what to believe of a
 // peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
 // port_run.go how it dials, joins, gives up and switches; node.go and welcome.go what accepts, door.go whom of those that
 // have not said who they are; keys.go and keyring.go who may; compress.go the format and codec of packed messages,
