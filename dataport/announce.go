@@ -139,11 +139,8 @@ func (p *Port) follow() {
 		case <-pace.C:
 		}
 		pace.Reset(p.node.conf.Timing.BackoffMin)
-		gone := p.takeNews()
-		for _, id := range gone {
-			if p.RemovePath(id) != nil {
-				p.stays(id)
-			}
+		for _, id := range p.takeNews() {
+			_ = p.RemovePath(id) // the last one stays
 		}
 	}
 }
@@ -167,10 +164,10 @@ func (p *Port) takeNews() (gone []PathID) {
 		}
 	}
 	for _, sl := range p.slots {
-		if !sl.announced || sl.leaving || sl.removed || slices.Contains(list, sl.remote) && !p.configured(sl.remote) {
+		if !sl.announced || sl.removed || slices.Contains(list, sl.remote) && !p.configured(sl.remote) {
 			continue
 		}
-		if sl.isUp() && !slices.ContainsFunc(p.slots, func(o *slot) bool { return o != sl && !o.leaving && !o.removed && o.isUp() }) {
+		if sl.well() && !slices.ContainsFunc(p.slots, func(o *slot) bool { return o != sl && !o.removed && !slices.Contains(gone, o.rec.id) && o.well() }) {
 			continue
 		}
 		sl.leaving = true
@@ -192,18 +189,7 @@ func (p *Port) configured(addr string) bool {
 	})
 }
 
-func (sl *slot) isUp() bool { return sl.rec.stats().State.well() }
-
-// stays takes back that a path was to leave.
-func (p *Port) stays(id PathID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, sl := range p.slots {
-		if sl.rec.id == id {
-			sl.leaving = false
-		}
-	}
-}
+func (sl *slot) well() bool { return sl.rec.stats().State.well() }
 
 // startAnnounced begins a path to an announced address. p.mu is held.
 func (p *Port) startAnnounced(remote string) {
@@ -215,19 +201,9 @@ func (p *Port) startAnnounced(remote string) {
 // shun: a path to an announced address that the client removed does not come back by itself, until the address has
 // been away. p.mu is held.
 func (p *Port) shun(sl *slot) {
-	if sl.announced && !sl.leaving {
+	if sl.announced && !sl.removed && !sl.leaving {
 		p.shunned[sl.remote] = true
 	}
-}
-
-// expected is how many paths should be up: those to announced addresses count from the first time they were.
-func (p *Port) expected() (n int) {
-	for _, sl := range p.slots {
-		if !sl.removed && (!sl.announced || sl.proved.Load()) {
-			n++
-		}
-	}
-	return n
 }
 
 // quietBackoff is how much longer an announced address that has never answered is left alone.
@@ -236,7 +212,7 @@ const quietBackoff = 15
 // patience is the longest pause between two attempts of a path.
 func (sl *slot) patience() time.Duration {
 	most := sl.p.node.conf.Timing.BackoffMax
-	if sl.announced && !sl.proved.Load() {
+	if sl.rec.unproven() {
 		most *= quietBackoff
 	}
 	return most
@@ -270,3 +246,6 @@ func (r *record) dials(local string) {
 		r.local = local
 	}
 }
+
+// unproven: the peer told us of the address, and it has never been reached.
+func (r *record) unproven() bool { return r.announced && !r.proved.Load() }

@@ -84,7 +84,7 @@ func TestAddressesComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again := source.awaitEvent(t, dataport.PathUp, 3); again.Path == up.Path {
-		t.Errorf("the address came back as path %d, which was removed", again.Path)
+		t.Errorf("another path has the number %d of one that was removed", again.Path)
 	}
 	// What the client configured stays, whatever is announced.
 	if err := tn.Unlisten(seed); err != nil {
@@ -156,11 +156,11 @@ func TestTheLastPathOutlivesItsAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	seed.Refuse(false)
-	last := source.awaitEvent(t, dataport.PathDown, 3)
+	last := source.awaitEvent(t, dataport.PathIsDraining, 2)
 	source.mu.Lock()
 	defer source.mu.Unlock()
 	at := slices.IndexFunc(source.events, func(e dataport.Event) bool { return e == last })
-	if at < 2 || source.events[at-1].Kind != dataport.PathIsDraining || source.events[at-2].Kind != dataport.PathUp {
+	if at < 1 || source.events[at-1].Kind != dataport.PathUp {
 		t.Errorf("the last path went before another one had come:\n%s", source.list())
 	}
 }
@@ -289,6 +289,7 @@ func TestWildcardFollowsTheHost(t *testing.T) {
 		// Our own address of the new subnet is not there: another one takes its turn; the path
 		// takes the right one when it is built anew and that is back.
 		l.set("9000", "10.1.0.1/24", "10.3.0.1/24")
+		time.Sleep(1500 * time.Millisecond)
 		l.set("7000", "10.1.0.2/24", "10.2.0.2/24", "10.3.0.2/24")
 		time.Sleep(1500 * time.Millisecond)
 		events = append(events, "PathUp")
@@ -344,11 +345,11 @@ func TestAnAnnouncedAddressThatNeverAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Minute)
+		time.Sleep(2 * time.Minute)
 		_ = l.dialed()
-		time.Sleep(10 * time.Minute)
-		if got := len(l.dialed()); got < 15 || got > 35 { // 30 s, give or take
-			t.Errorf("%d attempts in ten minutes", got)
+		time.Sleep(5 * time.Minute)
+		if got := len(l.dialed()); got < 7 || got > 18 { // 30 s, give or take
+			t.Errorf("%d attempts in five minutes", got)
 		}
 		if st := p.State(); st != dataport.PortConnected {
 			t.Errorf("state %v", st)

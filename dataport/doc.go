@@ -38,6 +38,9 @@
 //	never reached       [PeerRefused] TargetUnreachable
 //	Switch              Switching [SessionDown] PathUp Switched SessionUp
 //	peer restarted      PathDown… PeerRestarted SessionDown PathUp SessionUp
+//	address announced   PathUp; not any more: PathIsDraining PathDown; one that never answers: nothing
+//	fenced              [SessionDown] Fenced, then nothing until SetGeneration: [PathUp SessionUp]
+//	own generation      SessionDown PathUp SessionUp (so that the peer hears of it)
 //	Close               [SessionDown] PortClosed
 //
 // Where fewer paths than there are carry data (ActivePaths), with a standby:
@@ -67,13 +70,21 @@
 //
 // Draining: a path is removed without a loss or a resend, as long as it works (drain.go).
 //
+// Addresses: a node tells its peers where it listens, at every connection and whenever that changes, for a wildcard the
+// addresses of its host. A port with UseAnnounced has a path to each, and removes it when the address goes; those that
+// were configured stay. What to believe of a peer's list, and what its failures mean, is in announce.go.
+//
+// Fencing: a client may have a generation, within a history. Who has seen a higher one refuses a lower one, at once and
+// before any message: a port that is fenced sends nothing, dials nothing and switches nowhere (fence.go).
+//
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
 // connection's two goroutines, record.go what stays of a path, election.go which paths carry data, drain.go how one is removed, ear.go what to believe of a
 // peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
-// port_run.go how it dials, joins, gives up and switches; node.go and welcome.go what accepts, door.go whom of those that
-// have not said who they are; keys.go and keyring.go who may; compress.go the format and codec of packed messages,
-// autopack.go when it pays to pack; bandwidth.go the limit.
+// port_run.go how it dials, joins, gives up and switches; node.go the process and its clients, listen.go where it listens
+// and what it knows of its host, welcome.go what it accepts, door.go whom of those that have not said who they are;
+// announce.go and fence.go as above; keys.go and keyring.go who may; compress.go the format and codec of packed
+// messages, autopack.go when it pays to pack; bandwidth.go the limit.
 //
-// Not here yet, by design of the first light: addresses exchanged while running, moving frames away from a path that is slow but not silent.
+// Not here yet, by design of the first light: moving frames away from a path that is slow but not silent.
 package dataport

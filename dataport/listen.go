@@ -222,7 +222,7 @@ func (n *Node) lookAtHost() {
 	for _, p := range n.ports() {
 		p.mu.Lock()
 		for _, sl := range p.slots {
-			if !sl.isUp() {
+			if !sl.well() {
 				sl.hurry()
 			}
 		}

@@ -58,7 +58,10 @@ type path struct {
 }
 
 func newPath(s *Session, w *wire, rec *record) *path {
-	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials(), told: w.told}
+	p := &path{
+		id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt,
+		asked: w.asked && !s.dials(), told: w.told,
+	}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
 	rec.set(p.state, "")
 	now, t := int64(s.node.clock.now()), s.node.conf.Timing

@@ -192,17 +192,18 @@ func (p *Port) State() PortState {
 
 func (p *Port) stateLocked() PortState {
 	in := portAllPathsUp
-	if int(p.well.Load()) < p.expected() {
+	if int(p.well.Load()) < p.kept(nil) {
 		in = portPathMissing
 	}
 	p.step(in, "")
 	return p.machine.state()
 }
 
-// kept counts the paths that are to be up: all but those on their way out. p.mu is held.
-func (p *Port) kept() (n int) {
+// kept counts the paths that are to be up, but for one: all but those on their way out, and those to announced addresses
+// from the first time that they were. p.mu is held.
+func (p *Port) kept(but *slot) (n int) {
 	for _, sl := range p.slots {
-		if !sl.removed {
+		if sl != but && !sl.removed && !sl.rec.unproven() {
 			n++
 		}
 	}
@@ -302,7 +303,7 @@ func (p *Port) RemovePath(id PathID) error {
 		return fmt.Errorf("remove path %d: %w", id, ErrUnknownPath)
 	}
 	sl, s := p.slots[i], p.sess
-	if !sl.removed && p.kept() == 1 {
+	if !sl.removed && p.kept(sl) == 0 {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: it is the last one: close the port instead", id)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -19,10 +18,9 @@ type slot struct {
 	rec           *record
 	epoch         int
 	local, remote string
-	turn          int         // among LocalAddrs, when local is ""
-	announced     bool        // the peer told us of remote
-	leaving       bool        // it is being removed, for remote is not announced any more; guarded by p.mu
-	proved        atomic.Bool // it has been up
+	turn          int  // among LocalAddrs, when local is ""
+	announced     bool // the peer told us of remote
+	leaving       bool // its address is not announced any more; guarded by p.mu
 	cancel        context.CancelFunc
 	now           chan struct{} // capacity 1: do not wait out the backoff
 	up            *Session      // in which it was up last; used by its goroutine only
@@ -155,6 +153,7 @@ func (p *Port) slotEnded(sl *slot) {
 	if s != nil {
 		s.forgetPath(sl.rec.id)
 	}
+	p.newsDue() // there may be a path to that address again
 }
 
 // connect dials, authenticates and joins the port's session, or opens it.
@@ -307,7 +306,6 @@ func (sl *slot) open(w *wire) (*path, error) {
 	p.arrived = p.index
 	p.sessions++
 	p.step(portSessionUp, "")
-	sl.proved.Store(true)
 	p.newsDue()
 	return live, nil
 }
@@ -357,7 +355,6 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	}
 	live, err := s.addPath(w, sl.rec, nil)
 	if err == nil {
-		sl.proved.Store(true)
 		s.heard(a.addrs, w.raw.RemoteAddr().String())
 		p.newsDue() // with one more path up another one may go
 	}
@@ -370,7 +367,7 @@ func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
 		return
 	}
 	sl.rec.set(PathLost, err.Error())
-	if sl.announced && !sl.proved.Load() {
+	if sl.rec.unproven() {
 		return // nobody asked for it
 	}
 	var refusal *RefusedError

@@ -10,6 +10,7 @@ import (
 type record struct {
 	id                     PathID
 	sent, received, resent atomic.Uint64
+	proved                 atomic.Bool // it has been up
 
 	announced bool // set when made: the peer told us of this address
 
@@ -41,6 +42,7 @@ func (r *record) connected(w *wire) {
 	r.mu.Lock()
 	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
 	r.mu.Unlock()
+	r.proved.Store(true)
 }
 
 // over takes the record out of a session that has ended.
@@ -61,7 +63,7 @@ func (r *record) stats() PathStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return PathStats{
-		ID: r.id, Announced: r.announced, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
+		ID: r.id, Announced: r.announced, Unproven: r.unproven(), Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
 		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
 	}
 }

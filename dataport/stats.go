@@ -28,6 +28,7 @@ type PathStats struct {
 	ID            PathID
 	Local, Remote string
 	Announced     bool // the peer told us of this address
+	Unproven      bool // and it has never been up: that it is not is no loss
 	State         PathState
 	Since         time.Time
 	Reason        string // of the last loss or failure

@@ -22,7 +22,7 @@
 //   - planted/: small deliberate faults, one patch each, and the test that demands
 //     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
-//     kill_test.go, log_test.go, partition_test.go, path_test.go, switch_test.go, promote_test.go,
+//     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
 //     that are full or fail), rot_test.go, cli_test.go with testdata/*.txtar, demo_test.go.
 //

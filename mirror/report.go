@@ -241,6 +241,9 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			continue
 		}
 		for _, p := range f.Paths {
+			if p.Unproven {
+				continue
+			}
 			switch p.State {
 			case "active", "standby", "draining": // well, or on its way out because somebody said so
 				continue

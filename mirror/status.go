@@ -167,6 +167,7 @@ type PathStatus struct {
 	Local         string `json:"local"`
 	Remote        string `json:"remote"`
 	Announced     bool   `json:"announced"` // the target said this address
+	Unproven      bool   `json:"unproven"`  // and it has never been reached: no loss
 	State         string `json:"state"`
 	RTTMicros     int64  `json:"rtt_us"`
 	BytesSent     uint64 `json:"bytes_sent"`

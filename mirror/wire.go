@@ -147,10 +147,12 @@ func (t *portTransport) unlisten(address string) error {
 // one's numbers mean nothing here.
 func (t *portTransport) generation(mirror [16]byte, g journal.Generation) {
 	t.reg.SetHistory(mirror)
-	t.reg.SetGeneration(uint64(g.Major)<<32 | uint64(g.Minor))
+	t.reg.SetGeneration(portNumber(g))
 }
 
-// portRank is the generation of a number that generation gave to the port.
+// portNumber is a generation as the port compares it, portRank the way back.
+func portNumber(g journal.Generation) uint64 { return uint64(g.Major)<<32 | uint64(g.Minor) }
+
 func portRank(n uint64) journal.Generation {
 	return journal.Generation{Major: uint32(n >> 32), Minor: uint32(n)}
 }
@@ -316,7 +318,7 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 	out := make([]PathStatus, 0, len(ps))
 	for _, p := range ps {
 		out = append(out, PathStatus{
-			ID: int(p.ID), Local: p.Local, Remote: p.Remote, Announced: p.Announced, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
+			ID: int(p.ID), Local: p.Local, Remote: p.Remote, Announced: p.Announced, Unproven: p.Unproven, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
 			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason, Since: p.Since,
 		})
 	}
