@@ -56,13 +56,6 @@ func (w *watch) markLocked(x extent) {
 	}
 }
 
-// touched says whether anything of the block that off lies in was changed.
-func (w *watch) touched(off int64) bool {
-	w.o.mu.RLock()
-	defer w.o.mu.RUnlock()
-	return w.changed[off/w.block-w.first]
-}
-
 // any says whether anything at all was changed.
 func (w *watch) any() bool { return w.untouchedTo() < w.end }
 
