@@ -321,7 +321,7 @@ func TestResentFramesAndRepliesCount(t *testing.T) {
 		}
 		// All but the burst of 16 KiB at the start, and the last one, whose debt nobody waits for.
 		want := time.Duration(n+1+int(resent)-18) * 10 * time.Millisecond
-		if resent < 5 || took < want {
+		if resent == 0 || took < want {
 			t.Errorf("%d messages and %d frames again took %v, want at least %v", n, resent, took, want)
 		}
 	})

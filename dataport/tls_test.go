@@ -431,3 +431,19 @@ func (n *Node) secureTo(to *Node, keys ...ed25519.PrivateKey) (*wire, error) {
 	defer c.Close()
 	return n.secure(context.Background(), c, true)
 }
+
+// A key goes between the handshake of TLS and the hello: what comes of it does not stay.
+func TestKeyGoesDuringAHandshake(t *testing.T) {
+	own, peer, other := newKey(t), newKey(t), newKey(t)
+	n, _ := keyedNode(t, own, peer)
+	asPeer, _ := keyedNode(t, peer, own)
+	w := (&byHand{n: asPeer}).connect(t, n)
+	if err := n.SetPeers([]ed25519.PublicKey{publicOf(other)}); err != nil {
+		t.Fatal(err)
+	}
+	h := asPeer.helloFor(helloOpen, nil, SessionID(randomID()), 1)
+	h.client, h.port = "test", randomID()
+	_, _ = w.ask(h)
+	closedBy(t, w.raw, 20*time.Second)
+	eventually(t, func() string { return "a session goes on" }, func() bool { return len(n.sessionsOf(nil)) == 0 })
+}
