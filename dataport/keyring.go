@@ -136,18 +136,13 @@ next:
 				continue next
 			}
 		}
-		if !s.begun() {
+		select {
+		case <-s.begun:
+		default:
 			continue // its SessionUp comes first; whoever is adding it looks again then
 		}
 		s.fail("the peer's key "+s.peer.Key+" is not allowed any more", endProtocol)
 	}
-}
-
-// begun reports whether the session ever had a path: before that nobody was told of it.
-func (s *Session) begun() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.recs) > 0
 }
 
 // refusals bounds what the log says of connections that came to nothing: a flood of them would fill the disk.
