@@ -78,7 +78,7 @@ func (w *wire) establish() error {
 }
 
 func (w *wire) close(abort bool) {
-	if t, ok := w.raw.(*net.TCPConn); ok && abort {
+	if t, ok := w.raw.(interface{ SetLinger(sec int) error }); ok && abort {
 		_ = t.SetLinger(0)
 	}
 	_ = w.raw.Close()
