@@ -317,6 +317,7 @@ func (n *Node) welcomeOpen(w *wire, h *hello) (*RefusedError, error) {
 	}
 	a.proof = joinProof(u.secret, roleAccepts, w.bound(h.nonce), h.session, h.path)
 	s := newSession(n, r, u)
+	defer close(s.opened)
 	n.supersede(s)
 	n.mu.Lock()
 	ok := !n.closed && n.clients[h.client] == r && n.sessions[s.id] == nil && len(n.sessions) < n.conf.MaxSessions
@@ -366,11 +367,23 @@ func (s *Session) hasPaths() bool {
 	return len(s.paths) > 0
 }
 
-func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
+// openedSession waits for the session's first path, whose hello was answered a moment ago: its events come first.
+func (n *Node) openedSession(id SessionID) *Session {
 	n.mu.Lock()
-	s := n.sessions[h.session]
+	s := n.sessions[id]
 	n.mu.Unlock()
-	if s == nil || !s.peer.Inbound || s.reg.name != h.client || !ed25519.PublicKey(w.key).Equal(s.peerKey) && w.key != nil {
+	if s == nil || !s.peer.Inbound {
+		return nil
+	}
+	<-s.opened // at the latest when the deadline of that path's handshake ends
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sessions[id] // it may have come to nothing
+}
+
+func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
+	s := n.openedSession(h.session)
+	if s == nil || s.reg.name != h.client || !ed25519.PublicKey(w.key).Equal(s.peerKey) && w.key != nil {
 		return &RefusedError{RefusedNoSession, fmt.Sprintf("session %s is not known here", h.session)}, nil
 	}
 	bound := w.bound(h.nonce)

@@ -287,6 +287,9 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 		} else {
 			s.fail("the peer has given up the session", endByPeer)
 		}
+		if s.young() {
+			return nil, fmt.Errorf("%w: it does not know the session that began a moment ago: do all addresses of the target lead to one node?", ErrRefused)
+		}
 		return nil, errNoSession
 	}
 	if err != nil {
@@ -335,9 +338,10 @@ func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
 	p.active.Store(0)
 	p.lastLife, p.declared = p.node.clock.now(), false
 	p.step(portSessionDown, reason)
-	if why == endUnreachable {
+	switch {
+	case why == endUnreachable:
 		p.declare(reason)
-	} else {
+	case !s.young(): // or two that fail each other's sessions would do so as fast as they can
 		for _, sl := range p.slots {
 			sl.hurry()
 		}

@@ -27,6 +27,8 @@ type Session struct {
 	cancel  context.CancelFunc
 	ctx     context.Context // given to callbacks, ends with the session
 	done    chan struct{}   // closed by end
+	began   time.Duration
+	opened  chan struct{} // inbound: closed when the first path was added, or could not be
 	tasks   tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
@@ -64,11 +66,11 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), opened: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
-	s.lastTick = s.lastLife
+	s.lastTick, s.began = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
 	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
@@ -79,6 +81,9 @@ func (s *Session) start() {
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
+
+// young reports whether the session began so recently that its end is a failed attempt to have one.
+func (s *Session) young() bool { return s.node.clock.now()-s.began < s.node.conf.Timing.PathDownAfter }
 
 // ID returns the session's id, the same on both sides.
 func (s *Session) ID() SessionID { return s.id }

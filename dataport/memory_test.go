@@ -1,0 +1,182 @@
+package dataport_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mirror-agent/dataport"
+	"mirror-agent/dataport/dataporttest"
+)
+
+// memWorld is a source, a target and a backup on a network in memory, inside a bubble: nodes are hosts 0, 1 and 2.
+type memWorld struct {
+	t       *testing.T
+	net     *dataporttest.Net
+	addrs   [3][]string
+	clients [3]*lister
+	regs    [3]*dataport.Registration
+	nodes   [3]*dataport.Node
+	port    *dataport.Port
+	t0      time.Time
+}
+
+type memConfig struct {
+	paths int
+	node  func(host int, c *dataport.Config)
+	port  func(c *dataport.PortConfig)
+}
+
+// inMemory runs f when the port of the default configuration is up, a second after the bubble began.
+func inMemory(t *testing.T, m memConfig, f func(w *memWorld)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &memWorld{t: t, net: dataporttest.NewNet()}
+		defer func() {
+			for _, n := range w.nodes {
+				if n != nil {
+					_ = n.Close()
+				}
+			}
+		}()
+		for i := range m.paths {
+			w.addrs[1] = append(w.addrs[1], fmt.Sprintf("target:%d", i+1))
+		}
+		w.addrs[2] = []string{"backup:1"}
+		for _, h := range []int{2, 1, 0} {
+			w.clients[h] = newLister()
+			w.start(h, m.node)
+		}
+		pc := dataport.PortConfig{Target: w.addrs[1], Backups: [][]string{w.addrs[2]}}
+		if m.port != nil {
+			m.port(&pc)
+		}
+		var err error
+		if w.port, err = w.regs[0].Open(context.Background(), pc); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		w.t0 = time.Now()
+		f(w)
+	})
+}
+
+func (w *memWorld) start(h int, change func(int, *dataport.Config)) {
+	w.t.Helper()
+	c := dataport.DefaultConfig()
+	c.Name, c.Listen, c.Insecure, c.Dial, c.ListenFunc = fmt.Sprintf("host%d", h), w.addrs[h], true, w.net.Dial, w.net.Listen
+	c.SendWindowBytes, c.ReceiveWindowBytes, c.MaxMessageBytes = 256<<10, 128<<10, 1<<20
+	if change != nil {
+		change(h, &c)
+	}
+	n, err := dataport.NewNode(c)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.nodes[h] = n
+	if w.regs[h], err = n.Register("test", w.clients[h]); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// all applies a fault to every path of the target.
+func (w *memWorld) all(f func(addr string)) {
+	for _, a := range w.addrs[1] {
+		f(a)
+	}
+}
+
+// since lists the events of a host from t0 on, each with its time after t0.
+func (w *memWorld) since(h int) (l []string) {
+	c := w.clients[h]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.events {
+		if d := e.Time.Sub(w.t0); d >= 0 {
+			s := fmt.Sprintf("%v %v", d, e.Kind)
+			if e.Path != 0 {
+				s += fmt.Sprintf(" %d", e.Path)
+			}
+			l = append(l, s)
+		}
+	}
+	return l
+}
+
+func (w *memWorld) want(h int, events ...string) {
+	w.t.Helper()
+	if got := w.since(h); strings.Join(got, "\n") != strings.Join(events, "\n") {
+		w.t.Errorf("events of host %d:\n  %s\nwant:\n  %s", h, strings.Join(got, "\n  "), strings.Join(events, "\n  "))
+	}
+}
+
+func (w *memWorld) kinds(h int) string {
+	c := w.clients[h]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var l []string
+	for _, e := range c.events {
+		l = append(l, e.Kind.String())
+	}
+	return strings.Join(l, " ")
+}
+
+// lateListener holds up whoever accepts in the middle of its answer: what it wrote has left, and it does not know.
+type lateListener struct {
+	net.Listener
+	late time.Duration
+}
+
+type lateConn struct {
+	net.Conn
+	late time.Duration
+}
+
+func (l lateListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return lateConn{c, l.late}, err
+}
+
+func (c lateConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	time.Sleep(c.late)
+	return n, err
+}
+
+// The model found: a path that joined in the moment between the answer to the session's first hello and the adding of
+// that first path was told before it, and the session's own PathUp came second, before SessionUp.
+func TestJoinComesAfterTheFirstPath(t *testing.T) {
+	inMemory(t, memConfig{paths: 3, node: func(h int, c *dataport.Config) {
+		if listen := c.ListenFunc; h == 1 {
+			c.ListenFunc = func(addr string) (net.Listener, error) {
+				l, err := listen(addr)
+				return lateListener{l, 20 * time.Millisecond}, err
+			}
+		}
+	}}, func(w *memWorld) {
+		if got := w.kinds(1); got != "PathUp SessionUp PathUp PathUp" {
+			t.Errorf("events of the accepting side: %s", got)
+		}
+	})
+}
+
+// The model found: two addresses that lead to two hosts made a port open and lose sessions as fast as it could dial.
+func TestAddressesOfTwoHostsAreTriedWithBackoff(t *testing.T) {
+	inMemory(t, memConfig{paths: 1, port: func(c *dataport.PortConfig) {
+		c.Target, c.Backups = []string{"target:1", "backup:1"}, nil
+	}}, func(w *memWorld) {
+		time.Sleep(time.Minute)
+		for _, a := range []string{"target:1", "backup:1"} {
+			if _, ever := w.net.Connections(a); ever > 60 || ever < 10 {
+				t.Errorf("%s was dialled %d times in a minute", a, ever)
+			}
+		}
+		if got := w.port.Stats().Reason; !strings.Contains(got, "lead to one node") {
+			t.Errorf("reason %q", got)
+		}
+	})
+}
