@@ -27,6 +27,7 @@ type memWorld struct {
 
 type memConfig struct {
 	paths int
+	net   func(n *dataporttest.Net)
 	node  func(host int, c *dataport.Config)
 	port  func(c *dataport.PortConfig)
 }
@@ -36,6 +37,9 @@ func inMemory(t *testing.T, m memConfig, f func(w *memWorld)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &memWorld{t: t, net: dataporttest.NewNet()}
+		if m.net != nil {
+			m.net(w.net)
+		}
 		defer func() {
 			for _, n := range w.nodes {
 				if n != nil {
@@ -90,27 +94,31 @@ func (w *memWorld) all(f func(addr string)) {
 	}
 }
 
-// since lists the events of a host from t0 on, each with its time after t0.
-func (w *memWorld) since(h int) (l []string) {
+// since lists the events of a host after t0: "100ms PathUp", or the kind alone when it came with the one before.
+func (w *memWorld) since(h int) string {
 	c := w.clients[h]
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var l []string
+	last := time.Duration(-1)
 	for _, e := range c.events {
-		if d := e.Time.Sub(w.t0); d >= 0 {
-			s := fmt.Sprintf("%v %v", d, e.Kind)
-			if e.Path != 0 {
-				s += fmt.Sprintf(" %d", e.Path)
-			}
-			l = append(l, s)
+		switch d := e.Time.Sub(w.t0); {
+		case d < 0:
+			continue
+		case d != last:
+			l = append(l, d.String())
+			last = d
 		}
+		l = append(l, e.Kind.String())
 	}
-	return l
+	return strings.Join(l, " ")
 }
 
-func (w *memWorld) want(h int, events ...string) {
+// want compares the events of a host after t0, with their times.
+func (w *memWorld) want(h int, events string) {
 	w.t.Helper()
-	if got := w.since(h); strings.Join(got, "\n") != strings.Join(events, "\n") {
-		w.t.Errorf("events of host %d:\n  %s\nwant:\n  %s", h, strings.Join(got, "\n  "), strings.Join(events, "\n  "))
+	if got := w.since(h); got != strings.Join(strings.Fields(events), " ") {
+		w.t.Errorf("events of host %d:\n  %s\nwant:\n  %s", h, got, events)
 	}
 }
 

@@ -67,7 +67,7 @@ func (sl *slot) move(in pathInput, reason string) {
 func (sl *slot) run(ctx context.Context) {
 	t := sl.p.node.conf.Timing
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, t.BackoffMax, 1.6, 0.3
+	wait.InitialInterval, wait.MaxInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, t.BackoffMax*10/13, 1.6, 0.3 // the longest pauses are jittered too
 	wait.Reset()
 	for in := pathStart; ctx.Err() == nil; in = pathRetry {
 		sl.move(in, "")

@@ -230,7 +230,10 @@ func (s *Session) checkPath(p *path, now time.Duration) {
 		s.losePath(p, fmt.Sprintf("silent for %v", silence.Round(time.Millisecond)))
 		return
 	}
-	threshold := min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
+	threshold := t.PathDownAfter * 3 / 4
+	if p.srtt > 0 { // or it is not known yet how long the way is
+		threshold = min(threshold, max(3*p.srtt, t.SuspectAfter))
+	}
 	if p.deaf || silence >= threshold {
 		if p.silence(true) {
 			reason := fmt.Sprintf("silent for %v", silence.Round(time.Millisecond))

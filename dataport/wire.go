@@ -163,7 +163,7 @@ func (w *wire) ask(h *hello) (*hello, error) {
 		}
 		return nil, fmt.Errorf("read the answer to hello: %w", err)
 	}
-	w.rtt = time.Since(start)
+	w.rtt = max(time.Since(start), 1)
 	switch {
 	case a.kind == helloRefused:
 		return &a, &RefusedError{Code: a.code, Reason: a.reason}

@@ -121,6 +121,11 @@ func (c *conn) Write(p []byte) (total int, _ error) {
 			return total, errPipe
 		case len(p) == 0:
 			return total, nil
+		case c.peer.closed && c.out.way.black && !c.l.retransmit:
+			return total + len(p), nil
+		case c.peer.closed && (c.out.way.black || c.out.way.stalled):
+			c.resetDue = true
+			return total + len(p), nil
 		case c.peer.closed:
 			c.peer.sendReset(now.Add(c.out.way.delay))
 			return total + len(p), nil
@@ -137,12 +142,12 @@ func (c *conn) Write(p []byte) (total int, _ error) {
 
 // sendReset has c answer with a reset at a time: it is closed, or was closed with bytes unread.
 func (c *conn) sendReset(at time.Time) {
-	there, back := c.in.way, c.out.way
+	back := c.out.way
 	switch {
 	case c.peer.broken || c.peer.resetDue || !c.peer.resetAt.IsZero():
-	case there.stalled || back.stalled || (there.black || back.black) && c.l.retransmit:
+	case back.stalled || back.black && c.l.retransmit: // it goes, or the next byte asks for it, when that is over
 		c.peer.resetDue = true
-	case there.black || back.black: // lost, and nobody asks again
+	case back.black: // lost, and nobody asks again
 	default:
 		c.peer.resetAt = at.Add(back.delay)
 		c.peer.readable.tell()
