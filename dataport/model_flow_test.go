@@ -45,7 +45,7 @@ func newFlow(ctx context.Context, id uint32) *flow {
 	go func() {
 		defer close(f.done)
 		for j := range f.jobs {
-			for range j.count {
+			for i := 0; i < j.count && ctx.Err() == nil; i++ {
 				f.one(ctx, j)
 			}
 		}

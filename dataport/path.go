@@ -446,20 +446,19 @@ func (p *path) read() error {
 	}
 }
 
-// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
+// payload reads and verifies a payload whose length decode has bounded. Whatever comes of it is a sign of life, or a slow
 // path would fall silent for as long as a frame takes.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 	buf := newBuffer(int(h.payload))
-	const piece = 32 << 10
 	for rest := buf.data; len(rest) > 0; {
-		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
-		if err != nil {
+		n, err := r.Read(rest)
+		rest = rest[n:]
+		if n > 0 && h.flags&flagDeaf == 0 {
+			p.heard.Store(int64(p.s.node.clock.now()))
+		}
+		if err != nil && len(rest) > 0 {
 			buf.release()
 			return nil, err
-		}
-		rest = rest[n:]
-		if h.flags&flagDeaf == 0 {
-			p.heard.Store(int64(p.s.node.clock.now()))
 		}
 	}
 	if xxhash.Sum64(buf.data) != h.payloadHash {
