@@ -54,6 +54,18 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " PathSuspect PathUp", target: began + " PathSuspect PathUp",
 		},
 		{
+			name: "paths silent for a while, on a long way", net: func(n *dataporttest.Net) {
+				n.Delay("target:1", 20*time.Millisecond)
+				n.Delay("target:2", 15*time.Millisecond)
+			},
+			fault: func(w *memWorld) {
+				w.all(func(a string) { w.net.Stall(a, dataporttest.Both) })
+				time.Sleep(723 * time.Millisecond)
+				w.all(func(a string) { w.net.Stall(a, 0) })
+			},
+			source: began + " PathSuspect PathSuspect PathUp PathUp", target: began + " PathSuspect PathSuspect PathUp PathUp",
+		},
+		{
 			name: "path silent", fault: func(w *memWorld) {
 				w.net.Blackhole("target:1", dataporttest.Both)
 				time.Sleep(5 * time.Second)

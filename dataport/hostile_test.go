@@ -62,6 +62,7 @@ func dialHello(t *testing.T, n *Node) (net.Conn, SessionID) {
 	if _, err := w.ask(h); err != nil {
 		t.Fatal(err)
 	}
+	n.openedSession(h.session) // its path is added after the answer
 	return c, h.session
 }
 

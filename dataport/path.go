@@ -27,8 +27,9 @@ type path struct {
 	heard atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
 
 	state  PathState
-	silent bool // nothing heard for the threshold: told to the peer as flagDeaf
-	deaf   bool // the peer says that it hears nothing
+	silent bool          // nothing heard for the threshold: told to the peer as flagDeaf
+	deaf   bool          // the peer says that it hears nothing
+	deafAt time.Duration // since when it says so
 	srtt   time.Duration
 
 	queue   deque[*outFrame] // bulk, not yet written
@@ -121,6 +122,9 @@ func (p *path) grant(now, late time.Duration) {
 
 // hear notes a frame from the peer. One that says "I hear nothing of you" is no sign of life both ways.
 func (p *path) hear(now time.Duration, deaf bool) {
+	if deaf && !p.deaf {
+		p.deafAt = now
+	}
 	p.deaf = deaf
 	if !deaf {
 		p.heard.Store(int64(now))

@@ -234,10 +234,12 @@ func (s *Session) checkPath(p *path, now time.Duration) {
 	if p.srtt > 0 { // or it is not known yet how long the way is
 		threshold = min(threshold, max(3*p.srtt, t.SuspectAfter))
 	}
-	if p.deaf || silence >= threshold {
+	// After a silence both ways the peer's first frames are old, and still say that it hears nothing. It gets the time to say more.
+	deaf := p.deaf && now-p.deafAt >= max(t.Heartbeat, p.srtt)
+	if deaf || silence >= threshold {
 		if p.silence(true) {
 			reason := fmt.Sprintf("silent for %v", silence.Round(time.Millisecond))
-			if p.deaf {
+			if deaf {
 				reason = "peer hears nothing on this path"
 			}
 			p.rec.set(PathSuspected, reason)
