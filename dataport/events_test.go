@@ -19,8 +19,8 @@ const (
 
 // The table of doc.go, on both sides: what each fault is told as, nothing more, nothing in another order.
 func TestEventsOfEachFault(t *testing.T) {
-	both := func(w *memWorld) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) }
-	switchOver := func(w *memWorld) {
+	both := func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) }
+	switchOver := func(w *bubble) {
 		if err := w.port.Switch(context.Background(), -1); err != nil {
 			w.t.Error(err)
 		}
@@ -29,24 +29,24 @@ func TestEventsOfEachFault(t *testing.T) {
 		name                   string
 		net                    func(n *dataporttest.Net)
 		port                   func(c *dataport.PortConfig)
-		fault                  func(w *memWorld)
+		fault                  func(w *bubble)
 		source, target, backup string
 	}{
 		{name: "connecting", source: began, target: began},
 		{
-			name: "path reset", fault: func(w *memWorld) { w.net.Cut("target:2") },
+			name: "path reset", fault: func(w *bubble) { w.net.Cut("target:2") },
 			source: began + " PathDown PathUp", target: began + " PathDown PathUp",
 		},
 		{
-			name: "path reset by the client", fault: func(w *memWorld) { _ = w.port.ResetPath(1) },
+			name: "path reset by the client", fault: func(w *bubble) { _ = w.port.ResetPath(1) },
 			source: began + " PathDown PathUp", target: began + " PathDown PathUp",
 		},
 		{
-			name: "all paths reset", fault: func(w *memWorld) { w.all(w.net.Cut) },
+			name: "all paths reset", fault: func(w *bubble) { w.all(w.net.Cut) },
 			source: began + " PathDown PathDown PathUp PathUp", target: began + " PathDown PathDown PathUp PathUp",
 		},
 		{
-			name: "path silent for a while", fault: func(w *memWorld) {
+			name: "path silent for a while", fault: func(w *bubble) {
 				w.net.Stall("target:1", dataporttest.Both)
 				time.Sleep(500 * time.Millisecond)
 				w.net.Stall("target:1", 0)
@@ -58,7 +58,7 @@ func TestEventsOfEachFault(t *testing.T) {
 				n.Delay("target:1", 20*time.Millisecond)
 				n.Delay("target:2", 15*time.Millisecond)
 			},
-			fault: func(w *memWorld) {
+			fault: func(w *bubble) {
 				w.all(func(a string) { w.net.Stall(a, dataporttest.Both) })
 				time.Sleep(723 * time.Millisecond)
 				w.all(func(a string) { w.net.Stall(a, 0) })
@@ -66,7 +66,7 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " PathSuspect PathSuspect PathUp PathUp", target: began + " PathSuspect PathSuspect PathUp PathUp",
 		},
 		{
-			name: "path silent", fault: func(w *memWorld) {
+			name: "path silent", fault: func(w *bubble) {
 				w.net.Blackhole("target:1", dataporttest.Both)
 				time.Sleep(5 * time.Second)
 				w.net.Blackhole("target:1", 0)
@@ -74,11 +74,11 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " PathSuspect PathDown PathUp", target: began + " PathSuspect PathDown PathUp",
 		},
 		{
-			name: "path damaged", fault: func(w *memWorld) { w.net.FlipBit("target:1", dataporttest.Forward, 5, 1) },
+			name: "path damaged", fault: func(w *bubble) { w.net.FlipBit("target:1", dataporttest.Forward, 5, 1) },
 			source: began + " PathDown PathUp", target: began + " PathDown PathUp",
 		},
 		{
-			name: "path ended by somebody between", fault: func(w *memWorld) { w.net.HalfClose("target:2", dataporttest.Backward) },
+			name: "path ended by somebody between", fault: func(w *bubble) { w.net.HalfClose("target:2", dataporttest.Backward) },
 			source: began + " PathDown PathUp", target: began + " PathDown PathUp",
 		},
 		{
@@ -90,7 +90,7 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + wentDown + " TargetUnreachable Switching PathUp Switched SessionUp", target: began + wentDown, backup: "PathUp SessionUp",
 		},
 		{
-			name: "all paths silent, and back", fault: func(w *memWorld) {
+			name: "all paths silent, and back", fault: func(w *bubble) {
 				both(w)
 				time.Sleep(10 * time.Second)
 				w.all(func(a string) { w.net.Blackhole(a, 0) })
@@ -112,7 +112,7 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " Switching SessionDown PathUp Switched SessionUp", target: began + " SessionDown", backup: "PathUp SessionUp",
 		},
 		{
-			name: "switch and back", fault: func(w *memWorld) {
+			name: "switch and back", fault: func(w *bubble) {
 				switchOver(w)
 				time.Sleep(time.Second)
 				if err := w.port.Switch(context.Background(), 0); err != nil {
@@ -123,7 +123,7 @@ func TestEventsOfEachFault(t *testing.T) {
 			target: began + " SessionDown " + began, backup: "PathUp SessionUp SessionDown",
 		},
 		{
-			name: "switch after the loss", fault: func(w *memWorld) {
+			name: "switch after the loss", fault: func(w *bubble) {
 				both(w)
 				time.Sleep(10 * time.Second)
 				switchOver(w)
@@ -131,11 +131,11 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + wentDown + " TargetUnreachable Switching PathUp Switched SessionUp", target: began + wentDown, backup: "PathUp SessionUp",
 		},
 		{
-			name: "peer restarts without a word", fault: func(w *memWorld) { w.restartTarget() },
+			name: "peer restarts without a word", fault: func(w *bubble) { w.restartTarget() },
 			source: began + " PathDown PathDown PeerRestarted SessionDown " + began, target: began + " PathDown PathDown SessionDown " + began,
 		},
 		{
-			name: "peer says goodbye and begins anew", fault: func(w *memWorld) {
+			name: "peer says goodbye and begins anew", fault: func(w *bubble) {
 				_ = w.nodes[1].Close()
 				time.Sleep(time.Second)
 				w.start(1, nil)
@@ -143,16 +143,16 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " SessionDown PeerRestarted " + began, target: began + " SessionDown " + began,
 		},
 		{
-			name: "suspend and resume", fault: func(w *memWorld) { _, _ = w.port.Suspend(), w.port.Resume() },
+			name: "suspend and resume", fault: func(w *bubble) { _, _ = w.port.Suspend(), w.port.Resume() },
 			source: began + " Suspended Resumed", target: began,
 		},
 		{
-			name: "close", fault: func(w *memWorld) { _ = w.port.Close() },
+			name: "close", fault: func(w *bubble) { _ = w.port.Close() },
 			source: began + " SessionDown PortClosed", target: began + " SessionDown",
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			inMemory(t, memConfig{paths: 2, net: row.net, port: row.port}, func(w *memWorld) {
+			inMemory(t, bubbleConfig{paths: 2, net: row.net, port: row.port}, func(w *bubble) {
 				if row.fault != nil {
 					row.fault(w)
 				}
@@ -170,7 +170,7 @@ func TestEventsOfEachFault(t *testing.T) {
 	}
 }
 
-func (w *memWorld) restartTarget() {
+func (w *bubble) restartTarget() {
 	w.all(func(a string) { w.net.Refuse(a, true); w.net.Cut(a) })
 	synctest.Wait()
 	_ = w.nodes[1].Close()
@@ -181,11 +181,11 @@ func (w *memWorld) restartTarget() {
 
 // load keeps both directions of the port's session full until the returned function is called, which tells how many
 // messages went each way.
-func (w *memWorld) load(size int) (finish func() (there, back int)) {
+func (w *bubble) load(size int) (finish func() (there, back int)) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s, peer := w.port.Session(), w.clients[1].latest()
-	flows := [...]*flow{newFlow(ctx, 1), newFlow(ctx, 2)}
+	flows := [...]*courier{newCourier(ctx, 1), newCourier(ctx, 2)}
 	flows[0].jobs <- job{session: func() *dataport.Session { return s }, count: 1 << 30, size: size}
 	flows[1].jobs <- job{session: func() *dataport.Session { return peer }, count: 1 << 30, size: size}
 	for _, f := range flows {
@@ -219,7 +219,7 @@ func TestFullLoadIsNoAlarm(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+			inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 				shape(w.net)
 				finish := w.load(50_000)
 				time.Sleep(20 * time.Second)
@@ -236,8 +236,8 @@ func TestFullLoadIsNoAlarm(t *testing.T) {
 
 // A client that stands still holds up itself: not the heartbeats of its session, not the other client, not its node.
 func TestStalledClientHoldsUpOnlyItself(t *testing.T) {
-	inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
-		other := [2]*lister{newLister(), newLister()}
+	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
+		other := [2]*witness{newWitness(), newWitness()}
 		var reg [2]*dataport.Registration
 		for i, n := range w.nodes[:2] {
 			var err error
@@ -252,7 +252,7 @@ func TestStalledClientHoldsUpOnlyItself(t *testing.T) {
 		w.clients[1].stall(true)
 		w.clients[0].slow = make(chan struct{})
 		ctx, cancel := context.WithCancel(context.Background())
-		stuck := newFlow(ctx, 1)
+		stuck := newCourier(ctx, 1)
 		stuck.jobs <- job{session: w.port.Session, count: 1 << 30, size: 30_000}
 		close(stuck.jobs)
 		time.Sleep(time.Minute)
@@ -284,7 +284,7 @@ func TestStalledClientHoldsUpOnlyItself(t *testing.T) {
 	})
 }
 
-func (w *memWorld) kindsOf(l *lister) string {
+func (w *bubble) kindsOf(l *witness) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var s []string
@@ -296,18 +296,18 @@ func (w *memWorld) kindsOf(l *lister) string {
 
 // Callbacks may do everything, also what ends the session, the port, the registration or the node that calls them.
 func TestCallbacksMayDoAnything(t *testing.T) {
-	for name, act := range map[string]func(w *memWorld, e dataport.Event) error{
-		"switch":             func(_ *memWorld, e dataport.Event) error { return e.Port.Switch(context.Background(), -1) },
-		"reset":              func(_ *memWorld, e dataport.Event) error { return e.Port.ResetPath(1) },
-		"suspend":            func(_ *memWorld, e dataport.Event) error { return e.Port.Suspend() },
-		"close the port":     func(_ *memWorld, e dataport.Event) error { return e.Port.Close() },
-		"close the client":   func(w *memWorld, _ dataport.Event) error { w.regs[0].Close(); return nil },
-		"close the node":     func(w *memWorld, _ dataport.Event) error { return w.nodes[0].Close() },
-		"close the peer":     func(w *memWorld, _ dataport.Event) error { return w.nodes[1].Close() },
-		"call, and the peer": func(_ *memWorld, e dataport.Event) error { return callSeven(e.Session) },
+	for name, act := range map[string]func(w *bubble, e dataport.Event) error{
+		"switch":             func(_ *bubble, e dataport.Event) error { return e.Port.Switch(context.Background(), -1) },
+		"reset":              func(_ *bubble, e dataport.Event) error { return e.Port.ResetPath(1) },
+		"suspend":            func(_ *bubble, e dataport.Event) error { return e.Port.Suspend() },
+		"close the port":     func(_ *bubble, e dataport.Event) error { return e.Port.Close() },
+		"close the client":   func(w *bubble, _ dataport.Event) error { w.regs[0].Close(); return nil },
+		"close the node":     func(w *bubble, _ dataport.Event) error { return w.nodes[0].Close() },
+		"close the peer":     func(w *bubble, _ dataport.Event) error { return w.nodes[1].Close() },
+		"call, and the peer": func(_ *bubble, e dataport.Event) error { return callSeven(e.Session) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+			inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 				var took []time.Duration
 				w.clients[0].mu.Lock()
 				w.clients[0].onEvent = func(e dataport.Event) {
@@ -339,14 +339,14 @@ func callSeven(s *dataport.Session) error {
 
 // The same from OnMessage, on the side that accepts; and what was being handed over is not handed over again.
 func TestCloseFromOnMessage(t *testing.T) {
-	inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 		closer := closing{done: make(chan error, 1)}
 		r, err := w.nodes[1].Register("closer", &closer)
 		if err != nil {
 			t.Fatal(err)
 		}
 		closer.act = func() error { r.Close(); return w.nodes[1].Close() }
-		mine, _ := w.nodes[0].Register("closer", newLister())
+		mine, _ := w.nodes[0].Register("closer", newWitness())
 		p, err := mine.Open(context.Background(), dataport.PortConfig{Target: w.addrs[1]})
 		if err != nil {
 			t.Fatal(err)

@@ -18,11 +18,11 @@ import (
 
 // Every threshold to the tick, on both sides, with the default timing: heartbeats come every 50 ms from 0 on. With a
 // delay the last sign of life is some ms after a heartbeat, so that a threshold is crossed at the heartbeat after it.
-func TestThresholds(t *testing.T) {
+func TestTimers(t *testing.T) {
 	const hole = 10 * time.Millisecond
 	for _, row := range []struct {
 		name             string
-		fault            func(w *memWorld)
+		fault            func(w *bubble)
 		ends             time.Duration // of the fault; 0: never
 		watch            time.Duration
 		source, target   string
@@ -31,14 +31,14 @@ func TestThresholds(t *testing.T) {
 	}{
 		{
 			name:   "everything falls silent",
-			fault:  func(w *memWorld) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
+			fault:  func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
 			watch:  10 * time.Second,
 			source: "200ms PathSuspect PathSuspect 1s PathDown PathDown 3s SessionDown TargetUnreachable",
 			target: "200ms PathSuspect PathSuspect 1s PathDown PathDown 3s SessionDown",
 		},
 		{
 			name:   "and the port switches",
-			fault:  func(w *memWorld) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
+			fault:  func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
 			watch:  10 * time.Second,
 			auto:   true,
 			source: "200ms PathSuspect PathSuspect 1s PathDown PathDown 3s SessionDown TargetUnreachable Switching PathUp Switched SessionUp",
@@ -46,14 +46,14 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:   "one path, both ways",
-			fault:  func(w *memWorld) { w.net.Blackhole("target:1", dataporttest.Both) },
+			fault:  func(w *bubble) { w.net.Blackhole("target:1", dataporttest.Both) },
 			watch:  10 * time.Second,
 			source: "200ms PathSuspect 1s PathDown",
 			target: "200ms PathSuspect 1s PathDown",
 		},
 		{
 			name:   "one path, there: the side that is not heard is told",
-			fault:  func(w *memWorld) { w.net.Blackhole("target:1", dataporttest.Forward) },
+			fault:  func(w *bubble) { w.net.Blackhole("target:1", dataporttest.Forward) },
 			watch:  10 * time.Second,
 			delay:  time.Millisecond,
 			source: "350ms PathSuspect 1.052s PathDown", // the target's reset comes through
@@ -61,7 +61,7 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:   "one path, back",
-			fault:  func(w *memWorld) { w.net.Blackhole("target:1", dataporttest.Backward) },
+			fault:  func(w *bubble) { w.net.Blackhole("target:1", dataporttest.Backward) },
 			watch:  10 * time.Second,
 			delay:  time.Millisecond,
 			source: "250ms PathSuspect 1.05s PathDown",
@@ -69,7 +69,7 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:   "short of suspicion",
-			fault:  func(w *memWorld) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
+			fault:  func(w *bubble) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
 			ends:   199 * time.Millisecond,
 			watch:  10 * time.Second,
 			source: "",
@@ -77,7 +77,7 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:       "suspect, and heard again when TCP has repeated",
-			fault:      func(w *memWorld) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
+			fault:      func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
 			ends:       500 * time.Millisecond,
 			watch:      10 * time.Second,
 			retransmit: true,
@@ -87,7 +87,7 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:   "the peer stands still, and goes on before its paths are down",
-			fault:  func(w *memWorld) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
+			fault:  func(w *bubble) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
 			ends:   990 * time.Millisecond,
 			watch:  10 * time.Second,
 			source: "200ms PathSuspect PathSuspect 990ms PathUp PathUp",
@@ -95,14 +95,14 @@ func TestThresholds(t *testing.T) {
 		},
 		{
 			name:   "a reset",
-			fault:  func(w *memWorld) { w.net.Cut("target:1") },
+			fault:  func(w *bubble) { w.net.Cut("target:1") },
 			watch:  20 * time.Millisecond, // the path is back within its backoff, at a random time
 			source: "10ms PathDown",
 			target: "10ms PathDown",
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			inMemory(t, memConfig{
+			inMemory(t, bubbleConfig{
 				paths: 2,
 				net: func(n *dataporttest.Net) {
 					for _, a := range []string{"target:1", "target:2"} {
@@ -115,7 +115,7 @@ func TestThresholds(t *testing.T) {
 						c.Switch = dataport.Auto
 					}
 				},
-			}, func(w *memWorld) {
+			}, func(w *bubble) {
 				w.alignToHeartbeat()
 				if row.delay > 0 { // or what was sent at a heartbeat would arrive at a heartbeat
 					w.all(func(a string) { w.net.Delay(a, 3*row.delay) })
@@ -136,7 +136,7 @@ func TestThresholds(t *testing.T) {
 
 // alignToHeartbeat sleeps until both sides have just sent a heartbeat, and makes that t0. Their beats began with the
 // session: on the target when it accepted it, on the source when it knew, a way later.
-func (w *memWorld) alignToHeartbeat() {
+func (w *bubble) alignToHeartbeat() {
 	beat := make(chan time.Time, 2)
 	var once [3]sync.Once
 	for _, d := range []dataporttest.Direction{dataporttest.Forward, dataporttest.Backward} {
@@ -163,7 +163,7 @@ func TestSuspicionIsPatientWithLongWays(t *testing.T) {
 		{100 * time.Millisecond, 600 * time.Millisecond},
 		{300 * time.Millisecond, 750 * time.Millisecond},
 	} {
-		inMemory(t, memConfig{paths: 1, net: func(n *dataporttest.Net) { n.Delay("target:1", row.oneWay) }}, func(w *memWorld) {
+		inMemory(t, bubbleConfig{paths: 1, net: func(n *dataporttest.Net) { n.Delay("target:1", row.oneWay) }}, func(w *bubble) {
 			time.Sleep(5 * time.Second)
 			w.net.Blackhole("target:1", dataporttest.Both)
 			time.Sleep(2 * time.Second)
@@ -187,7 +187,7 @@ func TestSuspicionIsPatientWithLongWays(t *testing.T) {
 
 // Pings every heartbeat, each answered, and nothing else while nothing is to be said.
 func TestHeartbeat(t *testing.T) {
-	inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 		w.alignToHeartbeat()
 		time.Sleep(time.Millisecond)
 		count := map[byte]int{}
@@ -210,14 +210,14 @@ func TestHeartbeat(t *testing.T) {
 // Dials that are refused come with jittered, growing pauses up to BackoffMax; a path that was up for a while begins anew.
 func TestBackoff(t *testing.T) {
 	var dials []time.Time
-	inMemory(t, memConfig{paths: 1, node: func(h int, c *dataport.Config) {
+	inMemory(t, bubbleConfig{paths: 1, node: func(h int, c *dataport.Config) {
 		if dial := c.Dial; h == 0 {
 			c.Dial = func(ctx context.Context, local, remote string) (net.Conn, error) {
 				dials = append(dials, time.Now())
 				return dial(ctx, local, remote)
 			}
 		}
-	}}, func(w *memWorld) {
+	}}, func(w *bubble) {
 		for round := range 2 {
 			w.net.Refuse("target:1", true)
 			w.net.Cut("target:1")
@@ -263,7 +263,7 @@ func TestBackoff(t *testing.T) {
 
 // Who connects and says nothing is closed when HandshakeTimeout is over; so is what a silent target gave us.
 func TestHandshakeDeadline(t *testing.T) {
-	inMemory(t, memConfig{paths: 1}, func(w *memWorld) {
+	inMemory(t, bubbleConfig{paths: 1}, func(w *bubble) {
 		c, err := w.net.Dial(context.Background(), "", "target:1")
 		if err != nil {
 			t.Fatal(err)
@@ -278,7 +278,7 @@ func TestHandshakeDeadline(t *testing.T) {
 		"dialing":        func(n *dataporttest.Net) { n.Blackhole("target:1", dataporttest.Both) },
 		"authenticating": func(n *dataporttest.Net) { n.SlowAccept("target:1", time.Hour) },
 	} {
-		inMemory(t, memConfig{paths: 1, net: fault}, func(w *memWorld) {
+		inMemory(t, bubbleConfig{paths: 1, net: fault}, func(w *bubble) {
 			time.Sleep(999 * time.Millisecond) // a second has passed
 			if st := w.port.Stats().Paths[0].State.String(); st != name {
 				t.Errorf("after 1.999 s the path is %s, want %s", st, name)
@@ -295,7 +295,7 @@ func TestHandshakeDeadline(t *testing.T) {
 
 // An end is said, and waited for no longer than goodbyeTime when nobody listens.
 func TestGoodbye(t *testing.T) {
-	inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 		start := time.Now()
 		if err := w.port.Close(); err != nil || time.Since(start) != 0 {
 			t.Errorf("%v after %v", err, time.Since(start))
@@ -304,11 +304,11 @@ func TestGoodbye(t *testing.T) {
 		w.want(0, "0s SessionDown PortClosed")
 		w.want(1, "0s SessionDown")
 	})
-	for name, fault := range map[string]func(w *memWorld){
-		"stalled": func(w *memWorld) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
-		"hole":    func(w *memWorld) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
+	for name, fault := range map[string]func(w *bubble){
+		"stalled": func(w *bubble) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
+		"hole":    func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
 	} {
-		inMemory(t, memConfig{paths: 2}, func(w *memWorld) {
+		inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
 			w.alignToHeartbeat()
 			fault(w)
 			start := time.Now()

@@ -13,19 +13,19 @@ import (
 	"mirror-agent/dataport/dataporttest"
 )
 
-// memWorld is a source, a target and a backup on a network in memory, inside a bubble: nodes are hosts 0, 1 and 2.
-type memWorld struct {
+// bubble is a source, a target and a backup on a network in memory, inside a bubble: nodes are hosts 0, 1 and 2.
+type bubble struct {
 	t       *testing.T
 	net     *dataporttest.Net
 	addrs   [3][]string
-	clients [3]*lister
+	clients [3]*witness
 	regs    [3]*dataport.Registration
 	nodes   [3]*dataport.Node
 	port    *dataport.Port
 	t0      time.Time
 }
 
-type memConfig struct {
+type bubbleConfig struct {
 	paths int
 	net   func(n *dataporttest.Net)
 	node  func(host int, c *dataport.Config)
@@ -33,10 +33,10 @@ type memConfig struct {
 }
 
 // inMemory runs f when the port of the default configuration is up, a second after the bubble began.
-func inMemory(t *testing.T, m memConfig, f func(w *memWorld)) {
+func inMemory(t *testing.T, m bubbleConfig, f func(w *bubble)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &memWorld{t: t, net: dataporttest.NewNet()}
+		w := &bubble{t: t, net: dataporttest.NewNet()}
 		if m.net != nil {
 			m.net(w.net)
 		}
@@ -52,7 +52,7 @@ func inMemory(t *testing.T, m memConfig, f func(w *memWorld)) {
 		}
 		w.addrs[2] = []string{"backup:1"}
 		for _, h := range []int{2, 1, 0} {
-			w.clients[h] = newLister()
+			w.clients[h] = newWitness()
 			w.start(h, m.node)
 		}
 		pc := dataport.PortConfig{Target: w.addrs[1], Backups: [][]string{w.addrs[2]}}
@@ -69,7 +69,7 @@ func inMemory(t *testing.T, m memConfig, f func(w *memWorld)) {
 	})
 }
 
-func (w *memWorld) start(h int, change func(int, *dataport.Config)) {
+func (w *bubble) start(h int, change func(int, *dataport.Config)) {
 	w.t.Helper()
 	c := dataport.DefaultConfig()
 	c.Name, c.Listen, c.Insecure, c.Dial, c.ListenFunc = fmt.Sprintf("host%d", h), w.addrs[h], true, w.net.Dial, w.net.Listen
@@ -88,14 +88,14 @@ func (w *memWorld) start(h int, change func(int, *dataport.Config)) {
 }
 
 // all applies a fault to every path of the target.
-func (w *memWorld) all(f func(addr string)) {
+func (w *bubble) all(f func(addr string)) {
 	for _, a := range w.addrs[1] {
 		f(a)
 	}
 }
 
 // since lists the events of a host after t0: "100ms PathUp", or the kind alone when it came with the one before.
-func (w *memWorld) since(h int) string {
+func (w *bubble) since(h int) string {
 	c := w.clients[h]
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,14 +115,14 @@ func (w *memWorld) since(h int) string {
 }
 
 // want compares the events of a host after t0, with their times.
-func (w *memWorld) want(h int, events string) {
+func (w *bubble) want(h int, events string) {
 	w.t.Helper()
 	if got := w.since(h); got != strings.Join(strings.Fields(events), " ") {
 		w.t.Errorf("events of host %d:\n  %s\nwant:\n  %s", h, got, events)
 	}
 }
 
-func (w *memWorld) kinds(h int) string {
+func (w *bubble) kinds(h int) string {
 	c := w.clients[h]
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,14 +158,14 @@ func (c lateConn) Write(b []byte) (int, error) {
 // The model found: a path that joined in the moment between the answer to the session's first hello and the adding of
 // that first path was told before it, and the session's own PathUp came second, before SessionUp.
 func TestJoinComesAfterTheFirstPath(t *testing.T) {
-	inMemory(t, memConfig{paths: 3, node: func(h int, c *dataport.Config) {
+	inMemory(t, bubbleConfig{paths: 3, node: func(h int, c *dataport.Config) {
 		if listen := c.ListenFunc; h == 1 {
 			c.ListenFunc = func(addr string) (net.Listener, error) {
 				l, err := listen(addr)
 				return lateListener{l, 20 * time.Millisecond}, err
 			}
 		}
-	}}, func(w *memWorld) {
+	}}, func(w *bubble) {
 		if got := w.kinds(1); got != "PathUp SessionUp PathUp PathUp" {
 			t.Errorf("events of the accepting side: %s", got)
 		}
@@ -174,9 +174,9 @@ func TestJoinComesAfterTheFirstPath(t *testing.T) {
 
 // The model found: two addresses that lead to two hosts made a port open and lose sessions as fast as it could dial.
 func TestAddressesOfTwoHostsAreTriedWithBackoff(t *testing.T) {
-	inMemory(t, memConfig{paths: 1, port: func(c *dataport.PortConfig) {
+	inMemory(t, bubbleConfig{paths: 1, port: func(c *dataport.PortConfig) {
 		c.Target, c.Backups = []string{"target:1", "backup:1"}, nil
-	}}, func(w *memWorld) {
+	}}, func(w *bubble) {
 		time.Sleep(time.Minute)
 		for _, a := range []string{"target:1", "backup:1"} {
 			if _, ever := w.net.Connections(a); ever > 60 || ever < 10 {

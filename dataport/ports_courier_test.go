@@ -10,7 +10,7 @@ import (
 	"mirror-agent/dataport"
 )
 
-// entry is a message that a flow has sent, or may have.
+// entry is a message that a courier has sent, or may have.
 type entry struct {
 	n       uint32
 	receipt *dataport.Receipt // nil: a call
@@ -18,8 +18,8 @@ type entry struct {
 	err     error             // of the call
 }
 
-// flow is one goroutine that sends: what it gets through on a session must arrive in this order.
-type flow struct {
+// courier is one goroutine that sends: what it gets through on a session must arrive in this order.
+type courier struct {
 	id   uint32
 	jobs chan job
 	done chan struct{}
@@ -39,9 +39,9 @@ type job struct {
 	patient time.Duration // for a place in the window, or for the reply; 0: as long as it takes
 }
 
-// newFlow starts one; ctx ends what still blocks.
-func newFlow(ctx context.Context, id uint32) *flow {
-	f := &flow{id: id, jobs: make(chan job, 64), done: make(chan struct{}), sent: map[dataport.SessionID][]*entry{}, by: map[dataport.SessionID]*dataport.Session{}}
+// newCourier starts one; ctx ends what still blocks.
+func newCourier(ctx context.Context, id uint32) *courier {
+	f := &courier{id: id, jobs: make(chan job, 64), done: make(chan struct{}), sent: map[dataport.SessionID][]*entry{}, by: map[dataport.SessionID]*dataport.Session{}}
 	go func() {
 		defer close(f.done)
 		for j := range f.jobs {
@@ -53,14 +53,14 @@ func newFlow(ctx context.Context, id uint32) *flow {
 	return f
 }
 
-func (f *flow) give(j job) {
+func (f *courier) give(j job) {
 	select {
 	case f.jobs <- j:
 	default: // it is behind: enough to do
 	}
 }
 
-func (f *flow) one(ctx context.Context, j job) {
+func (f *courier) one(ctx context.Context, j job) {
 	s := j.session()
 	if s == nil {
 		return
@@ -110,7 +110,7 @@ func (f *flow) one(ctx context.Context, j job) {
 }
 
 // check compares what was sent with what the other side's client was handed.
-func (f *flow) check(other *lister) error {
+func (f *courier) check(other *witness) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	other.mu.Lock()

@@ -48,8 +48,8 @@ type streamKey struct {
 	flow    uint32
 }
 
-// lister is a Client that keeps the numbers of the messages it was handed, and its events.
-type lister struct {
+// witness is a Client that keeps the numbers of the messages it was handed, and its events.
+type witness struct {
 	mu       sync.Mutex
 	got      map[streamKey][]uint32
 	events   []dataport.Event
@@ -60,9 +60,9 @@ type lister struct {
 	onEvent  func(dataport.Event)
 }
 
-func newLister() *lister { return &lister{got: map[streamKey][]uint32{}} }
+func newWitness() *witness { return &witness{got: map[streamKey][]uint32{}} }
 
-func (l *lister) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
+func (l *witness) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
 	f, n, ok := parseNumbered(m.Payload)
 	l.mu.Lock()
 	if !ok && l.bad == "" {
@@ -89,7 +89,7 @@ func (l *lister) OnMessage(ctx context.Context, m dataport.Message) ([]byte, err
 }
 
 // note keeps the sessions in the order of their first sign. l.mu is held.
-func (l *lister) note(s *dataport.Session) {
+func (l *witness) note(s *dataport.Session) {
 	for _, o := range l.sessions {
 		if o == s {
 			return
@@ -98,7 +98,7 @@ func (l *lister) note(s *dataport.Session) {
 	l.sessions = append(l.sessions, s)
 }
 
-func (l *lister) OnEvent(e dataport.Event) {
+func (l *witness) OnEvent(e dataport.Event) {
 	l.mu.Lock()
 	l.events = append(l.events, e)
 	if e.Session != nil {
@@ -114,7 +114,7 @@ func (l *lister) OnEvent(e dataport.Event) {
 	}
 }
 
-func (l *lister) stall(on bool) {
+func (l *witness) stall(on bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -127,7 +127,7 @@ func (l *lister) stall(on bool) {
 }
 
 // latest returns the newest session, nil when there was none.
-func (l *lister) latest() *dataport.Session {
+func (l *witness) latest() *dataport.Session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.sessions) == 0 {
@@ -138,7 +138,7 @@ func (l *lister) latest() *dataport.Session {
 
 // grammar judges the events of each session: PathUp first, SessionUp once and right after, nothing after SessionDown,
 // a path goes down only when it is up.
-func (l *lister) grammar() error {
+func (l *witness) grammar() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	type state struct {

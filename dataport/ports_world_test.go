@@ -27,11 +27,11 @@ type modelWorld struct {
 	net      *dataporttest.Net
 	addrs    [3][]string
 	nodes    [3]*dataport.Node
-	clients  [3][modelClients]*lister
+	clients  [3][modelClients]*witness
 	ports    [modelClients]*dataport.Port
 	index    [modelClients]int // of the target, as far as the model knows
 	asked    bool              // Switch was called
-	flows    [modelClients][3][2]*flow
+	flows    [modelClients][3][2]*courier
 	ctx      context.Context
 	cancel   context.CancelFunc
 	restarts int
@@ -45,7 +45,7 @@ func newModelWorld(p *plan) (*modelWorld, error) {
 			w.addrs[h] = append(w.addrs[h], fmt.Sprintf("host%d:%d", h, i+1))
 		}
 		for c := range modelClients {
-			w.clients[h][c] = newLister()
+			w.clients[h][c] = newWitness()
 		}
 	}
 	for _, h := range []int{1, 2, 0} {
@@ -58,7 +58,7 @@ func newModelWorld(p *plan) (*modelWorld, error) {
 		for h := range w.flows[c] {
 			for k := range w.flows[c][h] {
 				id++
-				w.flows[c][h][k] = newFlow(w.ctx, id)
+				w.flows[c][h][k] = newCourier(w.ctx, id)
 			}
 		}
 	}
@@ -139,7 +139,7 @@ func (w *modelWorld) way(s step) dataporttest.Direction { return dataporttest.Di
 
 func (w *modelWorld) port(s step) *dataport.Port { return w.ports[s.b%modelClients] }
 
-func (w *modelWorld) client(s step) *lister { return w.clients[s.a%3][s.b%modelClients] }
+func (w *modelWorld) client(s step) *witness { return w.clients[s.a%3][s.b%modelClients] }
 
 func (w *modelWorld) hole(s step, patient bool) {
 	w.net.Retransmit(w.addr(s), patient)
@@ -271,7 +271,7 @@ func (w *modelWorld) settled() error {
 			}
 		}
 		ctx, cancel := context.WithTimeout(w.ctx, time.Second)
-		f := newFlow(ctx, uint32(100+c))
+		f := newCourier(ctx, uint32(100+c))
 		f.jobs <- job{session: p.Session, count: 8, size: 5000, call: true}
 		close(f.jobs)
 		<-f.done
@@ -311,9 +311,9 @@ func (w *modelWorld) check() error {
 }
 
 // merged is what either of two clients was handed; a session leads to one of them.
-func merged(a, b *lister) *lister {
-	m := newLister()
-	for _, l := range []*lister{a, b} {
+func merged(a, b *witness) *witness {
+	m := newWitness()
+	for _, l := range []*witness{a, b} {
 		l.mu.Lock()
 		for k, got := range l.got {
 			m.got[k] = append(m.got[k], got...)
