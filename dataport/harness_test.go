@@ -21,9 +21,9 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	checks := "300"
+	checks := "150"
 	if raceEnabled || testing.Short() {
-		checks = "60"
+		checks = "40"
 	}
 	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs.
 	if n := os.Getenv("MIRROR_AGENT_RAPID"); n != "" {

@@ -56,7 +56,7 @@ func TestTimers(t *testing.T) {
 			fault:  func(w *bubble) { w.net.Blackhole("target:1", dataporttest.Forward) },
 			watch:  10 * time.Second,
 			delay:  time.Millisecond,
-			source: "350ms PathSuspect 1.052s PathDown", // the target's reset comes through
+			source: "300ms PathSuspect 1.052s PathDown", // the target's reset comes through
 			target: "249ms PathSuspect 1.049s PathDown",
 		},
 		{
@@ -65,7 +65,7 @@ func TestTimers(t *testing.T) {
 			watch:  10 * time.Second,
 			delay:  time.Millisecond,
 			source: "250ms PathSuspect 1.05s PathDown",
-			target: "349ms PathSuspect 1.053s PathDown",
+			target: "299ms PathSuspect 1.053s PathDown",
 		},
 		{
 			name:   "short of suspicion",
