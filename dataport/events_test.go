@@ -143,6 +143,10 @@ func TestEventsOfEachFault(t *testing.T) {
 			source: began + " SessionDown PeerRestarted " + began, target: began + " SessionDown " + began,
 		},
 		{
+			name: "the side that dials restarts without a word", fault: func(w *bubble) { w.restartSource() },
+			source: began, target: began + " PathDown PathDown PeerRestarted SessionDown " + began,
+		},
+		{
 			name: "suspend and resume", fault: func(w *bubble) { _, _ = w.port.Suspend(), w.port.Resume() },
 			source: began + " Suspended Resumed", target: began,
 		},
@@ -177,6 +181,21 @@ func (w *bubble) restartTarget() {
 	time.Sleep(10 * time.Millisecond)
 	w.all(func(a string) { w.net.Refuse(a, false) })
 	w.start(1, nil)
+}
+
+// restartSource has a new client of the same name open the port; host 0 is known by it from then on.
+func (w *bubble) restartSource() {
+	w.all(func(a string) { w.net.Refuse(a, true); w.net.Cut(a) })
+	synctest.Wait()
+	_ = w.nodes[0].Close()
+	time.Sleep(10 * time.Millisecond)
+	w.all(func(a string) { w.net.Refuse(a, false) })
+	w.clients[0] = newWitness()
+	w.start(0, nil)
+	var err error
+	if w.port, err = w.regs[0].Open(context.Background(), dataport.PortConfig{Target: w.addrs[1]}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // load keeps both directions of the port's session full until the returned function is called, which tells how many

@@ -162,3 +162,90 @@ func TestCreditExtremes(t *testing.T) {
 		})
 	}
 }
+
+// A message is put together of its own fragments in their order, or not at all: every way to break that ends the session.
+func TestFragmentsMustFollow(t *testing.T) {
+	fragment := func(seq uint64, flags frameFlags, offset, n, message uint32) header {
+		return header{typ: frameData, flags: flags, seq: seq, offset: offset, payload: n, message: message}
+	}
+	first := fragment(1, flagFirst, 0, 8, 24)
+	for name, next := range map[string]header{
+		"a first one again":      fragment(2, flagFirst, 0, 8, 24),
+		"a hole":                 fragment(2, flagLast, 16, 8, 24),
+		"the same place":         fragment(2, 0, 4, 8, 24),
+		"of another length":      fragment(2, flagLast, 8, 8, 16),
+		"of another call":        {typ: frameData, flags: 0, seq: 2, offset: 8, payload: 8, message: 24, call: 7},
+		"a reply in a message":   {typ: frameReply, flags: 0, seq: 2, offset: 8, payload: 8, message: 24},
+		"a whole one in between": fragment(2, flagFirst|flagLast, 0, 8, 8),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c, s := still(t)
+			for _, h := range []header{first, next} {
+				payload := make([]byte, h.payload)
+				h.session, h.client, h.ack, h.consumed, h.payloadHash = s.id, clientID("test"), 1, 1, sumOf(payload)
+				b := make([]byte, headerBytes)
+				h.encode(b)
+				_, _ = c.Write(append(b, payload...))
+			}
+			closedBy(t, c, 3*time.Second)
+			if err := s.Err(); err == nil || !strings.Contains(err.Error(), "does not follow") {
+				t.Errorf("session: %v", err)
+			}
+		})
+	}
+}
+
+// Who answers to the name but does not know the session's secret is nobody's target, for the first path and for others.
+func TestAnswerNeedsTheProof(t *testing.T) {
+	for _, joins := range []bool{false, true} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := plainNode(t, nil)
+		impostor := plainNode(t, nil)
+		asked := make(chan helloKind, 64)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				w, _ := impostor.secure(context.Background(), c, false)
+				var h hello
+				if w.readHello(&h) == nil {
+					a := impostor.helloFor(helloAccepted, nil, h.session, h.path)
+					a.secret, a.proof = random32(), random32()
+					_ = w.sendHello(a)
+					asked <- h.kind
+				}
+				_ = c.Close()
+			}
+		}()
+		conf, want := PortConfig{Target: []string{l.Addr().String()}}, helloOpen
+		if joins {
+			conf.Target, want = append([]string{impostor.Addrs()[0]}, conf.Target...), helloJoin
+		}
+		p, err := n.clients["test"].Open(context.Background(), conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < 3; {
+			if <-asked == want {
+				i++
+			}
+		}
+		st := p.Stats()
+		if reason := st.Paths[len(st.Paths)-1].Reason; !strings.Contains(reason, "proof is wrong") {
+			t.Errorf("joins %v: the path says %q", joins, reason)
+		}
+		if !joins && st.Sessions > 0 {
+			t.Errorf("%d sessions with an impostor", st.Sessions)
+		}
+		_ = p.Close()
+		_ = l.Close()
+		<-served
+	}
+}
