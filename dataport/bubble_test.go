@@ -194,3 +194,65 @@ func TestAddressesOfTwoHostsAreTriedWithBackoff(t *testing.T) {
 		}
 	})
 }
+
+// What a path holds when it falls silent goes out on the other one, and it is given nothing more: whoever sends notices
+// the threshold once, and only for what was under way.
+func TestSuspectPathHoldsUpNothing(t *testing.T) {
+	inMemory(t, bubbleConfig{paths: 2, port: func(c *dataport.PortConfig) { c.Scheduler = dataport.RoundRobin() }}, func(w *bubble) {
+		w.alignToHeartbeat()
+		data := 0
+		w.net.Tap("target:1", dataporttest.Forward, func(_ int, b []byte) {
+			if len(b) > 4 && b[4] == 2 {
+				data++
+			}
+		})
+		time.Sleep(10 * time.Millisecond)
+		w.net.Stall("target:1", dataporttest.Both)
+		delivered := func(want time.Duration) {
+			c := newCourier(w.t.Context(), uint32(1+data))
+			c.jobs <- job{session: w.port.Session, count: 20, size: 3000}
+			close(c.jobs)
+			<-c.done
+			for _, e := range c.sent[w.port.Session().ID()] {
+				_ = e.receipt.Wait(w.t.Context())
+			}
+			if d := time.Since(w.t0); d > want {
+				t.Errorf("delivered %v after the last heartbeat, want %v at most", d, want)
+			}
+			if err := c.check(w.clients[1]); err != nil {
+				t.Error(err)
+			}
+		}
+		delivered(200 * time.Millisecond)
+		if data == 0 {
+			t.Error("the path was given nothing before it was suspect")
+		}
+		before := data
+		time.Sleep(10 * time.Millisecond)
+		delivered(210 * time.Millisecond)
+		if data != before {
+			t.Errorf("a suspect path was given %d writes of data", data-before)
+		}
+		w.net.Stall("target:1", 0)
+		time.Sleep(10 * time.Second)
+		w.want(0, "200ms PathSuspect 210ms PathUp")
+	})
+}
+
+// Replies take room as messages do and give it back: many calls go through a window that holds few.
+func TestManyCallsOnASmallWindow(t *testing.T) {
+	inMemory(t, bubbleConfig{paths: 1, node: func(_ int, c *dataport.Config) {
+		c.SendWindowBytes, c.ReceiveWindowBytes = 64<<10, 64<<10
+	}}, func(w *bubble) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		for i := range 1000 {
+			if _, err := w.port.Call(ctx, numbered(1, uint32(7*i), 100)...); err != nil {
+				t.Fatalf("call %d: %v", i, err)
+			}
+		}
+		if d := time.Since(w.t0); d != 0 {
+			t.Errorf("1000 calls took %v", d)
+		}
+	})
+}
