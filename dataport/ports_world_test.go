@@ -231,7 +231,7 @@ func (w *modelWorld) bounded() error {
 			}
 			for _, s := range sessions {
 				st := s.Stats()
-				if room := w.plan.windows[1] + 200_000 + 64<<10; st.QueuedBytes > w.plan.windows[0] || st.BufferedBytes > room {
+				if room := w.plan.windows[1] + 200_000 + 64<<10; st.QueuedBytes > w.plan.windows[0] || st.BufferedBytes > room || st.BufferedBytes < 0 {
 					return fmt.Errorf("client %d of host %d holds %d bytes for its peer and %d from it", c, h, st.QueuedBytes, st.BufferedBytes)
 				}
 			}
@@ -281,6 +281,17 @@ func (w *modelWorld) settled() error {
 		}
 		if err := f.check(w.clients[i+1][c]); err != nil {
 			return err
+		}
+	}
+	for h := range w.clients {
+		for c, l := range w.clients[h] {
+			s := l.latest()
+			if s == nil || s.Err() != nil {
+				continue
+			}
+			if st := s.Stats(); st.QueuedBytes != 0 || st.BufferedBytes != 0 {
+				return fmt.Errorf("client %d of host %d: all is delivered, and %d bytes are held for the peer and %d from it", c, h, st.QueuedBytes, st.BufferedBytes)
+			}
 		}
 	}
 	return w.bounded()

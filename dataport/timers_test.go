@@ -308,11 +308,13 @@ func TestGoodbye(t *testing.T) {
 		"stalled": func(w *bubble) { w.all(func(a string) { w.net.Stall(a, dataporttest.Both) }) },
 		"hole":    func(w *bubble) { w.all(func(a string) { w.net.Blackhole(a, dataporttest.Both) }) },
 	} {
-		inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
+		inMemory(t, bubbleConfig{paths: 1, node: func(_ int, c *dataport.Config) {
+			c.SendWindowBytes, c.ReceiveWindowBytes = 2<<20, 2<<20 // more than a socket: the path's write is blocked
+		}}, func(w *bubble) {
 			w.alignToHeartbeat()
 			fault(w)
 			start := time.Now()
-			go func() { _, _ = w.port.Send(context.Background(), make([]byte, 100_000)) }()
+			_, _ = w.port.Send(context.Background(), make([]byte, 1<<20))
 			synctest.Wait()
 			if err := w.port.Close(); err != nil || time.Since(start) != 250*time.Millisecond {
 				t.Errorf("%s: %v after %v", name, err, time.Since(start))
