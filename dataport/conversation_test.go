@@ -189,7 +189,8 @@ func newReplay(t testing.TB) *replay {
 	if _, err := w.ask(h); err != nil {
 		t.Fatal(err)
 	}
-	r.s = r.n.openedSession(h.session)
+	r.s = r.n.sessionOf(h.session)
+	<-r.s.begun
 	r.wg.Go(func() { r.listen(w.r) })
 	r.wg.Go(func() {
 		talk(r.s, false)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -185,7 +184,7 @@ func FuzzWelcome(f *testing.F) {
 		h := sampleHello()
 		h.kind, h.client = kind, "test"
 		f.Add(h.encode())
-		h.client, h.addrs, h.maxMessage = "nobody", nil, 0
+		h.client, h.addrs, h.maxMessage = "nobody", addrList{}, 0
 		f.Add(h.encode())
 	}
 	f.Add([]byte{})
@@ -219,26 +218,5 @@ func FuzzWelcome(f *testing.F) {
 				t.Error("the connection is still held")
 			}
 		})
-	})
-}
-
-// FuzzAddrs: a list of addresses is what it was encoded from, within its bounds, or refused.
-func FuzzAddrs(f *testing.F) {
-	f.Add(appendList(nil, nil))
-	f.Add(appendList(nil, []string{"10.0.0.1:7001", "[fe80::1%eth0]:7001", ""}))
-	f.Add(appendList(nil, slices.Repeat([]string{strings.Repeat("x", maxAddrBytes)}, maxAddrs)))
-	f.Add(append([]byte{maxAddrs + 1}, make([]byte, 2*(maxAddrs+1))...))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		r := &reader{b: in}
-		l := r.list()
-		if r.bad {
-			return
-		}
-		if len(l) > maxAddrs {
-			t.Fatalf("%d addresses", len(l))
-		}
-		if again := appendList(nil, l); !bytes.Equal(again, in[:len(in)-len(r.b)]) {
-			t.Fatalf("%x was read as %q", in, l)
-		}
 	})
 }
