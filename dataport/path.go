@@ -278,7 +278,9 @@ func (p *path) collect(w *work) bool {
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
-		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+		// Held back by the bandwidth limit, a path that has delivered everything says nothing of what it could.
+		idle := p.queue.len() == 0 && (p.s.out.queue.len() == 0 || p.s.throttled && p.meter.arrived == p.meter.total)
+		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), idle)
 	}
 	return len(w.headers) > 0
 }

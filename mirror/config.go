@@ -52,6 +52,12 @@ type Config struct {
 	// Local are local IP addresses to bind: for each path the one whose subnet
 	// holds the other end, else they take turns; empty lets the kernel choose.
 	Local []string
+	// Compress says how what this host sends is packed: none, s2, zstd or auto;
+	// empty means none.
+	Compress string
+	// Bandwidth limits what a source sends over all paths together, like
+	// "50MB/s" or "08:00-18:00=20MB/s,*=100MB/s"; empty means no limit.
+	Bandwidth string
 
 	Mode   Mode
 	Switch SwitchMode
@@ -99,7 +105,8 @@ type Config struct {
 // DefaultConfig returns the defaults of every setting that has one.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
+		Compress: "none",
+		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
 		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
 		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
@@ -138,6 +145,12 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Target) == 0 && len(c.Backups) > 0 {
 		return errors.New("backup: a mirror with backups needs a target first, --target HOST:PORT")
+	}
+	if err := validCompress(c.Compress); err != nil {
+		return fmt.Errorf("compress: %w", err)
+	}
+	if err := validBandwidth(c.Bandwidth); err != nil {
+		return err
 	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")

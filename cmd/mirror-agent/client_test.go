@@ -59,6 +59,14 @@ func (f *fakeAgent) Unlisten(_ context.Context, address string) error {
 	return f.note("unlisten " + address)
 }
 
+func (f *fakeAgent) SetBandwidth(_ context.Context, spec string) error {
+	f.state.Network = &mirror.NetworkStatus{Compress: "zstd", InUse: "zstd", SentBytes: 400 << 20, SentPacked: 100 << 20, Bandwidth: spec}
+	if spec != "none" {
+		f.state.Network.BandwidthNow = 20e6
+	}
+	return f.note("bandwidth " + spec)
+}
+
 func (f *fakeAgent) Resize(_ context.Context, size int64) (int64, error) {
 	f.state.Device.SizeBytes = size
 	return size, f.note(fmt.Sprintf("resize %d", size))
@@ -134,6 +142,12 @@ func TestCommands(t *testing.T) {
 		{"listen add 10.3.0.5:7400 --json", 0, "listen 10.3.0.5:7400", `"listen": [`},
 		{"listen add nowhere", 2, "", `address "nowhere": give HOST:PORT`},
 		{"listen remove 10.1.0.5:7400", 0, "unlisten 10.1.0.5:7400", "vol0: not listening at 10.1.0.5:7400 any more"},
+		{"bandwidth 20MB/s", 0, "bandwidth 20MB/s", "vol0: bandwidth 20 MB/s now"},
+		{"bandwidth 08:00-18:00=20MB/s,*=none", 0, "bandwidth 08:00-18:00=20MB/s,*=none", "20 MB/s now (08:00-18:00=20MB/s,*=none)"},
+		{"bandwidth none", 0, "bandwidth none", "vol0: bandwidth not limited"},
+		{"bandwidth none --json", 0, "bandwidth none", `"sent_packed_bytes": 104857600`},
+		{"bandwidth", 0, "", "vol0: bandwidth not limited"},
+		{"bandwidth 50", 2, "", "\"50\" is no rate: give one like 50MB/s"},
 		{"resize 200GiB", 0, "resize 214748364800", "vol0: the device has 200 GiB (214748364800 bytes)"},
 		{"resize", 0, "resize 0", "vol0: the device has"},
 		{"resize 0", 2, "", "must be more than 0"},

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
+	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 )
 
@@ -56,6 +57,8 @@ var keys = []key{
 	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
 	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	checked("compress", "how what this host sends is packed: none, s2, zstd or auto (by what the link carries and packing costs)", func(w string) error { _, err := dataport.ParseCompression(w); return err }, func(s *settings) *string { return &s.config.Compress }),
+	checked("bandwidth", "`LIMIT` of what a source sends over all paths, like 50MB/s or 'Mon-Fri 08:00-18:00=20MB/s,*=100MB/s' (default none)", func(w string) error { _, err := dataport.ParseBandwidth(w); return err }, func(s *settings) *string { return &s.config.Bandwidth }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -152,6 +155,12 @@ func choice[T any](name, usage string, parse func(string) (T, error), field func
 	s := defaultSettings()
 	check := func(w string) error { _, err := parse(w); return err }
 	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
+}
+
+// checked is a text that has to make sense.
+func checked(name, usage string, check func(string) error, field func(*settings) *string) key {
+	s := defaultSettings()
+	return key{name, usage, valueFlag("word", *field(&s), check), parsed(func(w string) (string, error) { return w, check(w) }, field)}
 }
 
 // list is a comma separated list; its flag may also be repeated.

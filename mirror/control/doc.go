@@ -16,6 +16,7 @@
 //	POST /v1/path/remove {"target": "", "id": 1}      mirror.Status
 //	POST /v1/listen/add     {"address": "HOST:PORT"}  mirror.Status
 //	POST /v1/listen/remove  {"address": "HOST:PORT"}  mirror.Status
+//	POST /v1/bandwidth   {"limit": "50MB/s"}          mirror.Status
 //
 // An error is {"error": "why, and what to do"} with a status that tells what
 // kind it is: 400 the request makes no sense, 404 and 405 there is no such

@@ -112,6 +112,10 @@ func (a *fakeAgent) Unlisten(ctx context.Context, address string) error {
 	return a.order(ctx, "unlisten %s", address)
 }
 
+func (a *fakeAgent) SetBandwidth(ctx context.Context, spec string) error {
+	return a.order(ctx, "bandwidth %s", spec)
+}
+
 func (a *fakeAgent) Resize(ctx context.Context, size int64) (int64, error) {
 	return size, a.order(ctx, "resize %d", size)
 }

@@ -48,6 +48,12 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.RemovePath(ctx, "10.1.0.9:7400", 1); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := c.SetBandwidth(ctx, "50MB/s"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SetBandwidth(ctx, ""); err == nil || !strings.Contains(err.Error(), "none") {
+		t.Fatalf("no limit said: %v", err)
+	}
 	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +72,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if ps, err := c.Checkpoints(ctx); err != nil || len(ps) != 1 || ps[0].Name != "noon" {
 		t.Fatalf("Checkpoints: %+v, %v", ps, err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
