@@ -214,7 +214,7 @@ func FuzzWelcome(f *testing.F) {
 			time.Sleep(n.conf.Timing.HandshakeTimeout + goodbyeTime)
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			if len(n.preAuth) > 0 {
+			if len(n.door.waiting) > 0 {
 				t.Error("the connection is still held")
 			}
 		})
