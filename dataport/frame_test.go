@@ -133,6 +133,10 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	h := sampleHello()
+	for h.kind = helloOpen; h.kind < helloKindEnd; h.kind++ {
+		f.Add(h.encode())
+	}
+	h.kind, h.code, h.reason, h.addrs = helloRefused, RefusedLimit, strings.Repeat("no", maxReasonBytes/2), addrList{}
 	f.Add(h.encode())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var h hello

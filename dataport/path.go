@@ -96,6 +96,9 @@ func (p *path) grant(now, late time.Duration) {
 // patience is how long the path may be silent.
 func (p *path) patience() time.Duration {
 	t := p.s.node.conf.Timing
+	if p.srtt == 0 { // it is not known yet how long the way is
+		return t.PathDownAfter * 3 / 4
+	}
 	return min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
 }
 
@@ -472,21 +475,22 @@ func (p *path) read() error {
 	}
 }
 
-// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
+// payload reads and verifies a payload whose length decode has bounded. Whatever comes of it is a sign of life, or a slow
 // path would fall silent for as long as a frame takes.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 	buf := newBuffer(int(h.payload))
-	const piece = 32 << 10
 	for rest := buf.data; len(rest) > 0; {
-		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
-		if err != nil {
+		n, err := r.Read(rest)
+		rest = rest[n:]
+		if n > 0 {
+			p.ear.hark(p.s.node.clock.now())
+		}
+		if n > 0 && h.flags&flagDeaf == 0 {
+			p.heard.Store(int64(p.s.node.clock.now()))
+		}
+		if err != nil && len(rest) > 0 {
 			buf.release()
 			return nil, err
-		}
-		rest = rest[n:]
-		p.ear.hark(p.s.node.clock.now())
-		if h.flags&flagDeaf == 0 {
-			p.heard.Store(int64(p.s.node.clock.now()))
 		}
 	}
 	if xxhash.Sum64(buf.data) != h.payloadHash {

@@ -31,8 +31,9 @@ type Session struct {
 
 	cancel context.CancelFunc
 	ctx    context.Context // given to callbacks, ends with the session
-	begun  chan struct{}   // closed by start
-	done   chan struct{}   // closed by end
+	born   time.Duration
+	begun  chan struct{} // closed by start
+	done   chan struct{} // closed by end
 	tasks  tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
@@ -96,7 +97,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
-	s.lastTick = s.lastLife
+	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
 	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
@@ -108,6 +109,9 @@ func (s *Session) start() {
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
+
+// young reports whether the session began so recently that its end is a failed attempt to have one.
+func (s *Session) young() bool { return s.node.clock.now()-s.born < s.node.conf.Timing.PathDownAfter }
 
 // dials reports whether this side opened the session: then it decides about standby and removal.
 func (s *Session) dials() bool { return s.port != nil }

@@ -30,6 +30,9 @@ type sending struct {
 	peerConsumed uint64
 }
 
+// maxSequence: a session that gets there ends and makes room for a new one, long before a sequence could wrap.
+const maxSequence = 1 << 63
+
 type sendWait struct {
 	need  int
 	ready chan struct{} // closed when the window has room for it, or the session ended
@@ -102,6 +105,11 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 	need := min(size+frameCost, s.node.conf.SendWindowBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.out.next >= maxSequence {
+		s.mu.Unlock()
+		s.fail("its sequence numbers are used up", endQuietly)
+		s.mu.Lock()
+	}
 	if err := s.reserve(ctx, need); err != nil {
 		return nil, err
 	}
@@ -278,11 +286,10 @@ func (s *Session) nextResend() *outFrame {
 func (s *Session) cut(most int) *outFrame {
 	m := s.out.queue.at(0)
 	n := min(m.size-m.cut, most)
-	room := int64(s.out.credit) - int64(s.out.spent) - frameCost
-	if room < int64(min(n, minCutBytes)) {
+	if s.out.credit < s.out.spent+frameCost+uint64(min(n, minCutBytes)) {
 		return nil
 	}
-	n = int(min(int64(n), room))
+	n = int(min(uint64(n), s.out.credit-s.out.spent-frameCost))
 	f := &outFrame{msg: m, seq: s.out.next, off: m.cut, n: n}
 	if m.cut == 0 {
 		m.first = f.seq

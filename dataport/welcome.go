@@ -214,7 +214,9 @@ func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
 	}
 	select { // the peer may join as soon as it has read our answer, before its first path is one here
 	case <-s.begun:
-	case <-s.ctx.Done():
+	case <-s.ctx.Done(): // or it came to nothing
+		s.unplace(rec)
+		return nil, errNoSession
 	}
 	_, err = s.addPath(w, rec, nil)
 	if err == nil {

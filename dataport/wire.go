@@ -89,7 +89,7 @@ func (w *wire) establish() error {
 }
 
 func (w *wire) close(abort bool) {
-	if t, ok := w.raw.(*net.TCPConn); ok && abort {
+	if t, ok := w.raw.(interface{ SetLinger(sec int) error }); ok && abort {
 		_ = t.SetLinger(0)
 	}
 	_ = w.raw.Close()
@@ -180,7 +180,7 @@ func (w *wire) ask(h *hello) (*hello, error) {
 		}
 		return nil, fmt.Errorf("read the answer to hello: %w", err)
 	}
-	w.rtt = time.Since(start)
+	w.rtt = max(time.Since(start), 1)
 	switch {
 	case a.kind == helloRefused:
 		return &a, &RefusedError{Code: a.code, Reason: a.reason}

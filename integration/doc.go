@@ -40,6 +40,6 @@
 //	MIRROR_AGENT_RACE=1      builds the binary with the race detector
 //	MIRROR_AGENT_BIN         a binary to test in place of the one built here
 //	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
-//	MIRROR_AGENT_RAPID=n     journal and mirror: checks of each model (default: 100)
+//	MIRROR_AGENT_RAPID=n     journal, mirror and dataport: checks of each model (default: 100, dataport 150)
 //	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration
