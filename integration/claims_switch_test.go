@@ -57,14 +57,14 @@ func playManual(t *testing.T) *manualStory {
 	for _, c := range x.toTarget {
 		c.silence(bothWays)
 	}
-	at := x.source.untilEvent(from, "TargetUnreachable")
+	x.source.untilNamed(from, "TargetUnreachable")
 	clock := startFairClock(t)
 	// What is not to happen needs a while in which it could: as long again as it took to give the target up.
 	eventually(t, portLimit, "three more seconds", func() (bool, string) { return clock.now() >= 3*time.Second, "" })
 	s.waited = clock.now()
 	s.packets = x.packetsCounted()
 	l := x.source.events()
-	s.told = l[from : at+1]
+	s.told = l[from:]
 	from = len(l)
 	x.source.do(portOrder{Do: "switch", To: 1})
 	x.backup.untilHanded(0, 100)

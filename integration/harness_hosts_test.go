@@ -272,26 +272,10 @@ func (u *user) untilHanded(from, n uint64) {
 	u.until(portLimit, fmt.Sprintf("%d messages more than %d", n, from), func(v *portView) bool { return v.Handed >= from+n })
 }
 
-// untilEvent waits for an event of a kind after the first n and returns where it is.
-func (u *user) untilEvent(n int, kind string) (at int) {
-	u.t.Helper()
-	eventually(u.t, portLimit, u.name+"/"+u.client+": event "+kind, func() (bool, string) {
-		l := u.events()
-		for i := n; i < len(l); i++ {
-			if l[i].Kind == kind {
-				at = i
-				return true, ""
-			}
-		}
-		return false, eventKinds(l[min(n, len(l)):])
-	})
-	return at
-}
-
 // portLimit is what a test waits for at most until a port has done something.
 const portLimit = 40 * time.Second
 
-func (v *portView) count(state string) (n int) {
+func (v portView) count(state string) (n int) {
 	for _, p := range v.Paths {
 		if p.State == state {
 			n++
@@ -300,7 +284,7 @@ func (v *portView) count(state string) (n int) {
 	return n
 }
 
-func (v *portView) path(id uint32) pathView {
+func (v portView) path(id uint32) pathView {
 	for _, p := range v.Paths {
 		if p.ID == id {
 			return p
@@ -309,7 +293,7 @@ func (v *portView) path(id uint32) pathView {
 	return pathView{}
 }
 
-func (v *portView) brief() string {
+func (v portView) brief() string {
 	b := fmt.Sprintf("%s, target %d %s, session %s, handed %d, sent %d, queued %d", v.State, v.Index, v.Target, v.Session, v.Handed, v.Sent, v.Queued)
 	for _, p := range v.Paths {
 		b += fmt.Sprintf(" [%d %s→%s %s %s]", p.ID, p.Local, p.Remote, p.State, p.Reason)

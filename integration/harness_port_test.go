@@ -268,6 +268,7 @@ type portView struct {
 	Sent, Received   uint64 // messages of the session
 	Duplicates       uint64 // frames
 	Handed           uint64 // messages that OnMessage got, over all sessions
+	HandedBytes      uint64
 	Faults           []string
 }
 
@@ -303,7 +304,7 @@ func (u *portUser) view() portView {
 			Sent: q.BytesSent, Received: q.BytesReceived, Resent: q.ResentFrames, Rate: q.Rate, RTT: q.RTT,
 		})
 	}
-	v.Handed = u.handed.Load()
+	v.Handed, v.HandedBytes = u.handed.Load(), u.handedBytes.Load()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	v.Faults = append(v.Faults, u.faults...)

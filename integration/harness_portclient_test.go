@@ -20,9 +20,10 @@ import (
 // message that it sent and for every one that it was handed, by session and stream.
 // A stream is what one goroutine sends, so that its order is known.
 type portUser struct {
-	name   string
-	reg    *dataport.Registration
-	handed atomic.Uint64
+	name        string
+	reg         *dataport.Registration
+	handed      atomic.Uint64
+	handedBytes atomic.Uint64
 
 	mu      sync.Mutex // guards the fields below
 	port    *dataport.Port
@@ -135,6 +136,7 @@ func (u *portUser) OnMessage(ctx context.Context, m dataport.Message) ([]byte, e
 		}
 	}
 	u.handed.Add(1)
+	u.handedBytes.Add(uint64(len(m.Payload)))
 	if len(m.Payload) < messageHead || string(m.Payload[:4]) != messageMagic {
 		return nil, nil // one outside of the ledger
 	}

@@ -1,0 +1,134 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// Two links of these rates are to carry at least leastShare of both together,
+// in bytes that reach the client; headers and checksums of Ethernet, IP, TCP, TLS and frames come out of the rest.
+const (
+	fastMbit, slowMbit = 100, 20
+	leastShare         = 0.9
+	rateWindow         = 3 * time.Second
+	rateWindows        = 5 // at most, when others take this machine's time
+)
+
+// balance is what two shaped links carried in one window.
+type balance struct {
+	delivered, fast, slow float64 // bytes: to the client, through each shaper
+	wall, fair            time.Duration
+}
+
+// evenly is what was delivered, as a share of what both links could carry in the
+// time that the busier one was busy for: independent of how much time the machine had.
+func (b *balance) evenly() float64 {
+	busy := max(b.fast/fastMbit, b.slow/slowMbit) // in units of a megabit's bytes
+	return b.delivered / ((fastMbit + slowMbit) * busy)
+}
+
+// ofWall is the same by the clock.
+func (b *balance) ofWall() float64 {
+	return b.delivered * 8 / 1e6 / (fastMbit + slowMbit) / b.wall.Seconds()
+}
+
+func (b *balance) String() string {
+	return fmt.Sprintf("delivered %.1f Mbit/s, links %.1f and %.1f Mbit/s: %.3f of %d by the clock, %.3f of what they could carry while busy; machine ours for %.0f %%",
+		b.delivered*8/1e6/b.wall.Seconds(), b.fast*8/1e6/b.wall.Seconds(), b.slow*8/1e6/b.wall.Seconds(),
+		b.ofWall(), fastMbit+slowMbit, b.evenly(), 100*b.fair.Seconds()/b.wall.Seconds())
+}
+
+// measureBalance watches a window; delivered tells the bytes that have arrived.
+func measureBalance(t *testing.T, clock *fairClock, fast, slow *cable, delivered func() uint64) *balance {
+	t.Helper()
+	look := func() (b balance) {
+		f, _ := fast.shaped()
+		s, _ := slow.shaped()
+		return balance{delivered: float64(delivered()), fast: float64(f), slow: float64(s), fair: clock.now()}
+	}
+	start, from := time.Now(), look()
+	time.Sleep(rateWindow)
+	to := look()
+	return &balance{
+		delivered: to.delivered - from.delivered, fast: to.fast - from.fast, slow: to.slow - from.slow,
+		fair: to.fair - from.fair, wall: time.Since(start),
+	}
+}
+
+// judgeBalance measures until a window is good; it is the machine's fault alone when none is that
+// the machine gave us whole.
+func judgeBalance(t *testing.T, fast, slow *cable, delivered func() uint64) {
+	t.Helper()
+	clock := startFairClock(t)
+	whole := 0
+	var seen []string
+	for range rateWindows {
+		b := measureBalance(t, clock, fast, slow, delivered)
+		seen = append(seen, b.String())
+		t.Log(b)
+		if b.evenly() >= leastShare && b.ofWall() >= leastShare {
+			return
+		}
+		if b.fair.Seconds() > 0.95*b.wall.Seconds() {
+			whole++
+		}
+	}
+	best := seen[len(seen)-1]
+	if whole == 0 {
+		t.Logf("no window in which this machine was ours")
+	}
+	t.Errorf("in %d windows (%d of them whole) the two links never carried %.0f %% of %d Mbit/s; last: %s", rateWindows, whole, 100*leastShare, fastMbit+slowMbit, best)
+}
+
+// full is as much as goes.
+func full(stream byte) loadSettings {
+	return loadSettings{Stream: stream, Size: 1 << 10, Spread: 256 << 10}
+}
+
+func claimBalance(t *testing.T, _ *plays) {
+	for _, scheduler := range []string{"", "round-robin"} {
+		t.Run(map[string]string{"": "least completion"}[scheduler]+scheduler, func(t *testing.T) {
+			x := newTrio(t, 2, 0)
+			x.toTarget[0].shape(bothWays, fastMbit)
+			x.toTarget[1].shape(bothWays, slowMbit)
+			set := x.settings()
+			set.Scheduler = scheduler
+			x.source.open(set)
+			x.source.untilPaths(2)
+			x.source.load(full(streamForth))
+			x.target.untilHanded(0, 100)
+			time.Sleep(time.Second) // both links are full, the weights learned
+			delivered := func() uint64 { return x.target.view().HandedBytes }
+			if scheduler == "" {
+				judgeBalance(t, x.toTarget[0], x.toTarget[1], delivered)
+			} else { // what it is compared with; it is not judged
+				t.Log(measureBalance(t, startFairClock(t), x.toTarget[0], x.toTarget[1], delivered))
+			}
+			x.source.unload(streamForth)
+			t.Logf("ledgers: %+v", x.books.close(x.source, x.target))
+		})
+	}
+}
+
+// claimBalanceBackup: the same holds at the backup, after the target has died.
+func claimBalanceBackup(t *testing.T, _ *plays) {
+	x := newTrio(t, 2, 2)
+	x.toBack[0].shape(bothWays, slowMbit)
+	x.toBack[1].shape(bothWays, fastMbit)
+	set := x.settings()
+	set.Auto = true
+	x.source.open(set)
+	x.source.untilPaths(2)
+	x.source.load(full(streamForth))
+	x.target.untilHanded(0, 100)
+	x.books.pull(x.source, x.target)
+	x.target.kill()
+	x.books.recover(x.target)
+	x.backup.untilHanded(0, 100)
+	x.source.untilPaths(2)
+	time.Sleep(time.Second)
+	judgeBalance(t, x.toBack[1], x.toBack[0], func() uint64 { return x.backup.view().HandedBytes })
+	x.source.unload(streamForth)
+	t.Logf("ledgers: %+v", x.books.close(x.source, x.backup))
+}
