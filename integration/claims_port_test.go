@@ -17,11 +17,17 @@ type trio struct {
 // newTrio starts the three over so many cables; the client's name is vol.
 func newTrio(t *testing.T, toTarget, toBackup int) *trio {
 	t.Helper()
+	return newTrioOf(t, toTarget, toBackup, nodeSettings{})
+}
+
+// newTrioOf takes windows and thresholds from some settings.
+func newTrioOf(t *testing.T, toTarget, toBackup int, like nodeSettings) *trio {
+	t.Helper()
 	x := &trio{topology: newTopology(t), books: newBooks(t)}
 	x.toTarget, x.toBack = x.toTarget[:toTarget], x.toBack[:toBackup]
 	host := func(h netHost, name string, listen ...string) *user {
 		node := nodeOf(name, listen...)
-		node.Diary = shortDir(t) + "/diary"
+		node.Diary, node.Window, node.Unreachable = shortDir(t)+"/diary", like.Window, like.Unreachable
 		return startHost(t, h, node).register("vol")
 	}
 	x.target = host(x.tgt, "target", addrsOf(x.toTarget, portNumber)...)
