@@ -142,6 +142,6 @@
 // way on from a target that cannot be repaired is promote --force, from before
 // the rot.
 //
-// Not here yet: the modes receive and durable, more than one follower at a
+// Not here yet: more than one follower at a
 // time, rejoin after a divergence.
 package mirror

@@ -160,7 +160,7 @@ func TestFollowerStates(t *testing.T) {
 }
 
 func TestParseNames(t *testing.T) {
-	if _, err := ParseMode("sync"); err == nil || !strings.Contains(err.Error(), "async or flush") {
+	if _, err := ParseMode("sync"); err == nil || !strings.Contains(err.Error(), "async, flush, receive or durable") {
 		t.Error(err)
 	}
 	if m, err := ParseMode("FLUSH"); err != nil || m != ModeFlush {

@@ -9,20 +9,26 @@ import (
 // property of the mirror and may be changed while it runs.
 type Mode string
 
-// The modes this version serves. What each one loses when the source burns
-// down: ModeAsync what was in flight, ModeFlush nothing that was flushed.
+// The modes. A write waits in ModeAsync and ModeFlush for the journal here, in
+// ModeReceive for that of the target too (in the hands of its OS), in
+// ModeDurable for both disks. A FLUSH waits in all but ModeAsync for both disks.
+// What each one loses when the source burns down: ModeAsync what was in flight,
+// ModeFlush nothing that was flushed, ModeReceive nothing that was answered
+// unless the target loses power too, ModeDurable nothing that was answered.
 const (
-	ModeAsync Mode = "async"
-	ModeFlush Mode = "flush"
+	ModeAsync   Mode = "async"
+	ModeFlush   Mode = "flush"
+	ModeReceive Mode = "receive"
+	ModeDurable Mode = "durable"
 )
 
 // ParseMode reads a mode's name.
 func ParseMode(s string) (Mode, error) {
 	switch m := Mode(strings.ToLower(s)); m {
-	case ModeAsync, ModeFlush:
+	case ModeAsync, ModeFlush, ModeReceive, ModeDurable:
 		return m, nil
 	}
-	return "", fmt.Errorf("unknown mode %q: choose async or flush", s)
+	return "", fmt.Errorf("unknown mode %q: choose async, flush, receive or durable", s)
 }
 
 // OnLoss says what the source does when no target counts for the mode.

@@ -4,25 +4,44 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // What the operator orders while the agent runs; promotion has its own file.
 
-// SetMode changes the mode; what was answered under the old one stays true.
-func (a *Agent) SetMode(_ context.Context, m Mode) error {
+// modeWait is how long SetMode waits for what was written before it.
+const modeWait = 5 * time.Second
+
+// SetMode changes the mode. What was answered under the old one stays true, and every write and FLUSH that is answered
+// from now on holds the new one's word. It returns once that is so for everything that was written before, too, or when the
+// target takes longer for that than a few seconds, which is told as an event.
+func (a *Agent) SetMode(ctx context.Context, m Mode) error {
 	if _, err := ParseMode(string(m)); err != nil {
 		return err
 	}
 	a.opMu.Lock()
-	defer a.opMu.Unlock()
 	a.mu.Lock()
 	p := a.promise
 	a.c.Mode = m
 	a.mu.Unlock()
 	if p != nil {
-		p.update(func() { p.mode = m })
+		p.setMode(m)
 	}
-	a.event("mode", "", "mode is %s", m)
+	a.opMu.Unlock()
+	if p == nil || m == ModeAsync {
+		a.event("mode", "", "mode is %s", m)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, modeWait)
+	defer cancel()
+	switch err := a.v.flush(ctx, a.v.log.Head()); {
+	case errors.Is(err, context.DeadlineExceeded):
+		a.event("mode", "", "mode is %s; the target has not caught up yet with what was written before", m)
+	case err != nil:
+		a.event("mode", "", "mode is %s; what was written before: %v", m, err)
+	default:
+		a.event("mode", "", "mode is %s, also for everything written before", m)
+	}
 	return nil
 }
 

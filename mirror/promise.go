@@ -10,14 +10,17 @@ import (
 )
 
 // promise is the gate of a primary that has followers: it holds the mode's
-// word. A FLUSH is answered when the active target is durable up to it; when
-// no target counts, on-loss decides.
+// word. A FLUSH is answered when the active target is durable up to it, a write
+// in ModeReceive when it has received it, in ModeDurable when it is durable; when
+// no target counts, on-loss decides. The log is in order, so what was answered
+// before the target counted is there too as soon as a later record is.
 //
 // A target that was in sync and lost its connection is still expected: what
 // would break the word waits for it until it is given up (unreachable,
 // refused, suspended, or away for longer than a reconnect takes).
 type promise struct {
-	frozen atomic.Bool // writes must wait: the fast path of admit
+	frozen atomic.Bool   // writes must wait: the fast path of admit
+	pushes atomic.Uint32 // recordsFlags of the mode: the fast path of written
 
 	mu       sync.Mutex // guards all below
 	mode     Mode
@@ -26,6 +29,7 @@ type promise struct {
 	counts   bool        // the active target is in sync
 	expected bool        // it was, and is not given up yet
 	durable  journal.LSN // the active target is durable up to here
+	received journal.LSN // and has this in its journal file
 	wanted   journal.LSN // a FLUSH waits for this
 	answered journal.LSN // a FLUSH was answered up to here
 	synced   uint64      // how often a target came into sync
@@ -46,6 +50,7 @@ func (p *promise) update(change func()) {
 	defer p.mu.Unlock()
 	change()
 	p.frozen.Store(p.remote && p.onLoss == OnLossFreeze && !p.counts)
+	p.pushes.Store(uint32(p.mode.pushes()))
 	close(p.moved)
 	p.moved = make(chan struct{})
 }
@@ -84,10 +89,32 @@ func (p *promise) request(lsn journal.LSN) {
 }
 
 func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
+	return p.await(ctx, func() bool {
+		if !p.doneLocked(lsn) {
+			return false
+		}
+		p.answered = max(p.answered, lsn)
+		return true
+	})
+}
+
+// written: see gate. What a write waits for is the mode of the moment: who waits when the mode becomes weaker is let go.
+func (p *promise) written(ctx context.Context, lsn journal.LSN) (durable bool, err error) {
+	if p.pushes.Load() == 0 {
+		return false, nil
+	}
+	err = p.await(ctx, func() bool {
+		durable = p.mode == ModeDurable
+		return durable || p.receivedLocked(lsn)
+	})
+	return durable, err
+}
+
+// await returns once ok, which is asked with the lock held.
+func (p *promise) await(ctx context.Context, ok func() bool) error {
 	for {
 		p.mu.Lock()
-		if p.doneLocked(lsn) {
-			p.answered = max(p.answered, lsn)
+		if ok() {
 			p.mu.Unlock()
 			return nil
 		}
@@ -120,19 +147,32 @@ func (p *promise) doneLocked(lsn journal.LSN) bool {
 	return !p.expected && !p.closed
 }
 
-// acknowledge takes a follower's durable LSN. It starts to count once it has
+// receivedLocked: may a write up to lsn be answered, which is in the log here?
+func (p *promise) receivedLocked(lsn journal.LSN) bool {
+	switch {
+	case !p.remote || p.mode != ModeReceive:
+		return true
+	case p.counts:
+		return p.received >= lsn
+	case p.onLoss == OnLossFreeze:
+		return false
+	}
+	return !p.expected && !p.closed
+}
+
+// acknowledge takes what a follower has. It starts to count once it has
 // everything that a FLUSH was answered for (behind: and not more than
 // maxBehind is missing). Reports whether it counts now.
-func (p *promise) acknowledge(durable, head journal.LSN) (counts, began bool) {
+func (p *promise) acknowledge(received, durable, head journal.LSN) (counts, began bool) {
 	p.mu.Lock()
-	before, was := p.durable, p.counts
+	was, news := p.counts, durable > p.durable || received > p.received && p.mode == ModeReceive
 	ready := was || durable >= p.answered && int64(head-min(head, durable)) <= maxBehindBytes
 	p.mu.Unlock()
-	if durable == before && ready == was {
+	if !news && ready == was {
 		return was, false
 	}
 	p.update(func() {
-		p.durable = max(p.durable, durable)
+		p.durable, p.received = max(p.durable, durable), max(p.received, received)
 		// answered may have moved since: decide again under the lock.
 		if !p.counts && ready && p.durable >= p.answered {
 			p.counts, p.expected, began = true, true, true
@@ -149,13 +189,13 @@ const maxBehindBytes = 16 << 20
 
 // session: a new session begins; what its follower has is not known yet.
 func (p *promise) session() {
-	p.update(func() { p.counts, p.durable = false, 0 })
+	p.update(func() { p.counts, p.durable, p.received = false, 0, 0 })
 }
 
 // lost: the session is gone, the target still expected, until expire is
 // called with what lost returned.
 func (p *promise) lost() (synced uint64) {
-	p.update(func() { p.counts, p.durable, synced = false, 0, p.synced })
+	p.update(func() { p.counts, p.durable, p.received, synced = false, 0, 0, p.synced })
 	return synced
 }
 
@@ -170,16 +210,28 @@ func (p *promise) expire(synced uint64) {
 
 // giveUp: the target does not count until it is in sync again.
 func (p *promise) giveUp() {
-	p.update(func() { p.counts, p.expected, p.durable = false, false, 0 })
+	p.update(func() { p.counts, p.expected, p.durable, p.received = false, false, 0, 0 })
 }
 
 // close lets everybody go who waits; their flush is not answered.
 func (p *promise) close() { p.update(func() { p.closed = true }) }
 
+// flags are what the follower has to do at once.
+func (p *promise) flags() recordsFlags { return recordsFlags(p.pushes.Load()) }
+
 func (p *promise) want() journal.LSN {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.wanted
+}
+
+// setMode changes the mode; who waits is asked again.
+func (p *promise) setMode(m Mode) {
+	p.update(func() { p.mode = m })
+	p.mu.Lock()
+	kick := p.kick
+	p.mu.Unlock()
+	kick()
 }
 
 // setKick says whom a new wish wakes; f must not block.

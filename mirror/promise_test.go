@@ -23,7 +23,7 @@ func waits(t *testing.T, p *promise, lsn journal.LSN) (bool, <-chan error) {
 
 // TestPromise: when a flush is answered, by mode, policy and what the target has.
 func TestPromise(t *testing.T) {
-	counting := func(p *promise) { p.acknowledge(100, 100) }
+	counting := func(p *promise) { p.acknowledge(100, 100, 100) }
 	tests := []struct {
 		name   string
 		mode   Mode
@@ -37,7 +37,7 @@ func TestPromise(t *testing.T) {
 		{"target never there, freeze", ModeFlush, OnLossFreeze, true, nil, true},
 		{"target in sync and behind", ModeFlush, OnLossContinue, true, counting, true},
 		{"target in sync and behind, async", ModeAsync, OnLossContinue, true, counting, false},
-		{"target in sync and durable", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.acknowledge(200, 200) }, false},
+		{"target in sync and durable", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.acknowledge(200, 200, 200) }, false},
 		{"session lost, target expected", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.lost() }, true},
 		{"given up, continue", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.lost(); p.giveUp() }, false},
 		{"given up, freeze", ModeFlush, OnLossFreeze, true, func(p *promise) { counting(p); p.giveUp() }, true},
@@ -67,23 +67,23 @@ func TestPromise(t *testing.T) {
 // was answered for without it, and not while it is far behind.
 func TestPromiseCounts(t *testing.T) {
 	p := newPromise(ModeFlush, OnLossContinue, true, 1000)
-	if counts, _ := p.acknowledge(999, 2000); counts {
+	if counts, _ := p.acknowledge(999, 999, 2000); counts {
 		t.Error("counts without what was answered before the start")
 	}
 	if err := p.wait(context.Background(), 3000); err != nil { // alone
 		t.Fatal(err)
 	}
-	if counts, _ := p.acknowledge(2999, 3000); counts {
+	if counts, _ := p.acknowledge(2999, 2999, 3000); counts {
 		t.Error("counts without what was answered alone")
 	}
-	if counts, _ := p.acknowledge(3000, 3000+maxBehindBytes+1); counts {
+	if counts, _ := p.acknowledge(3000, 3000, 3000+maxBehindBytes+1); counts {
 		t.Error("counts while it is far behind")
 	}
-	if counts, began := p.acknowledge(3001, 3000+maxBehindBytes+1); !counts || !began {
+	if counts, began := p.acknowledge(3001, 3001, 3000+maxBehindBytes+1); !counts || !began {
 		t.Error("does not count with all of it")
 	}
 	p.session()
-	if counts, _ := p.acknowledge(2000, 3000); counts {
+	if counts, _ := p.acknowledge(2000, 2000, 3000); counts {
 		t.Error("a new session counts with an old acknowledgement")
 	}
 }
@@ -99,7 +99,7 @@ func TestPromiseFreeze(t *testing.T) {
 		if len(done) > 0 {
 			t.Fatal("a write was admitted without a target")
 		}
-		p.acknowledge(10, 10)
+		p.acknowledge(10, 10, 10)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 // JSON, since they are rare and grow; what carries data is binary:
 //
 //	records  source → follower, Send
-//	  0 kind u8   1 flags u8   2 zero 6
+//	  0 kind u8   1 flags u8 (1: say at once what was received, 2: make it durable at once and say so)   2 zero 6
 //	  8 from u64 (LSN of the first record)   16 declared u64 (source durable up to here)
 //	 24 head u64 (source's log)              32 wanted u64 (be durable up to here, and say so)
 //	 40 the records as the log holds them
@@ -168,12 +168,33 @@ func decodeJSON(b []byte, v any) error {
 }
 
 type recordsHeader struct {
+	Flags                        recordsFlags
 	From, Declared, Head, Wanted journal.LSN
+}
+
+// recordsFlags: what a follower is to do with records as soon as it has them.
+type recordsFlags uint8
+
+const (
+	pushReceived recordsFlags = 1 << iota
+	pushDurable
+)
+
+// pushes are the flags that a mode's writes need.
+func (m Mode) pushes() recordsFlags {
+	switch m {
+	case ModeReceive:
+		return pushReceived
+	case ModeDurable:
+		return pushDurable
+	case ModeAsync, ModeFlush:
+	}
+	return 0
 }
 
 func (h recordsHeader) put(b []byte) {
 	clear(b[:8])
-	b[0] = kindRecords
+	b[0], b[1] = kindRecords, byte(h.Flags)
 	binary.LittleEndian.PutUint64(b[8:], uint64(h.From))
 	binary.LittleEndian.PutUint64(b[16:], uint64(h.Declared))
 	binary.LittleEndian.PutUint64(b[24:], uint64(h.Head))
@@ -184,6 +205,7 @@ func decodeRecords(b []byte) (h recordsHeader, raw []byte, err error) {
 	if len(b) < recordsHeaderBytes {
 		return h, nil, fmt.Errorf("%w: records of %d bytes", errMessage, len(b))
 	}
+	h.Flags = recordsFlags(b[1])
 	h.From = journal.LSN(binary.LittleEndian.Uint64(b[8:]))
 	h.Declared = journal.LSN(binary.LittleEndian.Uint64(b[16:]))
 	h.Head = journal.LSN(binary.LittleEndian.Uint64(b[24:]))

@@ -53,6 +53,7 @@ type receiver struct {
 	why        string // the stream broke, not yet told
 	received   journal.LSN
 	wanted     journal.LSN
+	flags      recordsFlags // of the newest records
 	sourceHead journal.LSN
 	lastSeen   time.Time
 	resyncDone int64
@@ -321,7 +322,10 @@ func (r *receiver) records(ctx context.Context, b []byte) error {
 	r.v.declare(min(h.Declared, at))
 	r.mu.Lock()
 	r.received = at
-	r.wanted = max(r.wanted, h.Wanted)
+	r.wanted, r.flags = max(r.wanted, h.Wanted), h.Flags
+	if h.Flags&pushDurable != 0 {
+		r.wanted = max(r.wanted, at)
+	}
 	r.mu.Unlock()
 	r.poke()
 	return nil
@@ -353,7 +357,7 @@ func (r *receiver) acknowledge(ctx context.Context) {
 			due = true
 		}
 		r.mu.Lock()
-		started, received, wanted, why := r.started, r.received, r.wanted, r.why
+		started, received, wanted, flags, why := r.started, r.received, r.wanted, r.flags, r.why
 		begun := started && r.begun
 		r.why, r.begun = "", r.begun && !begun
 		r.mu.Unlock()
@@ -379,7 +383,7 @@ func (r *receiver) acknowledge(ctx context.Context) {
 			r.v.changed()
 		}
 		a := ack{Received: received, Durable: min(durable, received), Applied: r.v.log.Applied(), Trouble: r.v.troubleNow().kind()}
-		if a.Trouble == told.Trouble && a.Durable == told.Durable && (a.Received == told.Received || !due) && (a.Applied == told.Applied || !due) {
+		if a.Trouble == told.Trouble && a.Durable == told.Durable && (a.Received == told.Received || !due && flags&pushReceived == 0) && (a.Applied == told.Applied || !due) {
 			continue
 		}
 		if _, err := r.l.Send(ctx, a.encode()); err != nil {

@@ -453,9 +453,9 @@ func TestGenerationRecordIsChecked(t *testing.T) {
 func TestExpectation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPromise(ModeFlush, OnLossContinue, true, 0)
-		p.acknowledge(100, 100)
+		p.acknowledge(100, 100, 100)
 		first := p.lost()
-		p.acknowledge(100, 100)
+		p.acknowledge(100, 100, 100)
 		second := p.lost()
 		p.expire(first)
 		got, done := waits(t, p, 200)

@@ -43,6 +43,7 @@ type sender struct {
 	sent     journal.LSN
 	declared journal.LSN
 	wanted   journal.LSN
+	flags    recordsFlags // told last
 	kick     chan struct{}
 	buffers  bufferQueue
 
@@ -200,7 +201,7 @@ func (s *sender) stream(ctx context.Context) error {
 			}
 			continue
 		}
-		if s.promise.want() > s.wanted {
+		if s.promise.want() > s.wanted || s.promise.flags() != s.flags {
 			if err := s.sendHeader(ctx); err != nil {
 				return err
 			}
@@ -286,7 +287,7 @@ func (s *sender) sendHeader(ctx context.Context) error {
 }
 
 func (s *sender) sendMessage(ctx context.Context, buf []byte, n int) error {
-	h := recordsHeader{From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head(), Wanted: s.promise.want()}
+	h := recordsHeader{Flags: s.promise.flags(), From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head(), Wanted: s.promise.want()}
 	h.put(buf)
 	r, err := s.l.Send(ctx, buf[:recordsHeaderBytes+n])
 	if err != nil {
@@ -294,7 +295,7 @@ func (s *sender) sendMessage(ctx context.Context, buf []byte, n int) error {
 	}
 	s.buffers.put(buf, r)
 	s.sent += journal.LSN(n)
-	s.declared, s.wanted = h.Declared, h.Wanted
+	s.declared, s.wanted, s.flags = h.Declared, h.Wanted, h.Flags
 	s.told.Store(uint64(h.Declared))
 	return nil
 }
@@ -359,7 +360,7 @@ func (s *sender) count() {
 		s.v.poke()
 	}
 	s.v.hold(durable)
-	if _, began := s.promise.acknowledge(durable, s.v.log.Head()); began {
+	if _, began := s.promise.acknowledge(journal.LSN(s.received.Load()), durable, s.v.log.Head()); began {
 		s.report(followerCaughtUp, "")
 	}
 }

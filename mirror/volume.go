@@ -110,6 +110,8 @@ type gate interface {
 	admit(ctx context.Context) error
 	// request asks the followers to become durable up to lsn, without waiting.
 	request(lsn journal.LSN)
+	// written returns once the mode's promise of a write holds for lsn; or durable: it does when that of a FLUSH does.
+	written(ctx context.Context, lsn journal.LSN) (durable bool, err error)
 	// wait returns once the mode's promise of a FLUSH holds for lsn.
 	wait(ctx context.Context, lsn journal.LSN) error
 }
@@ -119,8 +121,11 @@ type gateBox struct{ gate }
 // openGate lets everything pass: a volume alone.
 type openGate struct{}
 
-func (openGate) admit(context.Context) error             { return nil }
-func (openGate) request(journal.LSN)                     {}
+func (openGate) admit(context.Context) error { return nil }
+func (openGate) request(journal.LSN)         {}
+func (openGate) written(context.Context, journal.LSN) (bool, error) {
+	return false, nil
+}
 func (openGate) wait(context.Context, journal.LSN) error { return nil }
 
 // State flags in the anchor.

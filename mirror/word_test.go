@@ -37,10 +37,18 @@ type probeGate struct {
 	durable           journal.LSN // of the volume, when it was asked
 	v                 *Volume
 	answer            error
+	wrote             journal.LSN
+	writesDurable     bool
+	refusal           error // of a write
 }
 
 func (g *probeGate) admit(context.Context) error { return nil }
 func (g *probeGate) request(lsn journal.LSN)     { g.requested = lsn }
+func (g *probeGate) written(_ context.Context, lsn journal.LSN) (bool, error) {
+	g.wrote = lsn
+	return g.writesDurable, g.refusal
+}
+
 func (g *probeGate) wait(_ context.Context, lsn journal.LSN) error {
 	g.waited, g.durable = lsn, g.v.log.Durable()
 	return g.answer
@@ -185,5 +193,25 @@ func TestTailWaitsForFollower(t *testing.T) {
 	}
 	if tail := v.log.Tail(); tail <= held {
 		t.Fatalf("the tail stays at %d when nobody reads there", tail)
+	}
+}
+
+// TestWriteAsksTheGate: a write is answered as the gate says, about all of it, and is durable here before that when it says so.
+func TestWriteAsksTheGate(t *testing.T) {
+	_, v := quietVolume(t, RolePrimary)
+	refusal := errors.New("the target has not got it")
+	for _, answer := range []error{nil, refusal} {
+		for _, durable := range []bool{false, true} {
+			g := &probeGate{v: v, refusal: answer, writesDurable: durable}
+			v.gate.Store(&gateBox{g})
+			ws := []blockdev.Write{{Offset: 0, Data: make([]byte, 4096)}, {Offset: 8192, Length: 4096, Zero: true}}
+			v.WriteBatch(ws)
+			if g.wrote != v.log.Head() || !errors.Is(ws[0].Err, answer) || !errors.Is(ws[1].Err, answer) {
+				t.Errorf("durable %v: asked at %d, head %d; answers %v, %v, want %v", durable, g.wrote, v.log.Head(), ws[0].Err, ws[1].Err, answer)
+			}
+			if waited := g.waited == v.log.Head() && g.durable >= g.waited; waited != (durable && answer == nil) {
+				t.Errorf("durable %v: waited at %d with %d durable, head %d", durable, g.waited, g.durable, v.log.Head())
+			}
+		}
 	}
 }

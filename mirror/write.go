@@ -72,7 +72,11 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 		sync = sync || ws[i].Sync
 	}
 	if es := b.seal(); len(es) > 0 {
-		if err := v.append(es); err != nil {
+		err := v.append(es)
+		if err == nil && !sync {
+			err = v.answerable(es[len(es)-1].End)
+		}
+		if err != nil {
 			b.fail(ws, err)
 			return
 		}
@@ -209,6 +213,15 @@ func entriesSize(es []*journal.Entry) (n int64) {
 // durable as the mode promises.
 func (v *Volume) Sync() error {
 	return v.flush(context.Background(), v.log.Head())
+}
+
+// answerable waits until the write that ends at lsn may be answered as the mode promises.
+func (v *Volume) answerable(lsn journal.LSN) error {
+	durable, err := v.gate.Load().written(context.Background(), lsn)
+	if err == nil && durable {
+		err = v.flush(context.Background(), lsn)
+	}
+	return err
 }
 
 func (v *Volume) flush(ctx context.Context, lsn journal.LSN) error {

@@ -15,7 +15,7 @@ func TestUsageErrors(t *testing.T) {
 		{"statsu", `unknown command "statsu" (did you mean "status"?); see mirror-agent --help`},
 		{"status --jsno", "unknown flag: --jsno; see mirror-agent status --help"},
 		{"status now", `unexpected argument "now"`},
-		{"mode", "missing argument async|flush; usage: mirror-agent mode async|flush"},
+		{"mode", "missing argument async|flush|receive|durable; usage: mirror-agent mode async|flush|receive|durable"},
 		{"mode fast", `unknown mode "fast"`},
 		{"switch bakup", `(did you mean "backup"?)`},
 		{"path", "name what to do: list, reset"},

@@ -84,7 +84,7 @@ func newDemo(a *app) *cobra.Command {
 	f.BoolVar(&o.keep, "keep", false, "keep the data and the logs at the end")
 	f.StringVar(&o.dir, "dir", "", "`DIR` for the data, created if missing (default a temporary one)")
 	f.Var(size, "size", "`SIZE` of the device")
-	f.Var(mode, "mode", "async or flush")
+	f.Var(mode, "mode", "async, flush, receive or durable")
 	f.DurationVar(&o.timeout, "timeout", demoTimeout, "`TIME` that the drill may take as a whole")
 	return c
 }

@@ -101,6 +101,10 @@ func modeMeaning(mode, onLoss string) string {
 		s += ": a FLUSH is answered when it is durable here"
 	case mirror.ModeFlush:
 		s += ": a FLUSH is answered when it is durable here and at the active target"
+	case mirror.ModeReceive:
+		s += ": a write is answered when the active target has received it, a FLUSH when it is durable here and there"
+	case mirror.ModeDurable:
+		s += ": a write is answered when it is durable here and at the active target"
 	}
 	switch mirror.OnLoss(onLoss) {
 	case mirror.OnLossContinue:

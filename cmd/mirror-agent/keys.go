@@ -54,7 +54,7 @@ var keys = []key{
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
 	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
-	choice("mode", "what a FLUSH waits for: async (here) or flush (here and at the target)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
+	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
 	choice("on-full", "a log full of what a connected target has not got: track (writers are slowed for --push-back at most, then its blocks are resynced later) or wait (as long as it takes)", mirror.ParseOnFull, func(s *settings) *mirror.OnFull { return &s.config.OnFull }),
