@@ -126,49 +126,43 @@ func (x *trio) told(t *testing.T, what string, fault func(from int), want ...str
 	from := len(x.source.events())
 	fault(from)
 	l := x.source.events()[from:]
-	// Where both paths go the same way either may be first: then want names none.
-	got := tellingNames(l, slices.Contains(want, "PathUp") || slices.Contains(want, "PathDown"))
-	if !slices.Equal(got, want) {
+	if got := asTold(l, want); !slices.Equal(got, want) {
 		t.Errorf("%s: told %v\nwant %v\nin full: %s", what, got, want, eventKinds(l))
 	}
 }
 
-// tellingNames leaves out a path that a busy machine suspects for a moment, unless
-// that is the fault: a suspicion that is over before anything else happened to the path,
-// while another path is the one at fault.
-func tellingNames(l []eventLine, anonymous bool) (names []string) {
-	fault := uint32(0)
-	for _, e := range l {
-		if e.Path != 0 && (fault == 0 || e.Kind == "PathDown") {
-			fault = e.Path
-			if e.Kind == "PathDown" {
-				break
+// asTold names events as want does: with their paths, or without when either
+// path may be first. A suspicion that is over before anything else happens to its
+// path is left out unless it is all that is wanted of it: a busy machine suspects
+// a path for a moment, and that is no fault.
+func asTold(l []eventLine, want []string) (names []string) {
+	anonymous := slices.Contains(want, "PathUp") || slices.Contains(want, "PathDown")
+	all := func(void map[int]bool) (names []string) {
+		for i, e := range l {
+			switch {
+			case void[i]:
+			case anonymous:
+				names = append(names, e.Kind)
+			default:
+				names = append(names, named(e.Kind, e.Path))
 			}
 		}
+		return names
 	}
-	suspected := map[uint32]int{}
-	void := map[int]bool{}
+	if names = all(nil); slices.Equal(names, want) {
+		return names
+	}
+	suspected, void := map[uint32]int{}, map[int]bool{}
 	for i, e := range l {
-		switch {
-		case e.Path == fault:
-		case e.Kind == "PathSuspect":
+		if at, ok := suspected[e.Path]; ok && e.Kind == "PathUp" && e.Reason == "heard again" {
+			void[at], void[i] = true, true
+		}
+		delete(suspected, e.Path)
+		if e.Kind == "PathSuspect" {
 			suspected[e.Path] = i
-		case e.Kind == "PathUp" && e.Reason == "heard again":
-			if at, ok := suspected[e.Path]; ok {
-				void[at], void[i] = true, true
-			}
 		}
 	}
-	for i, e := range l {
-		switch {
-		case void[i]:
-		case anonymous:
-			names = append(names, e.Kind)
-		default:
-			names = append(names, named(e.Kind, e.Path))
-		}
-	}
-	return names
+	return all(void)
 }
 
 // named is an event of one path.

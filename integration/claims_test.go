@@ -16,8 +16,9 @@ type claim struct {
 // plays are the scenarios of one run; each is played when the first claim asks
 // for it, and every claim judges for itself what was seen.
 type plays struct {
-	story  play[story]
-	manual play[manualStory]
+	story   play[story]
+	manual  play[manualStory]
+	daemons play[daemonStory]
 }
 
 // play is a scenario that is played once.
@@ -49,6 +50,20 @@ var claims = map[int]claim{
 	8:  {"messages without and with waiting", "messages", claimMessages},
 	13: {"a connection that cannot communicate is reset", "resets", claimReset},
 	14: {"both directions at once", "both directions", claimBothDirections},
+	16: {"as running daemons", "daemons", claimDaemon},
+	17: {"several connections at once", "daemons", claimDaemonPaths},
+	20: {"events", "daemons", claimDaemonEvents},
+	22: {"tcp", "daemons", claimDaemonTCP},
+	24: {"unreachable", "daemons silence", claimDaemonUnreachable},
+	25: {"connection", "daemons", claimDaemonConnection},
+	26: {"manual", "daemons manual", claimDaemonManual},
+	27: {"auto", "daemons", claimDaemonAuto},
+	19: {"register", "daemons two", claimDaemonRegister},
+	21: {"balance", "daemons", claimDaemonBalance},
+	23: {"messages", "daemons", claimDaemonMessages},
+	29: {"all talk", "daemons", claimAllTalk},
+	31: {"cluster", "daemons", claimCluster},
+	33: {"hung", "daemons", claimHungHost},
 	9:  {"to the backup when the target cannot be reached", "silence", claimUnreachable},
 	10: {"the switch makes the connection to the backup", "story", claimConnection},
 	11: {"the client is told, and starts the switch", "manual", claimManual},
