@@ -11,6 +11,12 @@ import (
 // claimEvents looks at exactly what the client's callback is told of each
 // fault, and at what a callback may do.
 func claimEvents(t *testing.T, _ *plays) {
+	playEvents(t)
+	playCallbacks(t)
+}
+
+// playEvents plays one fault after the other.
+func playEvents(t *testing.T) {
 	x := newTrio(t, 2, 2)
 	x.source.open(x.settings())
 	x.source.untilPaths(2)
@@ -75,8 +81,8 @@ func claimEvents(t *testing.T, _ *plays) {
 	}, "SessionDown", "PortClosed")
 }
 
-// claimCallbacks: what a callback may do.
-func claimCallbacks(t *testing.T) {
+// playCallbacks shows what a callback may do.
+func playCallbacks(t *testing.T) {
 	x := newTrio(t, 2, 2)
 	x.source.open(x.settings())
 	x.source.untilPaths(2)

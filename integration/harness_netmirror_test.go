@@ -47,7 +47,7 @@ func newNetMirror(t testing.TB, n *topology, lay netLayout) *netMirror {
 	lay.size = max(lay.size, 16<<20)
 	m := &netMirror{testMirror: &testMirror{t: t, dir: shortDir(t), size: lay.size}, net: n, lay: lay}
 	if lay.root != nil {
-		m.dir = lay.root.dir("/var/lib/mirror-agent")
+		m.dir = lay.root.dir("d")
 	}
 	keys := map[string]string{}
 	for _, name := range []string{"source", "target", "backup"} {
