@@ -143,6 +143,21 @@ func (a *Agent) setSuspended(on bool) error {
 
 // ResetPath closes a path (its ID in Status) so that it is built anew.
 func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
+	if err := a.checkPathTarget(target); err != nil {
+		return err
+	}
+	return a.transport.resetPath(id)
+}
+
+// RemovePath takes a path (its ID in Status) away for good, once everything on it is acknowledged. The last one stays.
+func (a *Agent) RemovePath(_ context.Context, target string, id int) error {
+	if err := a.checkPathTarget(target); err != nil {
+		return err
+	}
+	return a.transport.removePath(id)
+}
+
+func (a *Agent) checkPathTarget(target string) error {
 	a.mu.Lock()
 	known := target == ""
 	for i, f := range a.followers {
@@ -150,9 +165,9 @@ func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
 	}
 	a.mu.Unlock()
 	if !known {
-		return fmt.Errorf("%s is not the active target: status shows the paths that can be reset", target)
+		return fmt.Errorf("%s is not the active target: status shows its paths", target)
 	}
-	return a.transport.resetPath(id)
+	return nil
 }
 
 // Resize makes the mirrored device size bytes long; 0 is as long as the backing device is by now. The active target enlarges

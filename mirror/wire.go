@@ -42,6 +42,7 @@ type transport interface {
 	session() (link, uint64) // the current one towards a follower, or nil
 	paths() []PathStatus
 	resetPath(id int) error
+	removePath(id int) error
 	close() error
 }
 
@@ -86,7 +87,7 @@ func (t *portTransport) open(c *Config) error {
 	if c.Switch == SwitchAuto {
 		mode = dataport.Auto
 	}
-	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: c.Target, Backups: c.Backups, Switch: mode})
+	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: c.Target, Backups: c.Backups, Switch: mode, ActivePaths: c.ActivePaths})
 	if err != nil {
 		return err
 	}
@@ -144,6 +145,13 @@ func (t *portTransport) resetPath(id int) error {
 	return errNoTarget
 }
 
+func (t *portTransport) removePath(id int) error {
+	if p := t.thePort(); p != nil {
+		return p.RemovePath(dataport.PathID(id))
+	}
+	return errNoTarget
+}
+
 func (t *portTransport) session() (link, uint64) {
 	if p := t.thePort(); p != nil {
 		if s := p.Session(); s != nil {
@@ -176,7 +184,7 @@ func linkAlive(l link) bool {
 		return true
 	}
 	for _, p := range s.Stats().Paths {
-		if p.State == dataport.PathActive {
+		if p.State == dataport.PathActive || p.State == dataport.PathStandby {
 			return true
 		}
 	}
@@ -232,6 +240,7 @@ func (c portClient) OnEvent(e dataport.Event) {
 
 var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.PathUp: portPathUp, dataport.PathSuspect: portPathSuspect, dataport.PathDown: portPathDown,
+	dataport.PathIsStandby: portPathStandby, dataport.PathIsDraining: portPathDraining,
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
 	dataport.TargetUnreachable: portUnreachable, dataport.Switching: portSwitching, dataport.Switched: portSwitched,
 	dataport.PeerRestarted: portPeerRestarted, dataport.PeerRefused: portPeerRefused,
