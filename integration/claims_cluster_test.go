@@ -75,7 +75,7 @@ func claimDaemonRegister(t *testing.T, _ *plays) {
 // of 20 Mbit/s at the rate of both together.
 func claimDaemonBalance(t *testing.T, _ *plays) {
 	n := newTopology(t)
-	m := newNetMirror(t, n, netLayout{size: 64 << 20, sourceArgs: []string{"--mode", "async"}})
+	m := newNetMirror(t, n, netLayout{size: 64 << 20, sourceArgs: []string{"--mode", "async", "--on-full", "wait"}})
 	n.toTarget[0].shape(bothWays, fastMbit)
 	n.toTarget[1].shape(bothWays, slowMbit)
 	m.begin()

@@ -92,6 +92,7 @@ var claims = map[int]claim{
 	25: {saysConnects, sceneDaemons, claimDaemonConnection},
 	26: {saysManual, "the operator gets event, alarm and the way out; not a packet goes to the backup until he orders it", claimDaemonManual},
 	27: {saysAuto, sceneDaemons, claimDaemonAuto},
+	28: {saysReserve, "three paths, two carry data; one of them is refused, silent, pulled out: its place and identity are kept on both sides, the third carries data meanwhile, and it stands by when it is back", claimReserve},
 	29: {saysBoth, "three hosts send to and call each other while paths to both targets are cut, pulled out and reset", claimAllTalk},
 	30: {saysMirroring, "an ext4 in use while the target falls silent for good and a path to the backup goes deaf: backup and source are equal byte for byte", claimClusterMirroring},
 	31: {saysPort, "a cluster of three hosts from configuration files: a cable out, the target killed, the backup takes over, the source killed, the backup promoted with all that was flushed", claimCluster},

@@ -63,6 +63,8 @@ type portSettings struct {
 	Announced bool
 	Paths     int
 	Scheduler string // "", round-robin
+	// ActivePaths carry data, the others stand by.
+	ActivePaths int
 }
 
 type portProcess struct {
@@ -226,7 +228,7 @@ func (u *portUser) obey(o *portOrder) (any, error) {
 var errHasPort = errors.New("the client has a port already")
 
 func (u *portUser) open(ctx context.Context, s *portSettings) error {
-	c := dataport.PortConfig{Target: s.Target, Backups: s.Backups, UseAnnounced: s.Announced, Paths: s.Paths}
+	c := dataport.PortConfig{Target: s.Target, Backups: s.Backups, UseAnnounced: s.Announced, Paths: s.Paths, ActivePaths: s.ActivePaths}
 	if s.Auto {
 		c.Switch = dataport.Auto
 	}
