@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -197,6 +196,6 @@ func (c *chaos) calm() {
 		c.t.Fatal(strings.Join(c.books.problems, "\n"))
 	}
 	if testing.Verbose() {
-		c.t.Log(fmt.Sprintf("%s: all is well, %d and %d messages handed over", time.Now().Format("15:04:05"), there, here))
+		c.t.Logf("%s: all is well, %d and %d messages handed over", time.Now().Format("15:04:05"), there, here)
 	}
 }
