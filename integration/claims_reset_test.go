@@ -2,6 +2,7 @@ package integration
 
 import (
 	"testing"
+	"time"
 )
 
 // claimReset: a logical connection that cannot communicate is reset, in each of
@@ -23,6 +24,7 @@ func claimReset(t *testing.T, _ *plays) {
 		{"by RST from the network", x.toTarget[0].refuse, x.toTarget[0].heal},
 		{"by silence", func() { x.toTarget[0].silence(bothWays) }, x.toTarget[0].heal},
 		{"by a cable pulled out", x.toTarget[0].unplug, x.toTarget[0].plug},
+		{"by RST, and the acknowledgements of what had arrived are lost too", func() { x.killUnread() }, func() {}},
 		{"by ResetPath", func() { x.source.do(portOrder{Do: "reset", Path: p}) }, func() {}},
 	} {
 		from, socket := len(x.source.events()), x.source.view().path(p).Local
@@ -41,6 +43,15 @@ func claimReset(t *testing.T, _ *plays) {
 		handed = x.target.view().Handed
 		x.target.untilHanded(handed, 100)
 	}
+	for range 20 { // whether something was under way is chance
+		if x.target.view().Duplicates > 0 {
+			break
+		}
+		from := len(x.source.events())
+		x.killUnread()
+		x.source.untilNamed(from, named("PathUp", p))
+		x.source.untilPaths(2)
+	}
 	x.source.unload(streamForth)
 	x.target.unload(streamBack)
 	a := x.books.close(x.source, x.target)
@@ -48,5 +59,25 @@ func claimReset(t *testing.T, _ *plays) {
 	if n := x.source.view().path(p).Resent + x.source.view().path(x.pathOver(1)).Resent; n == 0 {
 		t.Error("no frame ever went out a second time: the faults did not bite")
 	}
-	t.Logf("ledgers: %+v, %d frames came twice and were dropped", a, x.target.view().Duplicates)
+	twice := x.target.view().Duplicates
+	if twice == 0 {
+		t.Error("no frame ever came twice: nothing was there to be dropped")
+	}
+	t.Logf("ledgers: %+v, %d frames came twice and were dropped", a, twice)
+}
+
+// killUnread kills all connections after a moment in which no acknowledgement came
+// back: what was under way goes out again, and it is there already.
+func (x *trio) killUnread() {
+	x.t.Helper()
+	for _, c := range x.toTarget {
+		c.silence(back)
+	}
+	time.Sleep(100 * time.Millisecond) // what TCP may send without an answer arrives
+	for _, c := range x.toTarget {
+		c.kill(portNumber)
+	}
+	for _, c := range x.toTarget {
+		c.heal()
+	}
 }

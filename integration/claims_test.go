@@ -73,7 +73,7 @@ var claims = map[int]claim{
 	5:  {saysCallback, "RST, reset, silence both ways and either way, cable out, suspend, restart and standstill of the target, switch, close: the exact sequence of events of each; callbacks that are slow, that switch, that close the port", claimEvents},
 	6:  {saysBalance, "links of 100 and 20 Mbit/s carry at least 90 % of 120 to the client; round-robin is measured beside it", claimBalance},
 	7:  {saysTCP, "packets are captured on both cables, in the clear and with TLS: TCP between the cable's own addresses, and nothing else", claimTCP},
-	8:  {saysMessages, "500 messages are accepted while the receiver takes none, and their receipts come when it does; calls return the handler's reply or its error", claimMessages},
+	8:  {saysMessages, "2000 messages are accepted although the receiver stops to take them, and their receipts come when it goes on; calls return the handler's reply or its error", claimMessages},
 	9:  {saysUnreachable, "all paths to the target are silently cut: data reaches the backup within the threshold of 3 s and 2 s more", claimUnreachable},
 	10: {saysConnects, sceneStory, claimConnection},
 	11: {saysManual, "all paths are silently cut: the client is told, not a packet goes to the backup until it calls Switch", claimManual},
