@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -39,8 +40,13 @@ type Config struct {
 	Dial func(ctx context.Context, local, remote string) (net.Conn, error)
 	// ListenFunc opens a listener. Nil: TCP.
 	ListenFunc func(addr string) (net.Listener, error)
-	// LocalAddrs are local IPs to bind: path i of a port binds LocalAddrs[i mod len]. Empty: the kernel chooses.
+	// LocalAddrs are local IPs to bind, chosen anew at every connection: the one whose interface's subnet holds the
+	// remote address; else, and where several do, the paths of a port take turns. One that the host has lost is left out
+	// until it is back. Empty: the kernel chooses.
 	LocalAddrs []string
+	// HostAddrs returns the addresses of this host, each with its subnet; asked once a second. Nil: those of its
+	// interfaces; with Dial or ListenFunc set: none are known.
+	HostAddrs func() ([]netip.Prefix, error)
 	// Scheduler for inbound sessions. Nil: LeastCompletion.
 	Scheduler Scheduler
 }

@@ -60,7 +60,7 @@ const (
 	framePong
 	frameReply // a data frame that answers a Call
 	frameClose // payload: reason; ends the session, with flagDrain this path only
-	frameAddrs // payload: the sender's listen addresses, as in hello
+	frameAddrs // payload: where the sender listens now: addresses as in hello
 	frameGone  // sequence: id of a path that the side that dials has removed; the other one answers the same
 	frameTypeEnd
 )

@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -117,6 +118,39 @@ func TestGarbage(t *testing.T) {
 	}
 	if len(n.sessionsOf(nil)) != 0 {
 		t.Errorf("a session came of it")
+	}
+}
+
+// A path that was removed does not come back, however late its join arrives, and the place of another is nobody's.
+func TestRemovedPathIsNotJoined(t *testing.T) {
+	n := plainNode(t, func(c *Config) { c.MaxPaths = 2 })
+	_, _ = dialHello(t, n)
+	s := n.sessionsOf(nil)[0]
+	lost, err := s.recordFor(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.recordFor(7); err != nil || again != lost {
+		t.Fatalf("the same path has two places: %v", err)
+	}
+	if _, err := s.recordFor(8); !errors.Is(err, ErrTooManyPaths) {
+		t.Fatalf("a third path: %v", err)
+	}
+	s.mu.Lock()
+	on := s.paths[0]
+	for id := PathID(7); id < 7+3*maxGone; id++ {
+		s.peerGone(on, id)
+	}
+	kept := len(s.gone)
+	s.mu.Unlock()
+	if kept > maxGone {
+		t.Errorf("%d removed paths are remembered", kept)
+	}
+	if _, err := s.recordFor(6 + 3*maxGone); !errors.Is(err, ErrUnknownPath) {
+		t.Errorf("a removed path joins: %v", err)
+	}
+	if _, err := s.recordFor(1000); err != nil {
+		t.Errorf("the place is not free: %v", err)
 	}
 }
 

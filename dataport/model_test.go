@@ -193,7 +193,11 @@ func startFlow(s *dataport.Session, sizes []int, first int) *flow {
 }
 
 func (f *flow) finish() {
-	close(f.stop)
+	select {
+	case <-f.stop:
+	default:
+		close(f.stop)
+	}
 	<-f.done
 }
 

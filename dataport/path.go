@@ -50,6 +50,7 @@ type path struct {
 	ackDue  bool
 	gone    []PathID
 	closing string // not empty: say so and end
+	told    uint64 // version of our addresses that the peer was told here
 
 	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
 	meter    meter
@@ -60,6 +61,8 @@ type path struct {
 type record struct {
 	id                     PathID
 	sent, received, resent atomic.Uint64
+
+	announced bool // set when made: the peer told us of this address
 
 	mu            sync.Mutex // leaf: guards the fields below
 	local, remote string
@@ -109,13 +112,13 @@ func (r *record) stats() PathStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return PathStats{
-		ID: r.id, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
+		ID: r.id, Announced: r.announced, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
 		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
 	}
 }
 
 func newPath(s *Session, w *wire, rec *record) *path {
-	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials()}
+	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials(), told: w.told}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
 	rec.set(p.state, "")
 	now, t := int64(s.node.clock.now()), s.node.conf.Timing
@@ -216,6 +219,7 @@ type work struct {
 	headers []header
 	frames  []*outFrame // nil entry: no data
 	bye     string
+	addrs   []byte // payload of a frameAddrs
 	bulk    int
 }
 
@@ -224,6 +228,7 @@ const maxBatchBytes = 512 << 10
 // collect takes what is due: small frames first, then bulk. s.mu is held. It reports false when nothing is due.
 func (p *path) collect(w *work) bool {
 	w.headers, w.frames, w.bulk, w.bye = w.headers[:0], w.frames[:0], 0, p.closing
+	w.addrs = nil
 	if w.bye != "" {
 		w.headers, w.frames = append(w.headers, p.header(frameClose, 0)), append(w.frames, nil)
 		return true
@@ -236,6 +241,11 @@ func (p *path) collect(w *work) bool {
 	}
 	for _, id := range p.gone {
 		w.headers, w.frames = append(w.headers, p.header(frameGone, uint64(id))), append(w.frames, nil)
+	}
+	if w.addrs = p.addrsDue(); w.addrs != nil {
+		h := p.header(frameAddrs, 0)
+		h.payload = uint32(len(w.addrs))
+		w.headers, w.frames = append(w.headers, h), append(w.frames, nil)
 	}
 	for p.queue.len() > 0 && w.bulk < maxBatchBytes && len(w.headers) < maxBatchFrames {
 		f := p.queue.pop()
@@ -377,7 +387,7 @@ func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
 
 // write sends all of w with as few system calls as it takes.
 func (e *encoder) write(c *wire, w *work) (int, error) {
-	need := len(e.control)
+	need := len(e.control) + len(w.addrs)
 	for i, h := range w.headers {
 		need += headerBytes
 		if w.frames[i] != nil && h.payload < copyBelowBytes {
@@ -395,6 +405,9 @@ func (e *encoder) write(c *wire, w *work) (int, error) {
 		e.staging = e.staging[:at+headerBytes]
 		total += headerBytes + int(h.payload)
 		switch {
+		case h.typ == frameAddrs:
+			e.staging = append(e.staging, w.addrs...)
+			h.payloadHash = xxhash.Sum64(w.addrs)
 		case f == nil:
 			e.staging = append(e.staging, e.control...)
 			h.payloadHash = xxhash.Sum64String(e.control)

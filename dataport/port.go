@@ -39,10 +39,10 @@ type PortConfig struct {
 	// ActivePaths is how many paths carry data at once; the others stand by, connected and watched, and take over at
 	// the moment one of these is suspect or lost. 0: as many as the Scheduler says, else all.
 	ActivePaths int
-	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses (and the
-	// node's LocalAddrs).
+	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses.
 	Paths int
 	// UseAnnounced: also connect to the addresses that the target's node says it listens on, so that one seed address suffices.
+	// Paths to them come and go with the addresses; those to Target stay.
 	UseAnnounced bool
 }
 
@@ -100,6 +100,11 @@ type Port struct {
 	arrived  int            // target of the last session
 	peers    map[int]uint64 // last incarnation by target
 	sessions uint64
+	fenced   uint64 // the generation that fences it, 0: none
+
+	known   map[int]peerIdentity // who the targets turned out to be
+	news    chan struct{}        // capacity 1: look at what the peer announces
+	shunned map[string]bool      // announced addresses that the client does not want
 }
 
 // Open makes a port. It returns at once and connects in the background; events tell how that goes. ctx only guards the call itself.
@@ -112,7 +117,8 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	}
 	p := &Port{
 		reg: r, node: r.node, conf: c, id: randomID(), done: make(chan struct{}), change: make(chan struct{}),
-		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, since: time.Now(), lastLife: r.node.clock.now(),
+		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, known: map[int]peerIdentity{},
+		news: make(chan struct{}, 1), shunned: map[string]bool{}, since: time.Now(), lastLife: r.node.clock.now(),
 	}
 	nodeClosed := r.node.isClosed()
 	r.mu.Lock()
@@ -125,6 +131,9 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	p.mu.Lock()
 	p.startSlots()
 	p.tasks.start(p.supervise)
+	if c.UseAnnounced {
+		p.tasks.start(p.follow)
+	}
 	p.mu.Unlock()
 	return p, nil
 }
@@ -153,6 +162,8 @@ func (p *Port) current() (*Session, error) {
 	switch {
 	case p.machine.base == PortIsClosed:
 		return nil, ErrClosed
+	case p.fenced != 0:
+		return nil, ErrFenced
 	case p.sess == nil:
 		return nil, ErrNotConnected
 	}
@@ -175,7 +186,7 @@ func (p *Port) State() PortState {
 
 func (p *Port) stateLocked() PortState {
 	in := portAllPathsUp
-	if int(p.well.Load()) < p.kept() {
+	if int(p.well.Load()) < p.expected() {
 		in = portPathMissing
 	}
 	p.step(in, "")
@@ -210,7 +221,7 @@ func (p *Port) Target() (int, string) {
 func (p *Port) Stats() PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions}
+	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions, Fenced: p.fenced}
 	for _, sl := range p.slots {
 		if path := sl.rec.stats(); !sl.removed || path.State == PathDraining {
 			st.Paths = append(st.Paths, path)
@@ -233,6 +244,9 @@ func (p *Port) Switch(ctx context.Context, to int) error {
 	defer p.mu.Unlock()
 	if p.machine.base == PortIsClosed {
 		return ErrClosed
+	}
+	if p.fenced != 0 {
+		return fmt.Errorf("switch: generation %d: %w", p.fenced, ErrFenced)
 	}
 	if to == -1 {
 		to = p.index + 1
@@ -285,6 +299,7 @@ func (p *Port) RemovePath(id PathID) error {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: it is the last one: close the port instead", id)
 	}
+	p.shun(sl)
 	sl.removed = true
 	p.mu.Unlock()
 	if s != nil {

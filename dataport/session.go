@@ -24,10 +24,15 @@ type Session struct {
 	secret  [32]byte
 	sched   Scheduler
 	maxMsg  int // largest message the peer takes
-	cancel  context.CancelFunc
-	ctx     context.Context // given to callbacks, ends with the session
-	done    chan struct{}   // closed by end
-	tasks   tasks
+
+	history    [16]byte // with generation: what the side that dials said when it opened the session
+	generation uint64
+
+	cancel context.CancelFunc
+	ctx    context.Context // given to callbacks, ends with the session
+	begun  chan struct{}   // closed by start
+	done   chan struct{}   // closed by end
+	tasks  tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
 	paths []*path    // Active, Standby, Suspect and Draining
@@ -35,6 +40,9 @@ type Session struct {
 	gone  []PathID   // removed: dialling, the peer is still to be told; accepting, they may not come back
 	ended bool
 	err   error
+
+	news    addrList // the newest that the peer said about its addresses
+	newsVia string   // on a path with this remote address
 
 	lastLife time.Duration // last sign of life on any path
 	lastTick time.Duration
@@ -63,6 +71,10 @@ type sessionSetup struct {
 	mostActive int // 0: as the scheduler says
 	maxMessage uint32
 	credit     uint64
+	history    [16]byte
+	generation uint64
+	news       addrList
+	newsVia    string
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -71,7 +83,8 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		sched: u.sched, maxMsg: int(u.maxMessage), begun: make(chan struct{}), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
@@ -83,6 +96,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 
 // start lets the session live. Its first path is added right after.
 func (s *Session) start() {
+	close(s.begun)
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
@@ -211,8 +225,6 @@ func (s *Session) tick(now time.Duration) string {
 		s.lastLife = min(now, s.lastLife+late)
 		for _, p := range s.paths {
 			p.grant(now, late)
-			p.ear.trouble.Store(int64(now))
-			p.deaf = p.deaf && p.state == PathSuspected // said while we stood still
 		}
 	}
 	s.lastTick = now

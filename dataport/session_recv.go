@@ -68,6 +68,11 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 		p.measure(now, h.seq)
 	case frameGone:
 		s.peerGone(p, PathID(h.seq))
+	case frameAddrs:
+		var a addrList
+		if a, err = decodeAddrs(buf.data); err == nil {
+			s.heardFrom(a, p.w.raw.RemoteAddr().String())
+		}
 	}
 	s.checkDrain(p, now)
 	if !h.sequenced() {

@@ -20,12 +20,14 @@ type PeerInfo struct {
 	Incarnation uint64 // random per process start
 	Target      string // the first configured address; the remote address of the first path when Inbound
 	Inbound     bool
+	Generation  uint64 // the peer's, as its hello said; 0: it uses none, or one of another history
 }
 
 // PathStats is a snapshot of one path. Counters are those of the path's whole life, over reconnections.
 type PathStats struct {
 	ID            PathID
 	Local, Remote string
+	Announced     bool // the peer told us of this address
 	State         PathState
 	Since         time.Time
 	Reason        string // of the last loss or failure
@@ -57,4 +59,5 @@ type PortStats struct {
 	Paths    []PathStats
 	Session  Stats // zero when there is none
 	Sessions uint64
+	Fenced   uint64 // the generation that fences this port, 0: none
 }

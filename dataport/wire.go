@@ -24,6 +24,7 @@ type wire struct {
 	binding []byte            // see secret.go; nil over plain TCP
 	rtt     time.Duration     // of the hellos, on the side that dials
 	asked   bool              // the peer's hello said flagStandby
+	told    uint64            // version of the addresses that our hello carried
 }
 
 const readerBytes = 64 << 10
@@ -106,6 +107,7 @@ func (w *wire) sendHello(h *hello) error {
 	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
 	head.encode(b)
 	b = append(b, body...)
+	w.told = h.addrs.version
 	if w.tls != nil {
 		_, err := w.tls.Write(b)
 		return err
@@ -142,10 +144,11 @@ func (w *wire) readHello(h *hello) error {
 func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
 	h := &hello{
 		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
-		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.Addrs(),
+		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.listens.announced(),
 	}
 	if r != nil {
 		h.client = r.name
+		h.history, h.generation = r.tells(kind)
 	}
 	return h
 }

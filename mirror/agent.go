@@ -116,11 +116,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if n := o.v.spare(); n > 0 {
 		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored; they are not used before mirror-agent resize", c.Device, n, o.v.size.Load())
 	}
-	t, err := newPortTransport(&c, a)
-	if err != nil {
+	if err := a.openTransport(&c); err != nil {
 		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
-	a.transport = t
 	return a, nil
 }
 

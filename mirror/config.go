@@ -46,8 +46,11 @@ type Config struct {
 	// Backups are the backup hosts in the order in which they take over, each
 	// with its addresses.
 	Backups [][]string
-	// Local are local IP addresses to bind, one per path; empty lets the
-	// kernel choose.
+	// Announced: paths are also made to the addresses that a target says it
+	// listens at, and go when those go.
+	Announced bool
+	// Local are local IP addresses to bind: for each path the one whose subnet
+	// holds the other end, else they take turns; empty lets the kernel choose.
 	Local []string
 
 	Mode   Mode
@@ -97,7 +100,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
-		OnFull: OnFullTrack, PushBack: 10 * time.Second,
+		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
 		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),

@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -90,6 +91,10 @@ func (a *Agent) onPortEvent(e portEvent) {
 			}
 		}
 		a.transition(current, followerDial, "")
+	case portFenced:
+		reason := fmt.Sprintf("%s has seen generation %s, this is %s", e.by, rankString(portRank(e.generation)), rankString(a.v.Generation()))
+		a.transition(-1, followerRefuse, reason)
+		a.spawn(func() { a.fence(reason) })
 	case portPeerRefused:
 		a.transition(-1, followerRefuse, e.text)
 		a.withPromise((*promise).giveUp)

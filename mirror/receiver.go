@@ -33,6 +33,8 @@ type receiver struct {
 	// accepted is called, under busy, when a hello was: no other session may
 	// feed the volume from here on.
 	accepted func()
+	// seen is called when the volume has stored the generation of a hello.
+	seen func()
 	// resynced is called when a resync is complete, stageFailed when the place
 	// where it is built fails.
 	resynced    func()
@@ -69,7 +71,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -236,6 +238,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 		if err := r.v.see(h.generation()); err != nil {
 			return nil, err
 		}
+		r.seen()
 	}
 	return encodeJSON(0, f)[1:], nil
 }

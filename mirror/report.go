@@ -139,7 +139,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
-		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
+		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),

@@ -26,6 +26,7 @@ type Status struct {
 	Node         string           `json:"node"`
 	Key          string           `json:"key,omitempty"`
 	Listen       []string         `json:"listen"`
+	Announced    []string         `json:"announced"` // where the other hosts are told to find this one
 	Device       DeviceStatus     `json:"device"`
 	Log          LogStatus        `json:"log"`
 	NBD          FrontStats       `json:"nbd"`
@@ -147,6 +148,7 @@ type PathStatus struct {
 	ID            int    `json:"id"`
 	Local         string `json:"local"`
 	Remote        string `json:"remote"`
+	Announced     bool   `json:"announced"` // the target said this address
 	State         string `json:"state"`
 	RTTMicros     int64  `json:"rtt_us"`
 	BytesSent     uint64 `json:"bytes_sent"`

@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 
 	"mirror-agent/dataport"
+	"mirror-agent/journal"
 )
 
 // This file is the only one that knows the data port: it turns its sessions
@@ -35,6 +38,10 @@ func (l sessionLink) Peer() string {
 type transport interface {
 	open(c *Config) error
 	addresses() []string
+	announced() []string
+	listen(address string) (string, error)
+	unlisten(address string) error
+	generation(mirror [16]byte, g journal.Generation)
 	switchTo(ctx context.Context, target int) error // -1: the next one
 	target() int
 	suspend() error
@@ -60,9 +67,11 @@ type portTransport struct {
 // registrationPrefix keeps the names of mirrors apart from other clients.
 const registrationPrefix = "mirror/"
 
-func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
+// openTransport begins to listen last: what comes in finds the agent with its
+// transport, and who is below this volume's generation is refused from the first moment on.
+func (a *Agent) openTransport(c *Config) error {
 	dc := dataport.DefaultConfig()
-	dc.Listen, dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Listen, c.Key, c.Peers, c.Insecure, c.Log
+	dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Key, c.Peers, c.Insecure, c.Log
 	dc.LocalAddrs = c.Local
 	if c.NodeName != "" {
 		dc.Name = c.NodeName
@@ -73,13 +82,20 @@ func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
 	dc.Timing.Heartbeat = min(dc.Timing.Heartbeat, dc.Timing.SuspectAfter/4)
 	node, err := dataport.NewNode(dc)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t := &portTransport{node: node, a: a}
 	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a}); err != nil {
-		return nil, errors.Join(err, node.Close())
+		return errors.Join(err, node.Close())
 	}
-	return t, nil
+	a.transport = t
+	a.tellGeneration()
+	for _, address := range c.Listen {
+		if _, err := node.Listen(address); err != nil {
+			return errors.Join(err, node.Close())
+		}
+	}
+	return nil
 }
 
 func (t *portTransport) open(c *Config) error {
@@ -87,7 +103,9 @@ func (t *portTransport) open(c *Config) error {
 	if c.Switch == SwitchAuto {
 		mode = dataport.Auto
 	}
-	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: c.Target, Backups: c.Backups, Switch: mode, ActivePaths: c.ActivePaths})
+	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
+		Target: c.Target, Backups: c.Backups, Switch: mode, UseAnnounced: c.Announced, ActivePaths: c.ActivePaths,
+	})
 	if err != nil {
 		return err
 	}
@@ -104,6 +122,30 @@ func (t *portTransport) thePort() *dataport.Port {
 }
 
 func (t *portTransport) addresses() []string { return t.node.Addrs() }
+
+func (t *portTransport) announced() []string { return t.node.Announced() }
+
+func (t *portTransport) listen(address string) (string, error) { return t.node.Listen(address) }
+
+func (t *portTransport) unlisten(address string) error {
+	err := t.node.Unlisten(address)
+	if errors.Is(err, dataport.ErrNotListening) {
+		return fmt.Errorf("no %s among the addresses that are listened at (%s)", address, strings.Join(t.node.Addrs(), ", "))
+	}
+	return err
+}
+
+// generation has the port refuse who is below g, within this mirror: another
+// one's numbers mean nothing here.
+func (t *portTransport) generation(mirror [16]byte, g journal.Generation) {
+	t.reg.SetHistory(mirror)
+	t.reg.SetGeneration(uint64(g.Major)<<32 | uint64(g.Minor))
+}
+
+// portRank is the generation of a number that generation gave to the port.
+func portRank(n uint64) journal.Generation {
+	return journal.Generation{Major: uint32(n >> 32), Minor: uint32(n)}
+}
 
 var errNoTarget = errors.New("no target is configured: give --target HOST:PORT")
 
@@ -200,7 +242,7 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 	out := make([]PathStatus, 0, len(ps))
 	for _, p := range ps {
 		out = append(out, PathStatus{
-			ID: int(p.ID), Local: p.Local, Remote: p.Remote, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
+			ID: int(p.ID), Local: p.Local, Remote: p.Remote, Announced: p.Announced, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
 			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason, Since: p.Since,
 		})
 	}
@@ -223,7 +265,7 @@ func (c portClient) OnMessage(ctx context.Context, m dataport.Message) ([]byte, 
 }
 
 func (c portClient) OnEvent(e dataport.Event) {
-	x := portEvent{text: e.Reason, target: e.Target}
+	x := portEvent{text: e.Reason, target: e.Target, by: e.By, generation: e.Generation}
 	if e.Path != 0 {
 		x.path = int(e.Path)
 	}
@@ -244,5 +286,5 @@ var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
 	dataport.TargetUnreachable: portUnreachable, dataport.Switching: portSwitching, dataport.Switched: portSwitched,
 	dataport.PeerRestarted: portPeerRestarted, dataport.PeerRefused: portPeerRefused,
-	dataport.Suspended: portSuspended, dataport.Resumed: portResumed,
+	dataport.Suspended: portSuspended, dataport.Resumed: portResumed, dataport.Fenced: portFenced,
 }

@@ -50,6 +50,15 @@ func (f *fakeAgent) RemovePath(_ context.Context, target string, id int) error {
 	return f.note(fmt.Sprintf("remove %s %d", target, id))
 }
 
+func (f *fakeAgent) Listen(_ context.Context, address string) (string, error) {
+	f.state.Listen = append(f.state.Listen, address)
+	return address, f.note("listen " + address)
+}
+
+func (f *fakeAgent) Unlisten(_ context.Context, address string) error {
+	return f.note("unlisten " + address)
+}
+
 func (f *fakeAgent) Resize(_ context.Context, size int64) (int64, error) {
 	f.state.Device.SizeBytes = size
 	return size, f.note(fmt.Sprintf("resize %d", size))
@@ -119,6 +128,12 @@ func TestCommands(t *testing.T) {
 		{"path remove 2", 0, "remove 10.1.0.9:7400 2", "path 2 is closed when everything on it is acknowledged"},
 		{"path remove 1 --target 10.3.0.9:7400", 0, "remove 10.3.0.9:7400 1", "path 1"},
 		{"path reset 1 --target 10.3.0.9:7400", 0, "reset 10.3.0.9:7400 1", "path 1"},
+		{"listen list", 0, "", "10.1.0.5:7400"},
+		{"listen list --json", 0, "", `"announced": [`},
+		{"listen add 10.3.0.5:7400", 0, "listen 10.3.0.5:7400", "vol0: listening at 10.3.0.5:7400"},
+		{"listen add 10.3.0.5:7400 --json", 0, "listen 10.3.0.5:7400", `"listen": [`},
+		{"listen add nowhere", 2, "", `address "nowhere": give HOST:PORT`},
+		{"listen remove 10.1.0.5:7400", 0, "unlisten 10.1.0.5:7400", "vol0: not listening at 10.1.0.5:7400 any more"},
 		{"resize 200GiB", 0, "resize 214748364800", "vol0: the device has 200 GiB (214748364800 bytes)"},
 		{"resize", 0, "resize 0", "vol0: the device has"},
 		{"resize 0", 2, "", "must be more than 0"},

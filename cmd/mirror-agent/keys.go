@@ -51,10 +51,11 @@ var keys = []key{
 	text(certSetting, "PEM `FILE` of the NBD server's certificate and chain: TCP clients must use TLS, at a unix socket they may; read again when it changes", func(s *settings) *string { return &s.nbdTLS.cert }),
 	text(keySetting, "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.nbdTLS.key }),
 	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
-	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
+	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path; 0.0.0.0 or [::] is every address of this host, as they come and go", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
+	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
-	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -172,6 +173,8 @@ func list(name, usage string, check func(string) error, field func(*settings) *[
 func stringFlag(fs *pflag.FlagSet, k key)  { fs.String(k.name, "", k.usage) }
 func stringArray(fs *pflag.FlagSet, k key) { fs.StringArray(k.name, nil, k.usage) }
 func boolFlag(fs *pflag.FlagSet, k key)    { fs.Bool(k.name, false, k.usage) }
+
+func trueFlag(fs *pflag.FlagSet, k key) { fs.Bool(k.name, true, k.usage) }
 
 func commas(w string, check func(string) error) ([]string, error) {
 	var parts []string

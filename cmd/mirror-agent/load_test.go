@@ -57,6 +57,7 @@ control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
 insecure: true
+announced: false
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
@@ -74,7 +75,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	want := defaultSettings()
 	c := &want.config
 	c.Name, c.Role, c.Device, c.Size, c.NBD = "vol0", mirror.RolePrimary, "/srv/vol0.img", 64<<30, "unix:/run/vol0.nbd"
-	c.Adopt = true
+	c.Adopt, c.Announced = true, false
 	c.NodeName, c.Listen = "nyc1", []string{"10.1.0.5:7400"}
 	c.Target = []string{"10.1.0.9:7400", "10.2.0.9:7400"}
 	c.Backups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}

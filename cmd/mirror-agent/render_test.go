@@ -16,6 +16,7 @@ func healthy() *mirror.Status {
 	return &mirror.Status{
 		Name: "vol0", UUID: "9c1e", Role: "primary", State: "in sync", Reason: "10.1.0.9:7400 is streaming", Since: ago(53 * time.Hour),
 		Mode: "flush", OnLoss: "continue", Switch: "manual", Generation: "3.0", ActiveTarget: "10.1.0.9:7400",
+		Listen: []string{"10.1.0.5:7400"}, Announced: []string{"10.1.0.5:7400"},
 		Device: mirror.DeviceStatus{Path: "/srv/vol0.img", SizeBytes: 64 << 30},
 		Log:    mirror.LogStatus{Head: 5 << 30, Durable: 5 << 30, Committed: 5 << 30, Applied: 4 << 30, Tail: 5<<30 - 1460<<20, SizeBytes: 4 << 30},
 		NBD:    mirror.FrontStats{Address: "unix:/run/mirror-agent/vol0.nbd", Connections: 2, Reads: 3411, Writes: 120431, Flushes: 88, ReadBytes: 12 << 20, WrittenBytes: 1200 << 20},
@@ -24,7 +25,7 @@ func healthy() *mirror.Status {
 				Target: "10.1.0.9:7400", Kind: "target", State: "streaming", Active: true, Received: 5 << 30, Durable: 5 << 30, Since: ago(time.Hour),
 				Paths: []mirror.PathStatus{
 					{ID: 1, Local: "10.1.0.5:50000", Remote: "10.1.0.9:7400", State: "active", RTTMicros: 310, BytesSent: 610 << 20},
-					{ID: 2, Local: "10.2.0.5:50001", Remote: "10.2.0.9:7400", State: "active", RTTMicros: 840, BytesSent: 390 << 20},
+					{ID: 2, Local: "10.2.0.5:50001", Remote: "10.2.0.9:7400", Announced: true, State: "active", RTTMicros: 840, BytesSent: 390 << 20},
 				},
 			},
 			{Target: "10.3.0.9:7400", Kind: "backup", State: "idle"},

@@ -101,6 +101,16 @@ func (c *Client) Resume(ctx context.Context) (mirror.Status, error) {
 	return c.command(ctx, "/v1/resume", struct{}{})
 }
 
+// Listen has the agent listen for other hosts at one more address.
+func (c *Client) Listen(ctx context.Context, address string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/listen/add", listenRequest{address})
+}
+
+// Unlisten has it listen at an address no more.
+func (c *Client) Unlisten(ctx context.Context, address string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/listen/remove", listenRequest{address})
+}
+
 // ResetPath has a path of a target built anew.
 func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.Status, error) {
 	return c.command(ctx, "/v1/path/reset", pathRequest{target, id})

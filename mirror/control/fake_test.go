@@ -104,6 +104,14 @@ func (a *fakeAgent) RemovePath(ctx context.Context, target string, id int) error
 	return a.order(ctx, "remove %s %d", target, id)
 }
 
+func (a *fakeAgent) Listen(ctx context.Context, address string) (string, error) {
+	return address, a.order(ctx, "listen %s", address)
+}
+
+func (a *fakeAgent) Unlisten(ctx context.Context, address string) error {
+	return a.order(ctx, "unlisten %s", address)
+}
+
 func (a *fakeAgent) Resize(ctx context.Context, size int64) (int64, error) {
 	return size, a.order(ctx, "resize %d", size)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -24,6 +25,9 @@ type (
 	pathRequest struct {
 		Target string `json:"target"`
 		ID     int    `json:"id"`
+	}
+	listenRequest struct {
+		Address string `json:"address"`
 	}
 	resizeRequest struct {
 		SizeBytes int64 `json:"size_bytes"` // of the device: 0 is as large as the backing device is
@@ -56,6 +60,11 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.onPath(s.agent.ResetPath)))
 	handle("POST", "/v1/path/remove", s.answer(o.CommandTimeout, s.onPath(s.agent.RemovePath)))
+	handle("POST", "/v1/listen/add", s.answer(o.CommandTimeout, s.listen(func(ctx context.Context, address string) error {
+		_, err := s.agent.Listen(ctx, address)
+		return err
+	})))
+	handle("POST", "/v1/listen/remove", s.answer(o.CommandTimeout, s.listen(s.agent.Unlisten)))
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
@@ -141,6 +150,9 @@ func (s *Server) status() mirror.Status {
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}
+	if st.Announced == nil {
+		st.Announced = []string{}
+	}
 	if st.Alarms == nil {
 		st.Alarms = []mirror.Alarm{}
 	}
@@ -204,6 +216,22 @@ func (s *Server) onPath(order func(ctx context.Context, target string, id int) e
 			return nil, err
 		}
 		if err := order(r.Context(), q.Target, q.ID); err != nil {
+			return nil, err
+		}
+		return s.status(), nil
+	}
+}
+
+func (s *Server) listen(command func(context.Context, string) error) handler {
+	return func(r *http.Request) (any, error) {
+		var q listenRequest
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		if _, _, err := net.SplitHostPort(q.Address); err != nil {
+			return nil, badRequestf(http.StatusBadRequest, `listen: "address" %q: give HOST:PORT`, q.Address)
+		}
+		if err := command(r.Context(), q.Address); err != nil {
 			return nil, err
 		}
 		return s.status(), nil

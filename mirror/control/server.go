@@ -28,6 +28,8 @@ type Agent interface {
 	Resume(ctx context.Context) error
 	ResetPath(ctx context.Context, target string, id int) error
 	RemovePath(ctx context.Context, target string, id int) error
+	Listen(ctx context.Context, address string) (string, error)
+	Unlisten(ctx context.Context, address string) error
 	Resize(ctx context.Context, size int64) (int64, error)
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
