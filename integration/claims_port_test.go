@@ -20,12 +20,15 @@ func newTrio(t *testing.T, toTarget, toBackup int) *trio {
 	return newTrioOf(t, toTarget, toBackup, nodeSettings{})
 }
 
-// newTrioOf takes windows and thresholds from some settings.
+// newTrioOf takes windows, thresholds and where to listen from some settings.
 func newTrioOf(t *testing.T, toTarget, toBackup int, like nodeSettings) *trio {
 	t.Helper()
 	x := &trio{topology: newTopology(t), books: newBooks(t)}
 	x.toTarget, x.toBack = x.toTarget[:toTarget], x.toBack[:toBackup]
 	host := func(h netHost, name string, listen ...string) *user {
+		if like.Listen != nil && len(listen) > 0 {
+			listen = like.Listen
+		}
 		node := nodeOf(name, listen...)
 		node.Diary, node.Window, node.Unreachable = shortDir(t)+"/diary", like.Window, like.Unreachable
 		return startHost(t, h, node).register("vol")

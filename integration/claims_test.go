@@ -69,6 +69,7 @@ const (
 var claims = map[int]claim{
 	1:  {saysPort, sceneStory, claimOnePort},
 	2:  {saysPaths, sceneStory, claimPaths},
+	3:  {saysAddresses, "one seed address, three paths form; the target stops listening on one of its addresses and listens there again: the path drains, and comes back", claimAddresses},
 	4:  {saysRegister, "a client that is not registered here, or over there, cannot send; two clients of one node get neither messages nor events of each other; one whose peer takes nothing holds up nobody else", claimRegister},
 	5:  {saysCallback, "RST, reset, silence both ways and either way, cable out, suspend, restart and standstill of the target, switch, close: the exact sequence of events of each; callbacks that are slow, that switch, that close the port", claimEvents},
 	6:  {saysBalance, "links of 100 and 20 Mbit/s carry at least 90 % of 120 to the client; round-robin is measured beside it", claimBalance},
@@ -83,6 +84,7 @@ var claims = map[int]claim{
 	15: {saysMirroring, "an ext4 in use while paths fall silent, are reset, refused, pulled out: then both devices are equal byte for byte", claimMirroring},
 	16: {saysPort, sceneDaemons, claimDaemon},
 	17: {saysPaths, sceneDaemons, claimDaemonPaths},
+	18: {saysAddresses, "target and backup listen on all that their hosts have, the source knows one address of each; a host gets an address and loses it: a path forms, and drains; after the switch the backup's paths form; daemons do the same with `listen remove` and `listen add`", claimClusterAddresses},
 	19: {saysRegister, "two mirrors over the same cables: one target stands still, the other mirror goes on; a source of a name that nobody has there is refused", claimDaemonRegister},
 	20: {saysCallback, sceneDaemons, claimDaemonEvents},
 	21: {saysBalance, "what an application writes goes over links of 100 and 20 Mbit/s at no less than 90 % of 120", claimDaemonBalance},

@@ -29,7 +29,7 @@ type portOrder struct {
 	Port   *portSettings
 	Load   *loadSettings
 	Rule   *eventRule
-	To     int    // switch, since
+	To     int    // of switch, events (since), stall (after so many messages)
 	Path   uint32 // of path orders
 	Local  string
 	Addr   string
@@ -111,8 +111,10 @@ func (p *portProcess) obey(o *portOrder) (any, error) {
 	switch o.Do {
 	case "node":
 		return p.startNode(o.Node)
-	case "close node":
-		return nil, p.node.Close()
+	case "listen":
+		return p.node.Listen(o.Addr)
+	case "unlisten":
+		return nil, p.node.Unlisten(o.Addr)
 	case "register":
 		return nil, p.register(o.Client)
 	case "capture":
@@ -187,7 +189,7 @@ func (u *portUser) obey(o *portOrder) (any, error) {
 	case "settled":
 		return nil, u.settled(o.Within)
 	case "stall":
-		u.stall(o.On)
+		u.stall(o.On, o.To)
 		return nil, nil
 	case "rule":
 		u.setRule(o.Rule)

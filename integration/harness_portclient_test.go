@@ -36,6 +36,7 @@ type portUser struct {
 	loads   map[byte]*portLoad
 	diary   *diary        // nil: none
 	stalled chan struct{} // closed at the end of a stall; nil: none
+	stallAt uint64        // messages handed over by when it begins
 	faults  []string      // what must never happen, and did
 }
 
@@ -128,6 +129,9 @@ func newPortUser(name string) *portUser {
 func (u *portUser) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
 	u.mu.Lock()
 	wait := u.stalled
+	if u.handed.Load() < u.stallAt {
+		wait = nil
+	}
 	u.mu.Unlock()
 	if wait != nil {
 		select {
@@ -206,7 +210,8 @@ func (u *portUser) session(inbound bool) *dataport.Session {
 	return u.inbound[len(u.inbound)-1]
 }
 
-func (u *portUser) stall(on bool) {
+// stall has the client take nothing any more after so many further messages, or ends that.
+func (u *portUser) stall(on bool, after int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.stalled != nil {
@@ -214,7 +219,7 @@ func (u *portUser) stall(on bool) {
 		u.stalled = nil
 	}
 	if on {
-		u.stalled = make(chan struct{})
+		u.stalled, u.stallAt = make(chan struct{}), u.handed.Load()+uint64(after)
 	}
 }
 
