@@ -78,7 +78,6 @@ func TestHeaderRefuses(t *testing.T) {
 		{"highest sequence", "sequence", func(h *header) { h.seq = 1<<64 - 1 }},
 		{"unknown type", "type", func(h *header) { h.typ = frameTypeEnd }},
 		{"type 0", "type", func(h *header) { h.typ = 0 }},
-		{"unknown flag", "type", func(h *header) { h.flags |= flagEnd }},
 		{"control frame with a big payload", "payload of", func(h *header) { h.typ, h.message, h.payload = frameClose, 0, maxControlPayload+1 }},
 		{"control frame with a message", "payload", func(h *header) { h.typ = framePing }},
 	} {

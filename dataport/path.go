@@ -57,66 +57,6 @@ type path struct {
 	rate     float64
 }
 
-// record is what stays of a path over its reconnections.
-type record struct {
-	id                     PathID
-	sent, received, resent atomic.Uint64
-
-	announced bool // set when made: the peer told us of this address
-
-	mu            sync.Mutex // leaf: guards the fields below
-	local, remote string
-	state         PathState
-	since         time.Time
-	reason        string
-	rtt           time.Duration
-	rate          float64
-	unacked       int
-}
-
-func (r *record) set(s PathState, reason string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.state != s {
-		r.state, r.since = s, time.Now()
-	}
-	if reason != "" {
-		r.reason = reason
-	}
-	if !s.live() {
-		r.unacked = 0
-	}
-}
-
-func (r *record) connected(w *wire) {
-	r.mu.Lock()
-	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
-	r.mu.Unlock()
-}
-
-// over takes the record out of a session that has ended.
-func (r *record) over(reason string) {
-	r.mu.Lock()
-	s := r.state
-	r.mu.Unlock()
-	switch {
-	case s.live():
-		r.set(PathIdle, reason)
-	case s == PathReserved: // nothing to keep a place in; the side that dials goes on trying
-		next, _ := s.next(pathPause)
-		r.set(next, "")
-	}
-}
-
-func (r *record) stats() PathStats {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return PathStats{
-		ID: r.id, Announced: r.announced, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
-		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
-	}
-}
-
 func newPath(s *Session, w *wire, rec *record) *path {
 	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials(), told: w.told}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
@@ -275,7 +215,9 @@ func (p *path) collect(w *work) bool {
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
-		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+		// Held back by the bandwidth limit, a path that has delivered everything says nothing of what it could.
+		idle := p.queue.len() == 0 && (p.s.out.queue.len() == 0 || p.s.throttled && p.meter.arrived == p.meter.total)
+		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), idle)
 	}
 	return len(w.headers) > 0
 }

@@ -176,6 +176,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	version := n.keys.now()
 	w, err := n.secure(ctx, raw, true)
 	var live *path
 	if err == nil {
@@ -184,6 +185,9 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	if err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	if n.keys.now() != version {
+		n.endUnpinned()
 	}
 	return live, nil
 }
@@ -275,6 +279,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 	}
 	s := newSession(n, p.reg, sessionSetup{
 		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, mostActive: p.conf.ActivePaths, maxMessage: a.maxMessage, credit: a.credit,
+		compression: p.conf.Compression, unpacks: a.unpacks,
 		history: h.history, generation: h.generation, news: a.addrs, newsVia: w.raw.RemoteAddr().String(),
 		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0], Generation: p.reg.comparable(a)},
 	})

@@ -23,7 +23,8 @@ type Session struct {
 	peerKey ed25519.PublicKey // nil over plain TCP
 	secret  [32]byte
 	sched   Scheduler
-	maxMsg  int // largest message the peer takes
+	maxMsg  int     // largest message the peer takes
+	packer  *packer // nil: nothing is packed
 
 	history    [16]byte // with generation: what the side that dials said when it opened the session
 	generation uint64
@@ -57,6 +58,9 @@ type Session struct {
 	elected    []bool      // scratch of elect
 
 	counts Stats
+
+	limitTimer *time.Timer // nil until the bandwidth limit first held something back
+	throttled  bool        // it does so now
 }
 
 // sessionSetup is what a handshake settled.
@@ -75,6 +79,9 @@ type sessionSetup struct {
 	generation uint64
 	news       addrList
 	newsVia    string
+
+	compression Compression
+	unpacks     packSet // the peer does
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -84,6 +91,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
 		sched: u.sched, maxMsg: int(u.maxMessage), begun: make(chan struct{}), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		packer:  newPacker(n.codec, u.compression, u.unpacks),
 		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -126,6 +134,9 @@ func (s *Session) Stats() Stats {
 	defer s.mu.Unlock()
 	st := s.counts
 	st.QueuedBytes = s.out.used
+	sent := s.packer.stats()
+	sent.ReceivedPacked, sent.ReceivedUnpacked = st.Compression.ReceivedPacked, st.Compression.ReceivedUnpacked
+	st.Compression = sent
 	st.BufferedBytes = int(s.in.cost - s.in.consumedCost)
 	for _, r := range s.recs {
 		st.Paths = append(st.Paths, r.stats())
@@ -184,6 +195,9 @@ func (s *Session) end(reason string, why endCause) bool {
 	s.event(SessionDown, 0, reason)
 	s.failSending()
 	s.dropReceived()
+	if s.limitTimer != nil {
+		s.limitTimer.Stop()
+	}
 	s.mu.Unlock()
 	s.cancel()
 	close(s.done)

@@ -332,7 +332,9 @@ func (w *spareWorld) checkTakeover(t *testing.T) {
 
 // Two of three carry data, and one that returns stands by.
 func TestTwoOfThreeActive(t *testing.T) {
-	two := func(_ *dataport.Config, c *dataport.PortConfig) { c.ActivePaths, c.Scheduler = 2, dataport.RoundRobin() }
+	two := func(_ *dataport.Config, c *dataport.PortConfig) {
+		c.ActivePaths, c.Scheduler = 2, dataport.RoundRobin()
+	}
 	inSpareWorld(t, 3, two, func(t *testing.T, w *spareWorld) {
 		before := states(w.port.Stats().Paths)
 		if n := strings.Count(before, " active"); n != 2 || states(w.peer.Stats().Paths) != before {

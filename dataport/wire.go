@@ -43,7 +43,7 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 		w.tls = tls.Server(w.buf, n.tls)
 	}
 	if err := w.tls.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS handshake: %w", err)
+		return nil, fmt.Errorf("TLS handshake: %w", notTLS(err))
 	}
 	var err error
 	if w.key, err = presentedKey(w.tls.ConnectionState()); err != nil {
@@ -54,6 +54,15 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 	}
 	w.r = bufio.NewReaderSize(w.tls, readerBytes)
 	return w, nil
+}
+
+// notTLS says what it mostly means when the other side's first bytes are no TLS, or it hangs up on ours.
+func notTLS(err error) error {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the other side does not seem to talk TLS (insecure there and not here?): %w", err)
+	}
+	return err
 }
 
 // bound returns the value that proofs on this connection are bound to.
@@ -144,7 +153,7 @@ func (w *wire) readHello(h *hello) error {
 func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
 	h := &hello{
 		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
-		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.listens.announced(),
+		credit: uint64(n.conf.ReceiveWindowBytes), unpacks: n.unpacks, name: n.conf.Name, addrs: n.listens.announced(),
 	}
 	if r != nil {
 		h.client = r.name
@@ -165,6 +174,9 @@ func (w *wire) ask(h *hello) (*hello, error) {
 		var op *net.OpError
 		if w.tls != nil && errors.As(err, &op) && op.Op == "remote error" {
 			return nil, &RefusedError{Code: RefusedProof, Reason: fmt.Sprintf("it does not accept our key (%v)", op.Err)}
+		}
+		if w.tls == nil && errors.Is(err, io.EOF) {
+			err = fmt.Errorf("the other side hung up (it talks TLS, and is insecure here alone?): %w", err)
 		}
 		return nil, fmt.Errorf("read the answer to hello: %w", err)
 	}

@@ -32,6 +32,8 @@ type Agent struct {
 
 	feedMu sync.Mutex // every receiver's busy
 
+	checks checks // verify and scrub
+
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
 	opMu sync.Mutex // one operator's order, or start and end, at a time
@@ -107,6 +109,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
+	a.checks.open(&c)
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}
@@ -171,6 +174,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else {
 		a.event("started", "", "secondary, waiting for its source")
 	}
+	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false

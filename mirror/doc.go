@@ -28,6 +28,7 @@
 //     one's name, while everything goes on.
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
 //     log that has rotted. stamp.go: files that do not belong together.
+//   - network.go: bandwidth and keys, changed while the links are in use.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.

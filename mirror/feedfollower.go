@@ -296,6 +296,9 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	if in {
 		return a.onFollowerMessage(ctx, l, session, b)
 	}
+	if b[0] == kindFetch { // a follower's scrub has found rot
+		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	}
 	a.mu.Lock()
 	var s *sender
 	for _, f := range a.followers {
@@ -317,6 +320,8 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 			return nil, errMessage
 		}
 		s.acknowledged(x)
+	case kindVerified:
+		s.verified(b)
 	case kindBroken:
 		s.broken(string(b[1:min(len(b), 1024)]))
 	}

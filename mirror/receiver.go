@@ -41,6 +41,8 @@ type receiver struct {
 	stageFailed func(error)
 	repaired    func() // the log, which had rotted, is whole again
 
+	verify *verifyServer
+
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
 	newStage func(size int64) (*staging, error)
@@ -71,6 +73,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
+		verify: &verifyServer{v: v, l: l},
 		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
@@ -88,6 +91,7 @@ func (r *receiver) closeLocked() {
 	r.stop()
 	<-r.done
 	r.closed = true
+	r.verify.close()
 	r.dropStaging()
 }
 
@@ -123,6 +127,8 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.beginResync(b[1:])
 	case kindRoom:
 		return r.room(b[1:])
+	case kindVerify:
+		return r.verify.handle(b, r.verifyRefusal())
 	case kindBye:
 		return nil, nil
 	case kindLeave:

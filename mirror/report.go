@@ -156,10 +156,12 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
+		s.Network = a.transport.network()
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
+	a.checksStatusLocked(&s, now)
 	return s
 }
 
@@ -225,6 +227,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 	r.mu.Unlock()
 	s.Resync = r.progress()
 	s.Paths = append(s.Paths, linkPaths(in.link)...)
+	s.Network = linkNetwork(in.link)
 	return s
 }
 

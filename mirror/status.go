@@ -31,9 +31,12 @@ type Status struct {
 	Log          LogStatus        `json:"log"`
 	NBD          FrontStats       `json:"nbd"`
 	ActiveTarget string           `json:"active_target"`
+	Network      *NetworkStatus   `json:"network,omitempty"` // of a source
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
+	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
+	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
 }
 
 // DeviceStatus describes the backing device.
@@ -115,6 +118,8 @@ type SourceStatus struct {
 	SourceHead uint64       `json:"source_head"`
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
+
+	Network *NetworkStatus `json:"network,omitempty"`
 }
 
 // FollowerStatus is a follower as the primary sees it.
@@ -141,6 +146,19 @@ type Progress struct {
 	TotalBytes int64     `json:"total_bytes"`
 	SentBytes  int64     `json:"sent_bytes"`
 	Started    time.Time `json:"started"`
+}
+
+// NetworkStatus is what a session does with the messages on its way. Bytes are
+// those of messages; packed ones as they are on the wire.
+type NetworkStatus struct {
+	Compress       string  `json:"compress"`        // what was asked for
+	InUse          string  `json:"compress_in_use"` // none, s2 or zstd
+	SentBytes      uint64  `json:"sent_bytes"`
+	SentPacked     uint64  `json:"sent_packed_bytes"`
+	ReceivedBytes  uint64  `json:"received_unpacked_bytes"` // of messages that came packed
+	ReceivedPacked uint64  `json:"received_packed_bytes"`
+	Bandwidth      string  `json:"bandwidth,omitempty"`
+	BandwidthNow   float64 `json:"bandwidth_bytes_per_second,omitempty"` // 0: no limit now
 }
 
 // PathStatus is one connection path to a peer.

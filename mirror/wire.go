@@ -50,6 +50,9 @@ type transport interface {
 	paths() []PathStatus
 	resetPath(id int) error
 	removePath(id int) error
+	setBandwidth(spec string) error
+	setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error
+	network() *NetworkStatus // of the current session towards a follower; nil without a port
 	close() error
 }
 
@@ -72,7 +75,7 @@ const registrationPrefix = "mirror/"
 func (a *Agent) openTransport(c *Config) error {
 	dc := dataport.DefaultConfig()
 	dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Key, c.Peers, c.Insecure, c.Log
-	dc.LocalAddrs = c.Local
+	dc.LocalAddrs, dc.Compression = c.Local, dataport.Compression(c.Compress)
 	if c.NodeName != "" {
 		dc.Name = c.NodeName
 	}
@@ -103,8 +106,13 @@ func (t *portTransport) open(c *Config) error {
 	if c.Switch == SwitchAuto {
 		mode = dataport.Auto
 	}
+	limit, err := dataport.ParseBandwidth(c.Bandwidth)
+	if err != nil {
+		return err
+	}
 	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
 		Target: c.Target, Backups: c.Backups, Switch: mode, UseAnnounced: c.Announced, ActivePaths: c.ActivePaths,
+		Compression: dataport.Compression(c.Compress), Bandwidth: limit,
 	})
 	if err != nil {
 		return err
@@ -194,6 +202,68 @@ func (t *portTransport) removePath(id int) error {
 	return errNoTarget
 }
 
+func (t *portTransport) setBandwidth(spec string) error {
+	p := t.thePort()
+	if p == nil {
+		return errNoTarget
+	}
+	limit, err := dataport.ParseBandwidth(spec)
+	if err != nil {
+		return err
+	}
+	return p.SetBandwidth(limit)
+}
+
+func (t *portTransport) setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error {
+	if err := t.node.SetKey(key); err != nil {
+		return err
+	}
+	return t.node.SetPeers(peers)
+}
+
+func (t *portTransport) network() *NetworkStatus {
+	p := t.thePort()
+	if p == nil {
+		return nil
+	}
+	st := p.Stats()
+	n := networkStatus(st.Session.Compression)
+	n.Bandwidth, n.BandwidthNow = st.Bandwidth.Limit.String(), st.Bandwidth.BytesPerSecond
+	return n
+}
+
+// linkNetwork is the same of a session that came in.
+func linkNetwork(l link) *NetworkStatus {
+	if s, ok := l.(sessionLink); ok {
+		return networkStatus(s.Stats().Compression)
+	}
+	return nil
+}
+
+func networkStatus(c dataport.CompressionStats) *NetworkStatus {
+	n := &NetworkStatus{
+		Compress: string(c.Mode), InUse: string(c.InUse), SentBytes: c.BytesBefore, SentPacked: c.BytesAfter,
+		ReceivedBytes: c.ReceivedUnpacked, ReceivedPacked: c.ReceivedPacked,
+	}
+	if n.InUse == "" {
+		n.InUse = string(dataport.CompressNone)
+	}
+	return n
+}
+
+func validBandwidth(spec string) error {
+	_, err := dataport.ParseBandwidth(spec)
+	return err
+}
+
+func validCompress(s string) error {
+	if s == "" {
+		return nil
+	}
+	_, err := dataport.ParseCompression(s)
+	return err
+}
+
 func (t *portTransport) session() (link, uint64) {
 	if p := t.thePort(); p != nil {
 		if s := p.Session(); s != nil {
@@ -235,7 +305,11 @@ func linkAlive(l link) bool {
 
 // shownKey is this node's public key as peers configure it.
 func shownKey(c *Config) string {
-	return dataport.FormatPublicKey(c.Key.Public().(ed25519.PublicKey))
+	return publicText(c.Key)
+}
+
+func publicText(k ed25519.PrivateKey) string {
+	return dataport.FormatPublicKey(k.Public().(ed25519.PublicKey))
 }
 
 func pathStatus(ps []dataport.PathStats) []PathStatus {

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
+	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 )
 
@@ -56,6 +57,8 @@ var keys = []key{
 	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
 	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
 	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	checked("compress", "how what this host sends is packed: none, s2, zstd or auto (by what the link carries and packing costs)", func(w string) error { _, err := dataport.ParseCompression(w); return err }, func(s *settings) *string { return &s.config.Compress }),
+	checked("bandwidth", "`LIMIT` of what a source sends over all paths, like 50MB/s or 'Mon-Fri 08:00-18:00=20MB/s,*=100MB/s' (default none)", func(w string) error { _, err := dataport.ParseBandwidth(w); return err }, func(s *settings) *string { return &s.config.Bandwidth }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -67,6 +70,7 @@ var keys = []key{
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
+	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
@@ -152,6 +156,12 @@ func choice[T any](name, usage string, parse func(string) (T, error), field func
 	s := defaultSettings()
 	check := func(w string) error { _, err := parse(w); return err }
 	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
+}
+
+// checked is a text that has to make sense.
+func checked(name, usage string, check func(string) error, field func(*settings) *string) key {
+	s := defaultSettings()
+	return key{name, usage, valueFlag("word", *field(&s), check), parsed(func(w string) (string, error) { return w, check(w) }, field)}
 }
 
 // list is a comma separated list; its flag may also be repeated.
