@@ -14,6 +14,7 @@
 //     ErrSessionLost. A receipt that succeeds proves that the peer's OnMessage has returned.
 //   - A frame stays with its sender until the peer's port has acknowledged it. When its path dies or is suspect and
 //     another one is active it goes out again there; duplicates are dropped by sequence.
+//   - A path that is slow but not silent holds up nothing: see rescue.go.
 //   - A session ends for good: unreachable, closed, switched away, peer restarted. Nothing resumes silently.
 //   - Bounded: what is held for the peer (SendWindowBytes), what the peer may send ahead (ReceiveWindowBytes, and one
 //     message), events, sessions, paths, connections before authentication, every length before it is allocated.
@@ -40,9 +41,10 @@
 //
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
-// connection's two goroutines, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
+// connection's two goroutines, meter.go what a path delivers, scheduler.go who gets the next frame, rescue.go what goes
+// elsewhere since it is stuck; port.go the handle,
 // port_run.go how it dials, joins, gives up and switches; node.go what accepts.
 //
 // Not here yet, by design of the first light: standby and reserved path states, draining, addresses exchanged while
-// running, moving frames away from a path that is slow but not silent.
+// running.
 package dataport

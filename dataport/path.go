@@ -24,7 +24,8 @@ type path struct {
 	dead chan struct{} // closed by shut
 	once sync.Once
 
-	heard atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
+	heard    atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
+	lastDeaf bool         // what the last header said; the reader's own
 
 	state  PathState
 	silent bool // nothing heard for the threshold: told to the peer as flagDeaf
@@ -35,14 +36,23 @@ type path struct {
 	queued  int              // its cost
 	writing []*outFrame      // inside the current write
 
+	probe       *outFrame     // a copy of a frame that another path has; see rescue.go
+	probedAt    time.Duration // when it last got one
+	late        bool          // scratch of rescue
+	writeAt     time.Duration // when the current write began
+	interrupted bool          // the current write is to give back what it reads
+
 	pongs   []uint64
 	pingDue bool
 	ackDue  bool
 	closing string // not empty: say so and end
 
-	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
+	received uint64       // cost of data frames that arrived here; told to the peer as path bytes
+	partly   atomic.Int64 // bytes of the payload that is arriving, likewise; written by the reader without the mutex
 	meter    meter
 	rate     float64
+	// Least round trips of the current and the last span of time; see base.
+	baseAt, thisBase, lastBase time.Duration
 }
 
 // record is what stays of a path over its reconnections.
@@ -91,10 +101,20 @@ func (r *record) stats() PathStats {
 }
 
 func newPath(s *Session, w *wire, rec *record) *path {
-	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt}
+	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, thisBase: w.rtt}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
 	p.heard.Store(int64(s.node.clock.now()))
+	if w.buf != nil {
+		w.buf.heard = p.hearPiece
+	}
 	return p
+}
+
+// hearPiece notes a part of a frame; called by the reader.
+func (p *path) hearPiece() {
+	if !p.lastDeaf {
+		p.heard.Store(int64(p.s.node.clock.now()))
+	}
 }
 
 func (p *path) poke() {
@@ -141,7 +161,7 @@ func (p *path) silence(silent bool) (changed bool) {
 
 // give appends a frame to the path's bulk queue.
 func (p *path) give(f *outFrame) {
-	f.path = p
+	f.path, f.end = p, 0
 	p.queue.push(f)
 	p.queued += f.cost()
 	p.poke()
@@ -185,37 +205,50 @@ func (p *path) collect(w *work) bool {
 		if f.acked || f.path != p || f.msg.over {
 			continue
 		}
-		h := p.header(f.msg.typ, f.seq)
-		h.payload, h.message, h.offset, h.call = uint32(f.n), uint32(f.msg.size), uint32(f.off), f.msg.call
-		h.flags |= f.msg.flags
-		if f.off == 0 {
-			h.flags |= flagFirst
+		p.put(w, f)
+		f.end = p.meter.total + uint64(w.bulk)
+	}
+	if f := p.probe; f != nil {
+		if p.probe = nil; p.queue.len() == 0 && !f.acked && !f.msg.over {
+			p.put(w, f)
 		}
-		if f.off+f.n == f.msg.size {
-			h.flags |= flagLast
-		}
-		f.msg.writing++
-		if f.sends++; f.sends > 1 {
-			p.rec.resent.Add(1)
-		}
-		w.bulk += f.cost()
-		w.headers, w.frames = append(w.headers, h), append(w.frames, f)
-		p.writing = append(p.writing, f)
 	}
 	if len(w.headers) == 0 && p.ackDue {
 		w.headers, w.frames = append(w.headers, p.header(frameAck, 0)), append(w.frames, nil)
 	}
 	p.pongs, p.pingDue, p.ackDue = p.pongs[:0], false, false
 	if w.bulk > 0 {
-		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+		p.writeAt = p.s.node.clock.now()
+		full := p.queue.len() > 0 || p.unacked()+w.bulk >= p.depth() || p.rate == 0 && p.s.out.queue.len() > 0
+		p.meter.sent(p.writeAt, uint64(w.bulk), !full)
 	}
 	return len(w.headers) > 0
+}
+
+// put adds a frame to a write.
+func (p *path) put(w *work, f *outFrame) {
+	h := p.header(f.msg.typ, f.seq)
+	h.payload, h.message, h.offset, h.call = uint32(f.n), uint32(f.msg.size), uint32(f.off), f.msg.call
+	h.flags |= f.msg.flags
+	if f.off == 0 {
+		h.flags |= flagFirst
+	}
+	if f.off+f.n == f.msg.size {
+		h.flags |= flagLast
+	}
+	f.msg.writing++
+	if f.sends++; f.sends > 1 {
+		p.rec.resent.Add(1)
+	}
+	w.bulk += f.cost()
+	w.headers, w.frames = append(w.headers, h), append(w.frames, f)
+	p.writing = append(p.writing, f)
 }
 
 // header returns a header that carries the newest receiving state. s.mu is held.
 func (p *path) header(t frameType, seq uint64) header {
 	in := &p.s.in
-	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received}
+	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received + uint64(p.partly.Load())}
 	if p.silent {
 		h.flags |= flagDeaf
 	}
@@ -263,7 +296,7 @@ func (p *path) writeLoop() {
 			p.sayGoodbye(e, &w)
 			return
 		}
-		n, err := e.write(p.w, &w)
+		n, err := e.write(p, &w)
 		p.rec.sent.Add(uint64(n))
 		if err != nil {
 			s.mu.Lock()
@@ -284,7 +317,7 @@ func (p *path) sayGoodbye(e *encoder, w *work) {
 	_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime))
 	w.headers[0].payload = uint32(min(len(w.bye), maxReasonBytes))
 	e.control = w.bye[:w.headers[0].payload]
-	if _, err := e.write(p.w, w); err != nil {
+	if _, err := e.write(p, w); err != nil {
 		p.shut(true)
 		return
 	}
@@ -312,7 +345,7 @@ type encoder struct {
 func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
 
 // write sends all of w with as few system calls as it takes.
-func (e *encoder) write(c *wire, w *work) (int, error) {
+func (e *encoder) write(p *path, w *work) (int, error) {
 	need := len(e.control)
 	for i, h := range w.headers {
 		need += headerBytes
@@ -347,7 +380,7 @@ func (e *encoder) write(c *wire, w *work) (int, error) {
 	if from < len(e.staging) {
 		e.pieces = append(e.pieces, e.staging[from:])
 	}
-	err := c.writeAll(e.pieces)
+	err := p.w.writeAll(e.pieces, p.resume)
 	clear(e.pieces)
 	return total, err
 }
@@ -418,6 +451,7 @@ func (p *path) read() error {
 		if err := h.decode(head, maxMessage); err != nil {
 			return err
 		}
+		p.lastDeaf = h.flags&flagDeaf != 0
 		buf, err := p.payload(r, &h)
 		if err != nil {
 			return err
@@ -446,20 +480,21 @@ func (p *path) read() error {
 	}
 }
 
-// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
-// path would fall silent for as long as a frame takes.
+// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, however
+// small, or a slow path would fall silent for as long as a frame takes; and it counts as delivered, or the sender would
+// not know for as long how slow the path is.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 	buf := newBuffer(int(h.payload))
-	const piece = 32 << 10
 	for rest := buf.data; len(rest) > 0; {
-		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
-		if err != nil {
+		n, err := r.Read(rest)
+		if err != nil && n == 0 {
 			buf.release()
 			return nil, err
 		}
 		rest = rest[n:]
-		if h.flags&flagDeaf == 0 {
-			p.heard.Store(int64(p.s.node.clock.now()))
+		p.hearPiece()
+		if len(rest) > 0 && h.sequenced() {
+			p.partly.Store(int64(len(buf.data) - len(rest)))
 		}
 	}
 	if xxhash.Sum64(buf.data) != h.payloadHash {

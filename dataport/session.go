@@ -42,6 +42,7 @@ type Session struct {
 	in     receiving
 	loads  []PathLoad // scratch of dispatch
 	ready  []*path    // scratch of dispatch
+	probe  *path      // scratch of dispatch: may have a copy of the next new frame
 	counts Stats
 }
 
@@ -209,7 +210,11 @@ func (s *Session) tick(now time.Duration) string {
 		s.lastLife = max(s.lastLife, p.heardAt())
 		p.pingDue = true
 		p.poke()
+		p.judge(now)
+		p.interrupt(now)
 	}
+	s.rescue(now, false)
+	s.dispatch()
 	if silence := now - s.lastLife; silence >= t.UnreachableAfter {
 		return fmt.Sprintf("no sign of life for %v on any path", silence.Round(time.Millisecond))
 	}

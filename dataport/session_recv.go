@@ -1,6 +1,9 @@
 package dataport
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // receiving is the half of a session that receives. It is guarded by the session's mutex.
 //
@@ -81,6 +84,7 @@ func (s *Session) receiveData(p *path, h *header, buf *buffer) error {
 	in := &s.in
 	cost := uint64(h.payload) + frameCost
 	p.received += cost
+	p.partly.Store(0)
 	in.lastPath = p
 	if _, dup := in.held[h.seq]; dup || h.seq < in.next {
 		s.counts.DuplicateFrames++
@@ -251,15 +255,20 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
 	return nil
 }
 
-// askAck has the newest receiving state told to the peer, by p if it is well, else by the quickest path. s.mu is held.
+// ackSlack is by how much a path's round trip may be above the best one's until acknowledgements leave it.
+const ackSlack = 5 * time.Millisecond
+
+// askAck has the newest receiving state told to the peer, by p if it is well and not much slower than others, else by the
+// quickest path. s.mu is held.
 func (s *Session) askAck(p *path) {
-	if p == nil || p.state != PathActive {
-		p = nil
-		for _, q := range s.paths {
-			if p == nil || (q.state == PathActive && (p.state != PathActive || q.srtt < p.srtt)) {
-				p = q
-			}
+	var best *path
+	for _, q := range s.paths {
+		if best == nil || (q.state == PathActive && (best.state != PathActive || q.srtt < best.srtt)) {
+			best = q
 		}
+	}
+	if p == nil || p.state != PathActive || best != nil && p.srtt > 2*best.srtt+ackSlack {
+		p = best
 	}
 	if p != nil {
 		p.ackDue = true

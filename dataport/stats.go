@@ -45,6 +45,7 @@ type Stats struct {
 	QueuedBytes                    int    // accepted by Send and not yet consumed by the peer's client
 	BufferedBytes                  int    // received and not yet consumed by the client
 	DuplicateFrames                uint64 // arrived twice and dropped
+	RescuedFrames                  uint64 // sent again since they were stuck on a path that was slow, not silent
 }
 
 // PortStats is a snapshot of a port.

@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -84,11 +86,20 @@ func (w *wire) close(abort bool) {
 	_ = w.raw.Close()
 }
 
-// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS.
-func (w *wire) writeAll(pieces net.Buffers) error {
+// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS. When a write deadline passes
+// what is not written yet is copied, and resume says whether to go on with the copy; the pieces are not read any more.
+func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 	if w.tls == nil {
 		v := pieces
 		_, err := v.WriteTo(w.raw)
+		for errors.Is(err, os.ErrDeadlineExceeded) {
+			rest := bytes.Join(v, nil) // WriteTo has left what is not written
+			if !resume() {
+				break
+			}
+			v = net.Buffers{rest}
+			_, err = v.WriteTo(w.raw)
+		}
 		return err
 	}
 	for _, b := range pieces {
@@ -96,7 +107,11 @@ func (w *wire) writeAll(pieces net.Buffers) error {
 			return err
 		}
 	}
-	return w.buf.flush()
+	err := w.buf.flush()
+	for errors.Is(err, os.ErrDeadlineExceeded) && resume() {
+		err = w.buf.flush()
+	}
+	return err
 }
 
 func (w *wire) sendHello(h *hello) error {
