@@ -22,7 +22,7 @@ import (
 //	│ 64 client     │ 68 payload len│ 72 msg │ 76 frag │
 //	│               │               │ length │ offset  │
 //	├───────────────┴───────────────┼────────┴─────────┤ 96
-//	│ 80 call id                    │ 88 payload xxh64 │
+//	│ 80 call id                    │ 88 payload XXH3  │
 //	├───────────────────────────────┼──────────────────┘
 //	│ 96 header xxh64 (of 0..95)    │ 104 payload …
 //	└───────────────────────────────┘
@@ -36,7 +36,8 @@ import (
 // credit: the peer may have sent frames of this total cost (payload length + frameCost each, resent ones not counted again).
 // path bytes: total cost of data frames that arrived on the very path this frame is on.
 //
-// The version is part of the magic.
+// Payloads have XXH3 (64 bits, seed 0): several times as fast as xxh64 on long ones, and the sum of every payload is worked
+// out twice. The version is part of the magic.
 const (
 	headerBytes = 104
 	frameMagic  = 'M' | 'D'<<8 | 'P'<<16 | '1'<<24

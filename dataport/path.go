@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // path is one live connection of a session. Unless said otherwise its fields are guarded by the session's mutex. One
@@ -338,11 +338,11 @@ const (
 type encoder struct {
 	staging []byte
 	pieces  net.Buffers
-	hash    *xxhash.Digest
+	hash    *xxh3.Hasher
 	control string // payload of a frame without data
 }
 
-func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
+func newEncoder() *encoder { return &encoder{hash: xxh3.New()} }
 
 // write sends all of w with as few system calls as it takes.
 func (e *encoder) write(p *path, w *work) (int, error) {
@@ -366,10 +366,10 @@ func (e *encoder) write(p *path, w *work) (int, error) {
 		switch {
 		case f == nil:
 			e.staging = append(e.staging, e.control...)
-			h.payloadHash = xxhash.Sum64String(e.control)
+			h.payloadHash = xxh3.HashString(e.control)
 		case h.payload < copyBelowBytes:
 			f.each(func(b []byte) { e.staging = append(e.staging, b...) })
-			h.payloadHash = xxhash.Sum64(e.staging[at+headerBytes:])
+			h.payloadHash = xxh3.Hash(e.staging[at+headerBytes:])
 		default:
 			e.pieces = append(e.pieces, e.staging[from:])
 			from = len(e.staging)
@@ -389,7 +389,7 @@ func (e *encoder) gather(f *outFrame) uint64 {
 	n := len(e.pieces)
 	f.each(func(b []byte) { e.pieces = append(e.pieces, b) })
 	if len(e.pieces) == n+1 {
-		return xxhash.Sum64(e.pieces[n])
+		return xxh3.Hash(e.pieces[n])
 	}
 	e.hash.Reset()
 	for _, b := range e.pieces[n:] {
@@ -497,7 +497,7 @@ func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 			p.partly.Store(int64(len(buf.data) - len(rest)))
 		}
 	}
-	if xxhash.Sum64(buf.data) != h.payloadHash {
+	if xxh3.Hash(buf.data) != h.payloadHash {
 		buf.release()
 		return nil, fmt.Errorf("%w: payload checksum of sequence %d", ErrFrame, h.seq)
 	}

@@ -13,7 +13,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // wire is a connection after TLS (if any) and before, during and after the hellos.
@@ -117,7 +117,7 @@ func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 func (w *wire) sendHello(h *hello) error {
 	body := h.encode()
 	b := make([]byte, headerBytes, headerBytes+len(body))
-	head := header{typ: frameHello, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
+	head := header{typ: frameHello, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxh3.Hash(body)}
 	head.encode(b)
 	b = append(b, body...)
 	if w.tls != nil {
@@ -145,7 +145,7 @@ func (w *wire) readHello(h *hello) error {
 	if _, err := io.ReadFull(w.r, body); err != nil {
 		return err
 	}
-	if xxhash.Sum64(body) != head.payloadHash {
+	if xxh3.Hash(body) != head.payloadHash {
 		return fmt.Errorf("%w: hello checksum", ErrFrame)
 	}
 	return h.decode(body)
