@@ -14,6 +14,7 @@ type buffer struct {
 	b    []byte // full capacity of the class
 	data []byte
 	pool *sync.Pool
+	in   *assembly // data is a part of this one's memory
 }
 
 // bufferSizes grow by two, so that memory stays within twice what credit counts.

@@ -42,7 +42,7 @@
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
 // connection's two goroutines, meter.go what a path delivers, scheduler.go who gets the next frame, rescue.go what goes
-// elsewhere since it is stuck; port.go the handle,
+// elsewhere since it is stuck, place.go where fragments are read to; port.go the handle,
 // port_run.go how it dials, joins, gives up and switches; node.go what accepts.
 //
 // Not here yet, by design of the first light: standby and reserved path states, draining, addresses exchanged while

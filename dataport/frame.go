@@ -30,6 +30,8 @@ import (
 // sequence: of frames that carry data (data, reply), from 1 and without gap per direction of a session; for ping and
 // pong a time stamp of the side that pings; else 0. A frame that goes out again keeps its sequence and its bounds.
 //
+// call id: the number of a message among those of its sender, or 0; a reply has that of its call.
+//
 // Every frame of an established path carries the newest state of its sender's receiving half, all of it growing only:
 // acknowledged: all data frames below arrived (bit i of selective ack: acknowledged+1+i arrived too); the sender may forget them.
 // consumed: all data frames below belong to messages whose OnMessage returned.

@@ -26,6 +26,7 @@ type path struct {
 
 	heard    atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
 	lastDeaf bool         // what the last header said; the reader's own
+	claim    uint64       // sequence of the fragment that the reader reads into its message
 
 	state  PathState
 	silent bool // nothing heard for the threshold: told to the peer as flagDeaf
@@ -422,6 +423,9 @@ const ackEveryBytes = 256 << 10
 
 func (p *path) readLoop() {
 	err := p.read()
+	p.s.mu.Lock()
+	p.s.unclaim(p)
+	p.s.mu.Unlock()
 	var broken *brokenError
 	if errors.As(err, &broken) {
 		p.s.fail(broken.err.Error(), broken.why)
@@ -484,7 +488,7 @@ func (p *path) read() error {
 // small, or a slow path would fall silent for as long as a frame takes; and it counts as delivered, or the sender would
 // not know for as long how slow the path is.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
-	buf := newBuffer(int(h.payload))
+	buf := p.place(h)
 	for rest := buf.data; len(rest) > 0; {
 		n, err := r.Read(rest)
 		if err != nil && n == 0 {

@@ -71,7 +71,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	s.lastLife = n.clock.now()
 	s.lastTick = s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
-	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
+	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, places: map[placeKey]*assembly{}, claimed: map[uint64]*assembly{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
 }
 

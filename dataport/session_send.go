@@ -25,7 +25,7 @@ type sending struct {
 	used         int              // bytes held for the peer, of the send window
 	wait         deque[*sendWait] // Sends that wait for the window, in order
 	calls        map[uint64]*call // open calls by id
-	callID       uint64           // last one given
+	callID       uint64           // number of the last message
 	reply        int              // bytes of replies not yet consumed
 	uncut        int              // bytes of queue that are not in frames yet
 	rescuedAt    time.Duration    // when frames that are stuck were last looked for
@@ -104,9 +104,10 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 	if err := s.reserve(ctx, need); err != nil {
 		return nil, err
 	}
+	s.out.callID++
+	m.call = s.out.callID // of all messages: see place.go
 	if c != nil {
-		s.out.callID++
-		m.call, m.flags = s.out.callID, flagCall
+		m.flags = flagCall
 		s.out.calls[m.call] = c
 	}
 	s.counts.MessagesSent++
