@@ -331,8 +331,12 @@ func (p *path) sayGoodbye(e *encoder, w *work) {
 
 const (
 	maxBatchFrames = 512
-	copyBelowBytes = 8 << 10 // smaller payloads are copied beside their headers: fewer, longer pieces for writev
-	stagingBytes   = 256 << 10
+	// Smaller payloads are copied beside their headers: fewer, longer pieces. Two more pieces cost writev less than a copy
+	// of a page; for TLS every piece is a record of its own, with a tag and a nonce.
+	copyBelowBytes    = 2 << 10
+	copyBelowBytesTLS = 16 << 10
+	// stagingBytes is what an encoder keeps: as much as a write of short frames takes.
+	stagingBytes = maxBatchBytes + maxBatchFrames*headerBytes + copyBelowBytesTLS
 )
 
 // encoder turns work into bytes on a connection; it keeps its buffers.
@@ -347,15 +351,18 @@ func newEncoder() *encoder { return &encoder{hash: xxh3.New()} }
 
 // write sends all of w with as few system calls as it takes.
 func (e *encoder) write(p *path, w *work) (int, error) {
-	need := len(e.control)
+	need, below := len(e.control), uint32(copyBelowBytes)
+	if p.w.tls != nil {
+		below = copyBelowBytesTLS
+	}
 	for i, h := range w.headers {
 		need += headerBytes
-		if w.frames[i] != nil && h.payload < copyBelowBytes {
+		if w.frames[i] != nil && h.payload < below {
 			need += int(h.payload)
 		}
 	}
 	if cap(e.staging) < need || cap(e.staging) > max(need, stagingBytes) {
-		e.staging = make([]byte, 0, max(need, 16<<10))
+		e.staging = make([]byte, 0, max(need, min(2*need, stagingBytes), 16<<10))
 	}
 	e.staging, e.pieces = e.staging[:0], e.pieces[:0]
 	from, total := 0, 0
@@ -368,7 +375,7 @@ func (e *encoder) write(p *path, w *work) (int, error) {
 		case f == nil:
 			e.staging = append(e.staging, e.control...)
 			h.payloadHash = xxh3.HashString(e.control)
-		case h.payload < copyBelowBytes:
+		case h.payload < below:
 			f.each(func(b []byte) { e.staging = append(e.staging, b...) })
 			h.payloadHash = xxh3.Hash(e.staging[at+headerBytes:])
 		default:

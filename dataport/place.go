@@ -4,6 +4,9 @@ package dataport
 // paths: the copy from a buffer of its own is as expensive as the kernel's. A path claims a frame's place before it reads
 // the payload. What arrives a second time, or while another path still reads it, gets a buffer of its own.
 
+// placeBytes is what it is worth a look at the session for.
+const placeBytes = 8 << 10
+
 // assembly is the memory of a message some of whose fragments have come.
 type assembly struct {
 	key    placeKey
@@ -21,7 +24,7 @@ type placeKey struct {
 // place returns memory for the payload of h, which p is about to read: of its message when that can be, else a buffer.
 // The header has been decoded, the credit not yet been checked. No lock is held.
 func (p *path) place(h *header) *buffer {
-	if h.sequenced() && h.call != 0 && h.payload >= copyBelowBytes && h.payload < h.message {
+	if h.sequenced() && h.call != 0 && h.payload >= placeBytes && h.payload < h.message {
 		s := p.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
