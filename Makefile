@@ -49,7 +49,7 @@ torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_
 planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
 	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 1h -run TestPlanted
 
-bench: build ## NBD server, volume and mirror beside nbdkit, qemu, go-nbd (BENCH_FLAGS='-only front')
+bench: build ## NBD server, volume, mirror and data port beside nbdkit, qemu, go-nbd, TCP (BENCH_FLAGS='-only front')
 	scripts/deps.sh
 	$(GO) run ./scripts/bench -agent $(BIN) $(BENCH_FLAGS)
 

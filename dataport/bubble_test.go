@@ -227,12 +227,13 @@ func TestSuspectPathHoldsUpNothing(t *testing.T) {
 		if data == 0 {
 			t.Error("the path was given nothing before it was suspect")
 		}
+		time.Sleep(205*time.Millisecond - time.Since(w.t0)) // by now it is suspect
 		before := data
-		time.Sleep(10 * time.Millisecond)
-		delivered(210 * time.Millisecond)
+		delivered(205 * time.Millisecond)
 		if data != before {
 			t.Errorf("a suspect path was given %d writes of data", data-before)
 		}
+		time.Sleep(210*time.Millisecond - time.Since(w.t0))
 		w.net.Stall("target:1", 0)
 		time.Sleep(10 * time.Second)
 		w.want(0, "200ms PathSuspect 210ms PathUp")

@@ -22,7 +22,7 @@ import (
 //	│ 64 client     │ 68 payload len│ 72 msg │ 76 frag │
 //	│               │               │ length │ offset  │
 //	├───────────────┴───────────────┼────────┴─────────┤ 96
-//	│ 80 call id                    │ 88 payload xxh64 │
+//	│ 80 call id                    │ 88 payload XXH3  │
 //	├───────────────────────────────┼──────────────────┘
 //	│ 96 header xxh64 (of 0..95)    │ 104 payload …
 //	└───────────────────────────────┘
@@ -30,13 +30,16 @@ import (
 // sequence: of frames that carry data (data, reply), from 1 and without gap per direction of a session; for ping and
 // pong a time stamp of the side that pings, for gone a path id; else 0. A frame that goes out again keeps its sequence and its bounds.
 //
+// call id: the number of a message among those of its sender, or 0; a reply has that of its call.
+//
 // Every frame of an established path carries the newest state of its sender's receiving half, all of it growing only:
 // acknowledged: all data frames below arrived (bit i of selective ack: acknowledged+1+i arrived too); the sender may forget them.
 // consumed: all data frames below belong to messages whose OnMessage returned.
 // credit: the peer may have sent frames of this total cost (payload length + frameCost each, resent ones not counted again).
 // path bytes: total cost of data frames that arrived on the very path this frame is on.
 //
-// The version is part of the magic.
+// Payloads have XXH3 (64 bits, seed 0): several times as fast as xxh64 on long ones, and the sum of every payload is worked
+// out twice. The version is part of the magic.
 const (
 	headerBytes = 104
 	frameMagic  = 'M' | 'D'<<8 | 'P'<<16 | '1'<<24

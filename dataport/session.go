@@ -53,6 +53,7 @@ type Session struct {
 	in    receiving
 	loads []PathLoad // scratch of dispatch
 	ready []*path    // scratch of dispatch
+	probe *path      // scratch of dispatch: may have a copy of the next new frame
 
 	mostActive int         // how many paths carry data, 0: all
 	candidates []candidate // scratch of elect
@@ -99,7 +100,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	s.lastLife = n.clock.now()
 	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
-	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
+	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, places: map[placeKey]*assembly{}, claimed: map[uint64]*assembly{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
 }
 
@@ -249,14 +250,17 @@ func (s *Session) tick(now time.Duration) string {
 	for i := len(s.paths) - 1; i >= 0; i-- { // backwards: checkPath may remove the path
 		p := s.paths[i]
 		s.checkPath(p, now)
-		s.freeBlocked(p)
 	}
 	for _, p := range s.paths {
 		s.lastLife = max(s.lastLife, p.heardAt())
 		p.pingDue = true
 		p.poke()
+		p.judge(now)
+		p.interrupt(now)
 	}
 	s.tellGone()
+	s.rescue(now, false)
+	s.dispatch()
 	if silence := now - s.lastLife; silence >= t.UnreachableAfter {
 		return fmt.Sprintf("no sign of life for %v on any path", silence.Round(time.Millisecond))
 	}

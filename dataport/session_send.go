@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"time"
 )
 
 // sending is the half of a session that sends. It is guarded by the session's mutex.
@@ -15,6 +15,7 @@ import (
 type sending struct {
 	next         uint64           // sequence of the next new frame
 	base         uint64           // sequence of frames.at(0)
+	baseAt       time.Duration    // when base last grew, or when it was cut
 	frames       deque[*outFrame] // base … next-1, not yet acknowledged (or only selectively)
 	resend       []*outFrame      // ordered by sequence: their path is gone
 	queue        deque[*outMsg]   // not yet wholly cut into frames
@@ -24,8 +25,10 @@ type sending struct {
 	used         int              // bytes held for the peer, of the send window
 	wait         deque[*sendWait] // Sends that wait for the window, in order
 	calls        map[uint64]*call // open calls by id
-	callID       uint64           // last one given
+	callID       uint64           // number of the last message
 	reply        int              // bytes of replies not yet consumed
+	uncut        int              // bytes of queue that are not in frames yet
+	rescuedAt    time.Duration    // when frames that are stuck were last looked for
 	hold         bool             // suspended: nothing new goes out
 	peerConsumed uint64
 }
@@ -125,15 +128,15 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 		}
 		m.carry(b)
 	}
+	s.out.callID++
+	m.call = s.out.callID // of all messages: see place.go
 	if c != nil {
-		s.out.callID++
-		m.call, m.flags = s.out.callID, m.flags|flagCall
+		m.flags |= flagCall
 		s.out.calls[m.call] = c
 	}
 	s.counts.MessagesSent++
 	s.counts.BytesSent += uint64(size)
-	s.out.queue.push(m)
-	s.out.open.push(m)
+	s.enqueue(m)
 	s.dispatch()
 	return m, nil
 }
@@ -144,6 +147,13 @@ func (m *outMsg) carry(b *buffer) {
 		m.packed, m.parts, m.size = b, [][]byte{b.data}, len(b.data)
 		m.flags |= flagPacked
 	}
+}
+
+// enqueue appends a message to what is to be sent. s.mu is held.
+func (s *Session) enqueue(m *outMsg) {
+	s.out.queue.push(m)
+	s.out.open.push(m)
+	s.out.uncut += m.size
 }
 
 // reserve takes need bytes of the send window, waiting for its turn. s.mu is held, and given up while waiting.
@@ -215,33 +225,27 @@ func (s *Session) enqueueReply(id uint64, reply []byte, packed *buffer, err erro
 		packed.release()
 	}
 	s.out.reply += m.size + frameCost
-	s.out.queue.push(m)
-	s.out.open.push(m)
+	s.enqueue(m)
 	return nil
 }
-
-const (
-	minCutBytes     = 16 << 10
-	unknownCutBytes = 64 << 10
-	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
-	depthSeconds    = 0.050 // a path is given this much ahead of what it has delivered, above its round trip
-	minDepthBytes   = 2 * maxFramePayload
-)
 
 // dispatch gives frames to paths while there are frames, room and credit. s.mu is held.
 func (s *Session) dispatch() {
 	for !s.ended {
 		again := s.nextResend()
 		if again == nil && (s.out.hold || s.out.queue.len() == 0) {
+			if s.out.wait.len() > 0 {
+				s.blocked()
+			}
 			return
 		}
-		s.ready, s.loads = s.ready[:0], s.loads[:0]
-		for _, p := range s.paths {
-			if p.state == PathActive && p.unacked() < p.depth() {
-				s.ready = append(s.ready, p)
-				s.loads = append(s.loads, PathLoad{ID: p.id, UnackedBytes: p.unacked(), Rate: p.rate, RTT: p.srtt})
-			}
+		n, not := maxFramePayload, (*path)(nil)
+		if again != nil {
+			n, not = again.n, again.not
+		} else {
+			n = min(n, s.out.queue.at(0).size-s.out.queue.at(0).cut)
 		}
+		s.offered(n, not)
 		if len(s.ready) == 0 {
 			return
 		}
@@ -249,26 +253,42 @@ func (s *Session) dispatch() {
 		if most == 0 {
 			return
 		}
-		n := maxFramePayload
-		if again != nil {
-			n = again.n
-		} else {
-			n = min(n, s.out.queue.at(0).size-s.out.queue.at(0).cut)
-		}
 		i := s.sched.Pick(n, s.loads)
 		if i < 0 || i >= len(s.ready) {
 			return
 		}
 		f := again
 		if f == nil {
-			if f = s.cut(min(s.ready[i].cutBytes(), most)); f == nil {
-				return // no credit
+			most = min(most, s.ready[i].cutBytes())
+			if s.probe != nil {
+				most = min(most, s.probe.cutBytes())
+			}
+			if f = s.cut(most); f == nil {
+				s.blocked()
+				return
+			}
+			if s.probe != nil {
+				s.probe.probe, s.probe.probedAt = f, s.node.clock.now()
+				s.probe.poke()
 			}
 		} else {
 			s.out.resend = s.out.resend[1:]
 		}
 		s.ready[i].give(f)
 		s.spend(f)
+	}
+}
+
+// blocked is called when the peer's credit or the send window is used up: perhaps by a frame that is stuck. s.mu is held.
+func (s *Session) blocked() {
+	if len(s.paths) < 2 {
+		return
+	}
+	if now := s.node.clock.now(); now-s.out.rescuedAt >= rescuePause {
+		s.rescue(now, true)
+		if len(s.out.resend) > 0 {
+			s.dispatch()
+		}
 	}
 }
 
@@ -295,9 +315,13 @@ func (s *Session) cut(most int) *outFrame {
 		m.first = f.seq
 	}
 	m.cut += n
+	s.out.uncut -= n
 	if m.cut == m.size {
 		m.allCut, m.last = true, f.seq
 		s.out.queue.pop()
+	}
+	if s.out.frames.len() == 0 {
+		s.out.baseAt = s.node.clock.now()
 	}
 	s.out.next++
 	s.out.spent += uint64(f.cost())
@@ -309,19 +333,14 @@ func (s *Session) cut(most int) *outFrame {
 func (s *Session) reclaim(p *path) {
 	n := len(s.out.resend)
 	for i := range s.out.frames.len() {
-		if f := s.out.frames.at(i); f.path == p && !f.acked {
-			f.path = nil
+		if f := s.out.frames.at(i); f.path == p && !f.acked && !f.arrived() {
+			f.path, f.not = nil, nil
 			s.out.resend = append(s.out.resend, f)
 		}
 	}
-	p.queue, p.queued = deque[*outFrame]{}, 0
+	p.queue, p.queued, p.probe = deque[*outFrame]{}, 0, nil
 	if len(s.out.resend) > n {
-		slices.SortFunc(s.out.resend, func(a, b *outFrame) int {
-			if a.seq < b.seq {
-				return -1
-			}
-			return 1
-		})
+		s.sortResend()
 	}
 }
 
@@ -332,6 +351,9 @@ func (s *Session) acknowledged(h *header) error {
 		return fmt.Errorf("%w: acknowledges %d, consumed %d, sent below %d", ErrProtocol, h.ack, h.consumed, o.next)
 	}
 	o.credit = max(o.credit, h.credit)
+	if o.base < h.ack {
+		o.baseAt = s.node.clock.now()
+	}
 	for o.base < h.ack {
 		o.frames.pop().acked = true
 		o.base++
@@ -357,7 +379,7 @@ func (s *Session) over(m *outMsg, err error) {
 	m.over, m.failure = true, err
 	if m.writing == 0 {
 		s.finish(m)
-	} // else when its paths let go, see letGo and freeBlocked
+	} // else when its paths let go, see letGo and interrupt
 }
 
 // finish completes the receipt. s.mu is held; the message is over and no one reads its parts.
@@ -380,7 +402,7 @@ func (s *Session) failSending() {
 	for o.open.len() > 0 {
 		s.over(o.open.pop(), s.err)
 	}
-	o.frames, o.queue, o.resend = deque[*outFrame]{}, deque[*outMsg]{}, nil
+	o.frames, o.queue, o.resend, o.uncut = deque[*outFrame]{}, deque[*outMsg]{}, nil, 0
 	for id, c := range o.calls {
 		c.err = s.err
 		close(c.done)

@@ -49,6 +49,7 @@ type Stats struct {
 	BufferedBytes                  int    // received and not yet consumed by the client
 	DuplicateFrames                uint64 // arrived twice and dropped
 	Compression                    CompressionStats
+	RescuedFrames                  uint64 // sent again since they were stuck on a path that was slow, not silent
 }
 
 // PortStats is a snapshot of a port.

@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -9,9 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // wire is a connection after TLS (if any) and before, during and after the hellos.
@@ -95,11 +97,20 @@ func (w *wire) close(abort bool) {
 	_ = w.raw.Close()
 }
 
-// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS.
-func (w *wire) writeAll(pieces net.Buffers) error {
+// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS. When a write deadline passes
+// what is not written yet is copied, and resume says whether to go on with the copy; the pieces are not read any more.
+func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 	if w.tls == nil {
 		v := pieces
 		_, err := v.WriteTo(w.raw)
+		for errors.Is(err, os.ErrDeadlineExceeded) {
+			rest := bytes.Join(v, nil) // WriteTo has left what is not written
+			if !resume() {
+				break
+			}
+			v = net.Buffers{rest}
+			_, err = v.WriteTo(w.raw)
+		}
 		return err
 	}
 	for _, b := range pieces {
@@ -107,13 +118,17 @@ func (w *wire) writeAll(pieces net.Buffers) error {
 			return err
 		}
 	}
-	return w.buf.flush()
+	err := w.buf.flush()
+	for errors.Is(err, os.ErrDeadlineExceeded) && resume() {
+		err = w.buf.flush()
+	}
+	return err
 }
 
 func (w *wire) sendHello(h *hello) error {
 	body := h.encode()
 	b := make([]byte, headerBytes, headerBytes+len(body))
-	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
+	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxh3.Hash(body)}
 	head.encode(b)
 	b = append(b, body...)
 	w.told = h.addrs.version
@@ -142,7 +157,7 @@ func (w *wire) readHello(h *hello) error {
 	if _, err := io.ReadFull(w.r, body); err != nil {
 		return err
 	}
-	if xxhash.Sum64(body) != head.payloadHash {
+	if xxh3.Hash(body) != head.payloadHash {
 		return fmt.Errorf("%w: hello checksum", ErrFrame)
 	}
 	w.asked = head.flags&flagStandby != 0
