@@ -155,7 +155,7 @@ func (n *agentNode) kill() {
 		p.close()
 	}
 	a.front.Abort()
-	a.stopSender()
+	a.stopSenders()
 	_ = a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()

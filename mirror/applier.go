@@ -226,11 +226,8 @@ func (v *Volume) writeLayer(l *layer) error {
 // may.
 func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	head, tail, size := v.log.Head(), v.log.Tail(), v.log.Capacity()
-	limit := applied
 	v.stateMu.Lock()
-	if v.held.on {
-		limit = min(limit, v.held.at)
-	}
+	limit := min(applied, journal.LSN(v.holdMark.Load()))
 	waits := v.waiting > 0
 	v.stateMu.Unlock()
 	if limit <= tail {

@@ -46,6 +46,10 @@ type Config struct {
 	// Backups are the backup hosts in the order in which they take over, each
 	// with its addresses.
 	Backups [][]string
+	// HotBackups says, by index, which backups are fed all the time; the others
+	// get no connection before the data flow moves to them. Where any is hot the
+	// target is fed on, too, when the flow has left it.
+	HotBackups []bool
 	// Local are local IP addresses to bind, one per path; empty lets the
 	// kernel choose.
 	Local []string

@@ -103,8 +103,8 @@ func TestPushBack(t *testing.T) {
 		v := h.mustOpen(t)
 		v.opts.OnFull, v.opts.PushBack = policy, 10*time.Second
 		lost := 0
-		hold := v.log.Tail()
-		v.startHold(hold, func() { lost++ })
+		at := v.log.Tail()
+		hold := v.newHold("slow", at, func() { lost++ })
 		if _, err := v.WriteAt(make([]byte, 8192), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -119,23 +119,23 @@ func TestPushBack(t *testing.T) {
 		for range 9 {
 			step(time.Second)
 		}
-		if lost != 0 || v.holdMark.Load() != uint64(hold) {
+		if lost != 0 || v.holdMark.Load() != uint64(at) {
 			t.Fatalf("%s: lost after less than 10 s on end", policy)
 		}
 		for range 20 {
 			step(time.Second)
 		}
-		v.hold(hold)
+		hold.move(at)
 		pinned, follower := v.pinned()
 		if policy == OnFullTrack {
 			if lost != 1 || follower || pinned != v.log.Applied() {
 				t.Fatalf("track: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
 			}
-		} else if lost != 0 || !follower || pinned != hold {
+		} else if lost != 0 || !follower || pinned != at {
 			t.Fatalf("wait: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
 		}
-		v.release()
-		v.startHold(hold, func() {})
+		hold.release()
+		v.newHold("slow", at, func() {})
 		if _, follower := v.pinned(); !follower {
 			t.Fatalf("%s: the next session cannot hold", policy)
 		}
@@ -155,7 +155,7 @@ func TestOutrun(t *testing.T) {
 		t.Fatal(err)
 	}
 	src.opts.OnFull, src.opts.PushBack = OnFullTrack, time.Nanosecond // the first writer held up is one too many
-	d.promise.update(func() { d.promise.mode = ModeAsync })           // or it is a flush that waits
+	d.promise.setMode(ModeAsync)                                      // or it is a flush that waits
 	d.session.receiver.busy.Lock()                                    // the follower hangs
 	err := d.apart(1, 300)
 	d.session.receiver.busy.Unlock()

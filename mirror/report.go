@@ -174,7 +174,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			x.Durable = a.v.dirty.view(f.name).base
 		}
 		fs := FollowerStatus{
-			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
+			Target: f.target, Kind: f.kind, Hot: f.hot, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
 		if f.sender != nil {
@@ -182,8 +182,8 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		}
 		if i == a.current {
 			s.ActiveTarget = f.target
-			fs.Paths = append(fs.Paths, a.transport.paths()...)
 		}
+		fs.Paths = append(fs.Paths, a.transport.paths(i)...)
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)

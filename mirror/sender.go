@@ -28,6 +28,7 @@ type sender struct {
 	v       *Volume
 	l       link
 	promise *promise
+	member  int    // this follower's index in the promise
 	mirror  string // uuid
 	name    string
 	node    string
@@ -38,6 +39,7 @@ type sender struct {
 	follower string
 	id       [16]byte
 	track    trackView // at the handshake
+	hold     *hold     // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -86,11 +88,11 @@ func (s *sender) poke() {
 func (s *sender) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer s.v.release()
-	defer s.stop()
 	defer s.buffers.drop()
 	// Nothing that this handshake may count on leaves the log under it.
-	s.v.startHold(s.v.log.Tail(), func() { cancel(errOutrun) })
+	s.hold = s.v.newHold(s.l.Peer(), s.v.log.Tail(), func() { cancel(errOutrun) })
+	defer s.hold.release()
+	defer s.stop() // before that
 	err := s.feed(ctx)
 	if errors.Is(context.Cause(ctx), errOutrun) {
 		return errOutrun
@@ -118,7 +120,7 @@ func (s *sender) feed(ctx context.Context) error {
 	default:
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
-	s.v.hold(s.sent)
+	s.hold.move(s.sent)
 	s.lived = true
 	s.goLive()
 	// A generation's own record is part of every FLUSH: ask at once.
@@ -201,7 +203,7 @@ func (s *sender) stream(ctx context.Context) error {
 			}
 			continue
 		}
-		if s.promise.want() > s.wanted || s.promise.flags() != s.flags {
+		if flags, wanted := s.promise.orders(s.member); wanted > s.wanted || flags != s.flags {
 			if err := s.sendHeader(ctx); err != nil {
 				return err
 			}
@@ -287,7 +289,8 @@ func (s *sender) sendHeader(ctx context.Context) error {
 }
 
 func (s *sender) sendMessage(ctx context.Context, buf []byte, n int) error {
-	h := recordsHeader{Flags: s.promise.flags(), From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head(), Wanted: s.promise.want()}
+	h := recordsHeader{From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head()}
+	h.Flags, h.Wanted = s.promise.orders(s.member)
 	h.put(buf)
 	r, err := s.l.Send(ctx, buf[:recordsHeaderBytes+n])
 	if err != nil {
@@ -359,9 +362,13 @@ func (s *sender) count() {
 	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable) {
 		s.v.poke()
 	}
-	s.v.hold(durable)
-	if _, began := s.promise.acknowledge(journal.LSN(s.received.Load()), durable, s.v.log.Head()); began {
+	s.hold.move(durable)
+	switch s.promise.acknowledge(s.member, journal.LSN(s.received.Load()), durable, s.v.log.Head()) {
+	case cameLevel:
 		s.report(followerCaughtUp, "")
+	case fellBehind:
+		s.report(followerBehind, "")
+	case noNews:
 	}
 }
 

@@ -120,10 +120,11 @@ type SourceStatus struct {
 type FollowerStatus struct {
 	Target     string       `json:"target"`
 	Kind       string       `json:"kind"` // target or backup
+	Hot        bool         `json:"hot"`  // fed all the time, not only while it is the active one
 	State      string       `json:"state"`
 	Reason     string       `json:"reason"`
 	Since      time.Time    `json:"since"`
-	Active     bool         `json:"active"`
+	Active     bool         `json:"active"` // its word counts for the mode
 	Received   uint64       `json:"received"`
 	Durable    uint64       `json:"durable"`
 	LagBytes   uint64       `json:"lag_bytes"`
