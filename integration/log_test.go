@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -103,4 +104,43 @@ func TestKillDuringLogResize(t *testing.T) {
 	c.close()
 	t.Logf("old log %d times, new log %d times", seen[false], seen[true])
 	m.stopLevel("target")
+}
+
+// TestLogInspect: the journal of a stopped source is looked at, that of a running one is refused; neither is changed.
+func TestLogInspect(t *testing.T) {
+	m := newMirror(t, layout{})
+	m.start()
+	l := newLedger(baseSeed, m.size)
+	c := m.source.dial(startLimit)
+	ld := l.startLoad(c, newRand(t), 8, 20)
+	ld.untilAnswered(t, 200)
+	m.source.mustCommand("checkpoint", "create", "before-lunch")
+	if err := ld.stop(); err != nil {
+		t.Fatal(err)
+	}
+	log := m.path("source", "journal")
+	if r := runAgent(t, "log", "inspect", log); r.code != 1 || !strings.Contains(r.stderr, "in use") {
+		t.Errorf("the journal of a running agent: %+v", r)
+	}
+	c.close()
+	m.source.kill()
+	before, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := runAgent(t, "log", "inspect", log)
+	for _, want := range []string{"journal of mirror " + mirrorName, "not ended cleanly", "before-lunch", " writes of "} {
+		if r.code != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("%q is missing:\n%s%s", want, r.stdout, r.stderr)
+		}
+	}
+	if r := runAgent(t, "log", "inspect", "--records", log); r.code != 0 || strings.Count(r.stdout, " write ") < 200 {
+		t.Errorf("the records are missing:\n%.2000s%s", r.stdout, r.stderr)
+	}
+	if r := runAgent(t, "log", "apply", log, m.path("target", "img")); r.code != 1 || !strings.Contains(r.stderr, "only excerpts") {
+		t.Errorf("a whole journal was applied: %+v", r)
+	}
+	if after, err := os.ReadFile(log); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the journal was changed by looking at it (%v)", err)
+	}
 }

@@ -76,7 +76,7 @@ func TestAgainstNbdkit(t *testing.T) {
 			var ours, theirs *raw
 			for to, path := range map[**raw]string{&ours: ourPath, &theirs: theirPath} {
 				client := dial(t, path)
-				client.SetDeadline(time.Now().Add(5*time.Minute))
+				client.SetDeadline(time.Now().Add(5 * time.Minute))
 				client.greeting(clientFixedNewstyle | clientNoZeroes)
 				if c.secure {
 					client = client.secure(p)

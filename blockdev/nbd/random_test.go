@@ -25,7 +25,7 @@ func TestRandomRequests(t *testing.T) {
 	done := make(chan error, conns)
 	for i := range conns {
 		c := connect(t, path)
-		c.SetDeadline(time.Now().Add(5*time.Minute)) // hundreds of fdatasyncs
+		c.SetDeadline(time.Now().Add(5 * time.Minute)) // hundreds of fdatasyncs
 		rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
 		go func() { done <- randomRequests(c, rng, uint64(i*part), part, rounds) }()
 	}

@@ -12,9 +12,9 @@ import (
 func newLog(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "log",
-		Short: "Give the log another size",
+		Short: "Give the log another size, or say what a log holds",
 	})
-	c.AddCommand(newLogResize(a))
+	c.AddCommand(newLogResize(a), newLogInspect(a), newLogApply(a))
 	return c
 }
 
