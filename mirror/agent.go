@@ -75,6 +75,7 @@ type follower struct {
 	state     FollowerState
 	reason    string
 	since     time.Time
+	up        bool    // there is a session
 	away      string  // why it is unreachable, until its next session
 	asked     bool    // its generation is known, or it has refused
 	sender    *sender // while a session is up
@@ -193,6 +194,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	stopped := false
 	for {
 		a.noteState()
+		a.goOn()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)

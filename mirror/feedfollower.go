@@ -140,7 +140,7 @@ func (a *Agent) sessionUp(i int, l link, session uint64) {
 		return
 	}
 	f := a.followers[i]
-	f.away = ""
+	f.away, f.up = "", true
 	if f.session == session && f.cancel != nil {
 		return // it is fed already
 	}
@@ -172,6 +172,9 @@ func (a *Agent) sessionDown(e portEvent) {
 	a.mu.Lock()
 	f := a.followers[i]
 	known := f.session == e.session
+	if known {
+		f.up = false
+	}
 	if known && f.cancel != nil {
 		f.cancel()
 	}

@@ -66,7 +66,7 @@ func (a *Agent) leave(i int) {
 	a.stopSender(i)
 	a.transition(i, followerLeave, "")
 	a.mu.Lock()
-	a.followers[i].session = 0
+	a.followers[i].session, a.followers[i].up = 0, false
 	a.mu.Unlock()
 	a.transport.shut(i)
 }
@@ -76,7 +76,7 @@ func (a *Agent) leave(i int) {
 func (a *Agent) goOn() {
 	a.mu.Lock()
 	from, next, why := a.current, -1, ""
-	if len(a.followers) > 0 && a.c.Switch == SwitchAuto && !a.suspended && a.followers[a.current].state == FollowerDown {
+	if len(a.followers) > 0 && a.c.Switch == SwitchAuto && !a.suspended && a.fenced == "" && a.followers[a.current].state == FollowerDown {
 		next, why = a.nextBackupLocked(), a.followers[a.current].reason
 	}
 	a.mu.Unlock()
@@ -92,14 +92,8 @@ func (a *Agent) goOn() {
 // hot one is connected to, with a cold one only a try shows it. -1: there is none.
 func (a *Agent) nextBackupLocked() int {
 	for i := a.current + 1; i < len(a.followers); i++ {
-		f := a.followers[i]
-		switch f.state {
-		case FollowerHandshake, FollowerResync, FollowerCatchUp, FollowerStreaming:
+		if f := a.followers[i]; !f.hot || f.up && f.state != FollowerRefused {
 			return i
-		case FollowerIdle, FollowerConnecting, FollowerDown, FollowerRefused, FollowerSuspended:
-			if !f.hot {
-				return i
-			}
 		}
 	}
 	return -1

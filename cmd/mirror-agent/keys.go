@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +21,8 @@ type settings struct {
 	control   string
 	keyFile   string
 	peerKeys  []string
+	backups   backupKind   // of the backups that do not say
+	kinds     []backupKind // of each backup, "" where it does not say
 	nbdTLS    nbdTLSFiles
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
@@ -26,7 +30,7 @@ type settings struct {
 }
 
 func defaultSettings() settings {
-	return settings{config: mirror.DefaultConfig(), logLevel: zerolog.InfoLevel, logFormat: logConsole}
+	return settings{config: mirror.DefaultConfig(), backups: coldBackup, logLevel: zerolog.InfoLevel, logFormat: logConsole}
 }
 
 // key is one setting: a flag, an environment variable, a key in the file.
@@ -52,7 +56,8 @@ var keys = []key{
 	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
 	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
-	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
+	{"backup", "`[hot:|cold:]HOST:PORT[,...]` of a backup target, see --backups; give it again for the next backup", stringArray, setBackups},
+	choice("backups", "hot (fed all the time like the target: a switch-over copies nothing) or cold (no connection before a switch-over)", parseBackupKind, func(s *settings) *backupKind { return &s.backups }),
 	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
@@ -183,20 +188,59 @@ func commas(w string, check func(string) error) ([]string, error) {
 	return parts, nil
 }
 
+// backupKind says when a backup is fed.
+type backupKind string
+
+const (
+	hotBackup  backupKind = "hot"
+	coldBackup backupKind = "cold"
+)
+
+func parseBackupKind(w string) (backupKind, error) {
+	switch k := backupKind(strings.ToLower(w)); k {
+	case hotBackup, coldBackup:
+		return k, nil
+	}
+	return "", fmt.Errorf("backups %q: choose hot or cold", w)
+}
+
 // setBackups takes one host for each word; within one word (an environment
 // variable) blanks separate hosts.
 func setBackups(s *settings, words []string) error {
-	s.config.Backups = nil
+	s.config.Backups, s.kinds = nil, nil
 	for _, w := range words {
 		for host := range strings.FieldsSeq(strings.ReplaceAll(w, ", ", ",")) {
+			kind, host := splitBackup(host)
 			addrs, err := commas(host, hostPort)
 			if err != nil {
 				return err
 			}
-			s.config.Backups = append(s.config.Backups, addrs)
+			s.config.Backups, s.kinds = append(s.config.Backups, addrs), append(s.kinds, kind)
 		}
 	}
 	return nil
+}
+
+// splitBackup takes the kind off that may stand before the addresses; "hot:7400" is a host of that name.
+func splitBackup(w string) (backupKind, string) {
+	for _, k := range []backupKind{hotBackup, coldBackup} {
+		if rest, ok := strings.CutPrefix(w, string(k)+":"); ok && strings.Contains(rest, ":") {
+			return k, rest
+		}
+	}
+	return "", w
+}
+
+// hotBackups says which backups are hot, nil when none is.
+func (s *settings) hotBackups() []bool {
+	hot := make([]bool, len(s.kinds))
+	for i, k := range s.kinds {
+		hot[i] = cmp.Or(k, s.backups) == hotBackup
+	}
+	if !slices.Contains(hot, true) {
+		return nil
+	}
+	return hot
 }
 
 func setPeerKeys(s *settings, words []string) error {
