@@ -25,24 +25,45 @@
 //	connecting          PathUp SessionUp PathUp…
 //	path reset          PathDown … PathUp (same path id)
 //	path silent         PathSuspect, then PathUp (heard again) or PathDown … PathUp
+//	RemovePath          PathIsDraining, PathDown (the place is free)
 //	all paths silent    PathSuspect… PathDown… SessionDown TargetUnreachable, and in Auto: Switching PathUp Switched SessionUp
 //	never reached       [PeerRefused] TargetUnreachable
 //	Switch              Switching [SessionDown] PathUp Switched SessionUp
 //	peer restarted      PathDown… PeerRestarted SessionDown PathUp SessionUp
 //	Close               [SessionDown] PortClosed
 //
+// Where fewer paths than there are carry data (ActivePaths), with a standby:
+//
+//	connecting          PathUp SessionUp PathIsStandby…
+//	path reset          PathDown, PathUp (another one takes over) … PathIsStandby (the one that was lost)
+//	path silent         PathSuspect, PathUp (another one), then PathIsStandby (heard again) or PathDown … PathIsStandby
+//	standby silent      PathSuspect, then PathIsStandby (heard again) or PathDown … PathIsStandby
+//	RemovePath          PathUp (another one), PathIsDraining, PathDown
+//
+// The side that accepts has the same events. Where two paths are concerned, PathUp of the other one may come first
+// there: the word on that path overtakes the loss of this one.
+//
 // SessionDown closes the paths that are left without a PathDown of their own. OnMessage and OnEvent run on different
 // goroutines: a message may be seen before the SessionUp of its session.
 //
 // Liveness: every frame, and every piece of a big one, is a sign of life. A side that hears nothing on a path says so on
 // it (flagDeaf), so a path that is dead one way is suspect on both. A heartbeat that is itself late (the process was
-// stopped, the machine starved) gives the peer the same time again before it is judged.
+// stopped, the machine starved) gives the peer the same time again before it is judged, and what the peer said of its
+// silence meanwhile does not count (ear.go).
+//
+// Standby: the side that dials elects who carries data (election.go) and asks the other one to keep off the rest
+// (flagStandby). An asked side sends there all the same when it has nothing else. Where one path is well, one is active.
+//
+// Reserved: a path that was up and is lost keeps its place in the session, on both sides: id, counters, one of MaxPaths.
+// It is given back when the path is up again, is removed, or the session ends. Only who proves the session's secret comes in.
+//
+// Draining: a path is removed without a loss or a resend, as long as it works (drain.go).
 //
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
-// connection's two goroutines, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
+// connection's two goroutines, election.go which paths carry data, drain.go how one is removed, ear.go what to believe of a
+// peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
 // port_run.go how it dials, joins, gives up and switches; node.go what accepts.
 //
-// Not here yet, by design of the first light: standby and reserved path states, draining, addresses exchanged while
-// running, moving frames away from a path that is slow but not silent.
+// Not here yet, by design of the first light: addresses exchanged while running, moving frames away from a path that is slow but not silent.
 package dataport

@@ -10,9 +10,9 @@ type EventKind uint8
 
 // The kinds of events.
 const (
-	PathUp            EventKind = iota + 1 // a path carries data; also when a suspect path was heard again
+	PathUp            EventKind = iota + 1 // a path carries data: it is new, was heard again, or takes over from another
 	PathSuspect                            // a path fell silent; what it held goes out again on the others
-	PathDown                               // a path was lost or closed; it is dialled again
+	PathDown                               // a path was lost, and is dialled again; or it was removed
 	SessionUp                              // a session began: its first path is up
 	SessionDown                            // a session ended for good; its paths are closed without PathDown of their own
 	TargetUnreachable                      // no sign of life for UnreachableAfter; the port keeps dialling
@@ -23,11 +23,14 @@ const (
 	Resumed                                // and no longer
 	PeerRefused                            // a peer was refused or refused us; Reason says why
 	PortClosed                             // the last event of a port
+	PathIsStandby                          // a path is well and carries no data, for enough others do
+	PathIsDraining                         // a path is being removed; PathDown follows when all on it is acknowledged
 )
 
 var eventNames = [...]string{
 	"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
 	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed",
+	"PathIsStandby", "PathIsDraining",
 }
 
 func (k EventKind) String() string {

@@ -28,7 +28,7 @@ import (
 //	└───────────────────────────────┘
 //
 // sequence: of frames that carry data (data, reply), from 1 and without gap per direction of a session; for ping and
-// pong a time stamp of the side that pings; else 0. A frame that goes out again keeps its sequence and its bounds.
+// pong a time stamp of the side that pings, for gone a path id; else 0. A frame that goes out again keeps its sequence and its bounds.
 //
 // Every frame of an established path carries the newest state of its sender's receiving half, all of it growing only:
 // acknowledged: all data frames below arrived (bit i of selective ack: acknowledged+1+i arrived too); the sender may forget them.
@@ -59,20 +59,23 @@ const (
 	framePing
 	framePong
 	frameReply // a data frame that answers a Call
-	frameClose // payload: reason
+	frameClose // payload: reason; ends the session, with flagDrain this path only
 	frameAddrs // payload: the sender's listen addresses, as in hello
+	frameGone  // sequence: id of a path that the side that dials has removed; the other one answers the same
 	frameTypeEnd
 )
 
 type frameFlags uint8
 
 const (
-	flagFirst frameFlags = 1 << iota // first fragment of a message
-	flagLast                         // last fragment of a message
-	flagCall                         // the message wants a reply
-	flagError                        // the reply is an error text
-	flagDeaf                         // the sender hears nothing on this path
-	flagEnd   frameFlags = 1 << iota // first unused bit
+	flagFirst   frameFlags = 1 << iota // first fragment of a message
+	flagLast                           // last fragment of a message
+	flagCall                           // the message wants a reply
+	flagError                          // the reply is an error text
+	flagDeaf                           // the sender hears nothing on this path; counts on a ping, whose time stamp dates it
+	flagStandby                        // the side that dials asks: no data here while another path is active
+	flagDrain                          // give this path nothing more; from the side that accepts: I need it no more
+	flagEnd     frameFlags = 1 << iota // first unused bit
 )
 
 type header struct {

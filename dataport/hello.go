@@ -17,6 +17,7 @@ import (
 // join, accepted: proof shows the session's secret, bound to this connection (see secret.go).
 // secret: over plain TCP the accepting side gives the session's secret in the clear; zero over TLS.
 type hello struct {
+	flags       frameFlags // of the frame's header, not in the payload: flagStandby in a join
 	kind        helloKind
 	code        RefuseCode
 	session     SessionID

@@ -197,7 +197,7 @@ func (f *flow) finish() {
 	<-f.done
 }
 
-func (f *flow) check(rt *rapid.T, name string, l *list, s *dataport.Session, sent []int) {
+func (f *flow) check(rt fatal, name string, l *list, s *dataport.Session, sent []int) {
 	l.mu.Lock()
 	got := l.got[s.ID()]
 	l.mu.Unlock()

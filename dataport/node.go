@@ -384,25 +384,25 @@ func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
 	a := n.helloFor(helloAccepted, s.reg, h.session, h.path)
 	a.proof = joinProof(s.secret, roleAccepts, bound, h.session, h.path)
 	if err := errors.Join(w.sendHello(a), w.establish()); err != nil {
+		s.unplace(rec)
 		return nil, err
 	}
 	_, err = s.addPath(w, rec, nil)
 	return nil, err
 }
 
-// recordFor returns the record of an inbound path: the same one each time it joins.
+// recordFor returns the record of an inbound path, the same one each time it joins, or takes a place for a new one.
 func (s *Session) recordFor(id PathID) (*record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, r := range s.recs {
-		if r.id == id {
-			return r, nil
-		}
+	return s.place(&record{id: id, state: PathAuthenticating})
+}
+
+// unplace gives back the place of a path that has never been up.
+func (s *Session) unplace(rec *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rec.stats().State == PathAuthenticating {
+		s.dropRecord(rec.id)
 	}
-	if len(s.recs) >= 4*s.node.conf.MaxPaths {
-		return nil, ErrTooManyPaths
-	}
-	r := &record{id: id}
-	s.recs = append(s.recs, r)
-	return r, nil
 }

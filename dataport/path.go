@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,18 +27,28 @@ type path struct {
 
 	heard atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
 
+	ear ear
+
 	state  PathState
 	silent bool // nothing heard for the threshold: told to the peer as flagDeaf
-	deaf   bool // the peer says that it hears nothing
+	deaf   bool // the peer says that it hears nothing, and is believed
+	asked  bool // the peer asks to keep data off it
 	srtt   time.Duration
+
+	drainSince  time.Duration // when Draining began
+	drained     bool          // Draining, and all that was given to it is acknowledged
+	peerDrained bool          // the peer says the same
+	goes        bool          // closing is about this path, not the session
 
 	queue   deque[*outFrame] // bulk, not yet written
 	queued  int              // its cost
 	writing []*outFrame      // inside the current write
+	blocked int              // heartbeats for which that has been in the way
 
 	pongs   []uint64
 	pingDue bool
 	ackDue  bool
+	gone    []PathID
 	closing string // not empty: say so and end
 
 	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
@@ -69,7 +80,7 @@ func (r *record) set(s PathState, reason string) {
 	if reason != "" {
 		r.reason = reason
 	}
-	if s != PathActive && s != PathSuspected {
+	if !s.live() {
 		r.unacked = 0
 	}
 }
@@ -78,7 +89,20 @@ func (r *record) connected(w *wire) {
 	r.mu.Lock()
 	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
 	r.mu.Unlock()
-	r.set(PathActive, "")
+}
+
+// over takes the record out of a session that has ended.
+func (r *record) over(reason string) {
+	r.mu.Lock()
+	s := r.state
+	r.mu.Unlock()
+	switch {
+	case s.live():
+		r.set(PathIdle, reason)
+	case s == PathReserved: // nothing to keep a place in; the side that dials goes on trying
+		next, _ := s.next(pathPause)
+		r.set(next, "")
+	}
 }
 
 func (r *record) stats() PathStats {
@@ -91,9 +115,13 @@ func (r *record) stats() PathStats {
 }
 
 func newPath(s *Session, w *wire, rec *record) *path {
-	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt}
+	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials()}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
-	p.heard.Store(int64(s.node.clock.now()))
+	rec.set(p.state, "")
+	now, t := int64(s.node.clock.now()), s.node.conf.Timing
+	p.heard.Store(now)
+	p.ear.came.Store(now)
+	p.ear.gap = max(t.SuspectAfter/2, 2*t.Heartbeat)
 	return p
 }
 
@@ -119,24 +147,41 @@ func (p *path) grant(now, late time.Duration) {
 	p.heard.Store(int64(min(now, p.heardAt()+late)))
 }
 
-// hear notes a frame from the peer. One that says "I hear nothing of you" is no sign of life both ways.
-func (p *path) hear(now time.Duration, deaf bool) {
-	p.deaf = deaf
-	if !deaf {
-		p.heard.Store(int64(now))
-		p.s.lastLife = max(p.s.lastLife, now)
-	}
+// patience is how long the path may be silent.
+func (p *path) patience() time.Duration {
+	t := p.s.node.conf.Timing
+	return min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
 }
 
-// silence takes the verdict on the path's silence and reports whether the state changed.
-func (p *path) silence(silent bool) (changed bool) {
-	p.silent = silent && !p.deaf // what is deaf to us is not silent: else both would wait for the other's word
-	in := pathHeard
-	if silent {
-		in = pathSilent
+// hear takes what a frame says about the path itself. One that says "I hear nothing of you" is no sign of life both
+// ways, when it is believed. s.mu is held.
+func (s *Session) hear(p *path, now time.Duration, h *header) {
+	p.ear.hark(now)
+	if h.typ == framePing {
+		believed := p.ear.believes(now, time.Duration(h.seq), p.patience())
+		p.deaf = h.flags&flagDeaf != 0 && (p.deaf || believed)
+	} else {
+		p.deaf = p.deaf && h.flags&flagDeaf != 0
 	}
-	p.state, changed = p.state.next(in)
-	return changed
+	if !p.deaf {
+		p.heard.Store(int64(now))
+		s.lastLife = max(s.lastLife, now)
+	}
+	asked := p.asked
+	if drain := h.flags&flagDrain != 0; s.dials() {
+		p.peerDrained = p.peerDrained || drain
+	} else {
+		p.asked = h.flags&flagStandby != 0
+		if drain {
+			s.beginDrain(p, "removed by the peer")
+		}
+	}
+	switch {
+	case p.state == PathSuspected:
+		s.checkPath(p, now)
+	case p.asked != asked && p.state.well():
+		s.pathsChanged()
+	}
 }
 
 // give appends a frame to the path's bulk queue.
@@ -147,13 +192,23 @@ func (p *path) give(f *outFrame) {
 	p.poke()
 }
 
-func (p *path) isWriting(m *outMsg) bool {
-	for _, f := range p.writing {
-		if f.msg == m {
-			return true
-		}
+// stuck reports whether what the path holds is better sent elsewhere.
+func (p *path) stuck() bool {
+	return p.state == PathSuspected || p.state == PathDraining && (p.silent || p.deaf)
+}
+
+// freeBlocked gives up a path whose write is stuck with messages that another path has delivered: their receipts wait
+// for it. Not at once: when a peer has stood still its paths are heard again one after the other. s.mu is held.
+func (s *Session) freeBlocked(p *path) {
+	over := func(f *outFrame) bool { return f.msg.over }
+	switch {
+	case !p.stuck() || !slices.ContainsFunc(p.writing, over):
+		p.blocked = 0
+	case p.blocked < 2:
+		p.blocked++
+	default:
+		s.losePath(p, "blocked while another path has delivered the same")
 	}
-	return false
 }
 
 // work is what one write carries: headers without checksums, and the frames of those that have data.
@@ -178,6 +233,9 @@ func (p *path) collect(w *work) bool {
 	}
 	if p.pingDue {
 		w.headers, w.frames = append(w.headers, p.header(framePing, uint64(p.s.node.clock.now()))), append(w.frames, nil)
+	}
+	for _, id := range p.gone {
+		w.headers, w.frames = append(w.headers, p.header(frameGone, uint64(id))), append(w.frames, nil)
 	}
 	for p.queue.len() > 0 && w.bulk < maxBatchBytes && len(w.headers) < maxBatchFrames {
 		f := p.queue.pop()
@@ -205,7 +263,7 @@ func (p *path) collect(w *work) bool {
 	if len(w.headers) == 0 && p.ackDue {
 		w.headers, w.frames = append(w.headers, p.header(frameAck, 0)), append(w.frames, nil)
 	}
-	p.pongs, p.pingDue, p.ackDue = p.pongs[:0], false, false
+	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
 		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
 	}
@@ -218,6 +276,12 @@ func (p *path) header(t frameType, seq uint64) header {
 	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received}
 	if p.silent {
 		h.flags |= flagDeaf
+	}
+	switch dials := p.s.dials(); {
+	case dials && p.state == PathStandby:
+		h.flags |= flagStandby
+	case dials && p.state == PathDraining, !dials && p.drained, p.goes:
+		h.flags |= flagDrain
 	}
 	if len(in.held) > 0 {
 		for i := uint64(0); i < 64; i++ {
@@ -278,7 +342,7 @@ func (p *path) writeLoop() {
 // goodbyeTime is how long an end waits for the last frame to leave.
 const goodbyeTime = 250 * time.Millisecond
 
-// sayGoodbye tells the peer that the session ended, and gives TCP a moment to carry it: a close with unread data
+// sayGoodbye tells the peer that the session or the path ended, and gives TCP a moment to carry it: a close with unread data
 // would reset the connection and with it the last frame.
 func (p *path) sayGoodbye(e *encoder, w *work) {
 	_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime))
@@ -425,6 +489,10 @@ func (p *path) read() error {
 		p.rec.received.Add(headerBytes + uint64(h.payload))
 		if h.typ == frameClose {
 			reason := "closed by the peer: " + string(buf.data)
+			if h.flags&flagDrain != 0 {
+				s.goodbye(p)
+				return errors.New(reason)
+			}
 			return &brokenError{errors.New(reason), endByPeer}
 		}
 		if h.typ == frameHello {
@@ -458,6 +526,7 @@ func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 			return nil, err
 		}
 		rest = rest[n:]
+		p.ear.hark(p.s.node.clock.now())
 		if h.flags&flagDeaf == 0 {
 			p.heard.Store(int64(p.s.node.clock.now()))
 		}

@@ -36,6 +36,9 @@ type PortConfig struct {
 	Switch  SwitchMode
 	// Scheduler spreads frames over the paths. Nil: LeastCompletion.
 	Scheduler Scheduler
+	// ActivePaths is how many paths carry data at once; the others stand by, connected and watched, and take over at
+	// the moment one of these is suspect or lost. 0: as many as the Scheduler says, else all.
+	ActivePaths int
 	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses (and the
 	// node's LocalAddrs).
 	Paths int
@@ -62,19 +65,22 @@ func (c *PortConfig) Validate() error {
 	if c.Switch > Auto {
 		return fmt.Errorf("dataport: switch mode %d is neither manual nor auto", c.Switch)
 	}
+	if c.ActivePaths < 0 {
+		return fmt.Errorf("dataport: %d active paths: want 0 (all) or more", c.ActivePaths)
+	}
 	return nil
 }
 
 // Port connects a client to one target at a time, out of an ordered list, over several paths. It stays the same handle
 // over path losses, new sessions and switch-overs, until Close. All methods may be called by several goroutines and from callbacks.
 type Port struct {
-	reg    *Registration
-	node   *Node
-	conf   PortConfig
-	id     uint64
-	tasks  tasks
-	done   chan struct{} // closed by Close
-	active atomic.Int32  // active paths of the session, kept by the session
+	reg   *Registration
+	node  *Node
+	conf  PortConfig
+	id    uint64
+	tasks tasks
+	done  chan struct{} // closed by Close
+	well  atomic.Int32  // active and standby paths of the session, kept by the session
 
 	mu       sync.Mutex // guards the fields below; see the lock order at Session
 	targets  [][]string
@@ -169,11 +175,21 @@ func (p *Port) State() PortState {
 
 func (p *Port) stateLocked() PortState {
 	in := portAllPathsUp
-	if int(p.active.Load()) < len(p.slots) {
+	if int(p.well.Load()) < p.kept() {
 		in = portPathMissing
 	}
 	p.step(in, "")
 	return p.machine.state()
+}
+
+// kept counts the paths that are to be up: all but those on their way out. p.mu is held.
+func (p *Port) kept() (n int) {
+	for _, sl := range p.slots {
+		if !sl.removed {
+			n++
+		}
+	}
+	return n
 }
 
 // step feeds the state machine.
@@ -196,7 +212,9 @@ func (p *Port) Stats() PortStats {
 	defer p.mu.Unlock()
 	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions}
 	for _, sl := range p.slots {
-		st.Paths = append(st.Paths, sl.rec.stats())
+		if path := sl.rec.stats(); !sl.removed || path.State == PathDraining {
+			st.Paths = append(st.Paths, path)
+		}
 	}
 	if p.sess != nil {
 		st.Session = p.sess.Stats()
@@ -252,7 +270,9 @@ func (p *Port) AddPath(local, remote string) (PathID, error) {
 	return p.startSlot(local, remote).rec.id, nil
 }
 
-// RemovePath takes a path away for good; what it held goes out on the others. The last path stays.
+// RemovePath takes a path away for good. It returns when the path gets nothing more; it is closed when everything on it
+// is acknowledged, in both directions, PathDownAfter later at the latest: then what it held goes out on the others. The
+// last path stays. Removing one that is on its way out is no error.
 func (p *Port) RemovePath(id PathID) error {
 	p.mu.Lock()
 	i := slices.IndexFunc(p.slots, func(s *slot) bool { return s.rec.id == id })
@@ -260,24 +280,24 @@ func (p *Port) RemovePath(id PathID) error {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: %w", id, ErrUnknownPath)
 	}
-	if len(p.slots) == 1 {
+	sl, s := p.slots[i], p.sess
+	if !sl.removed && p.kept() == 1 {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: it is the last one: close the port instead", id)
 	}
-	p.slots[i].cancel()
-	p.slots = slices.Delete(p.slots, i, i+1)
-	s := p.sess
+	sl.removed = true
 	p.mu.Unlock()
 	if s != nil {
-		s.cutPath(id, "removed")
+		s.drainPath(id, "removed")
 	}
+	sl.cancel()
 	return nil
 }
 
 // ResetPath closes a path's connection and dials it again at once. Nothing is lost and nothing comes twice.
 func (p *Port) ResetPath(id PathID) error {
 	p.mu.Lock()
-	i := slices.IndexFunc(p.slots, func(s *slot) bool { return s.rec.id == id })
+	i := slices.IndexFunc(p.slots, func(s *slot) bool { return s.rec.id == id && !s.removed })
 	if i < 0 {
 		p.mu.Unlock()
 		return fmt.Errorf("reset path %d: %w", id, ErrUnknownPath)

@@ -21,6 +21,8 @@ type slot struct {
 	local, remote string
 	cancel        context.CancelFunc
 	now           chan struct{} // capacity 1: do not wait out the backoff
+	up            *Session      // in which it was up last; used by its goroutine only
+	removed       bool          // guarded by p.mu: by RemovePath
 }
 
 // startSlots begins the paths to the current target. p.mu is held.
@@ -77,8 +79,10 @@ func (sl *slot) run(ctx context.Context) {
 			select {
 			case <-live.dead:
 			case <-ctx.Done():
-				live.s.cutPath(live.id, "removed") // nothing when the session ended with it
+				live.s.drainPath(live.id, "removed") // or its session has ended: that closes it too
+				<-live.dead
 			}
+			sl.up = live.s
 			if time.Since(began) >= t.PathDownAfter {
 				wait.Reset()
 			}
@@ -88,7 +92,7 @@ func (sl *slot) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			break
 		}
-		sl.rec.fall()
+		sl.fall()
 		if errors.Is(err, errNoSession) {
 			continue // the session it wanted to join is over: open a new one
 		}
@@ -102,10 +106,23 @@ func (sl *slot) run(ctx context.Context) {
 		pause.Stop()
 	}
 	sl.move(pathStop, "")
+	sl.p.slotEnded(sl)
 }
 
-// fall brings a lost path into Backoff, whatever it was lost in.
-func (r *record) fall() {
+// fall brings a lost path, whatever it was lost in, into Reserved when the session it was up in lives, else into Backoff.
+func (sl *slot) fall() {
+	in := pathPause
+	if s := sl.up; s != nil {
+		s.mu.Lock() // or it ended in between
+		defer s.mu.Unlock()
+		if !s.ended {
+			in = pathReserve
+		}
+	}
+	sl.rec.fall(in)
+}
+
+func (r *record) fall(in pathInput) {
 	r.mu.Lock()
 	s := r.state
 	r.mu.Unlock()
@@ -115,8 +132,23 @@ func (r *record) fall() {
 	if s == PathIdle { // its session ended and took it down
 		s = PathLost
 	}
-	next, _ := s.next(pathPause)
+	next, _ := s.next(in)
 	r.set(next, "")
+}
+
+// slotEnded is the end of a slot's goroutine: of a removed path nothing comes any more, and the peer is told.
+func (p *Port) slotEnded(sl *slot) {
+	p.mu.Lock()
+	s := p.sess
+	if !sl.removed || p.epoch != sl.epoch {
+		p.mu.Unlock()
+		return
+	}
+	p.slots = slices.DeleteFunc(p.slots, func(o *slot) bool { return o == sl })
+	p.mu.Unlock()
+	if s != nil {
+		s.forgetPath(sl.rec.id)
+	}
 }
 
 // connect dials, authenticates and joins the port's session, or opens it.
@@ -145,11 +177,15 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	return live, nil
 }
 
-// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others wait for it.
+// attach makes the authenticated connection a path of the port's session. The first one opens the session, the others
+// wait for it. Where not all carry data, the first address has a head start: the path that opens is active.
 func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 	p := sl.p
 	deadline := time.NewTimer(p.node.conf.Timing.HandshakeTimeout)
 	defer deadline.Stop()
+	headStart := time.NewTimer(p.node.conf.Timing.SuspectAfter)
+	defer headStart.Stop()
+	waited := mostActive(p.conf.ActivePaths, p.conf.Scheduler) == 0
 	for {
 		p.mu.Lock()
 		if p.epoch != sl.epoch || ctx.Err() != nil {
@@ -157,7 +193,7 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 			return nil, errVoid
 		}
 		s, change := p.sess, p.change
-		open := s == nil && !p.opening
+		open := s == nil && !p.opening && (waited || p.slots[0] == sl)
 		if open {
 			p.opening = true
 		}
@@ -177,6 +213,8 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 		}
 		select {
 		case <-change:
+		case <-headStart.C:
+			waited = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-deadline.C:
@@ -215,7 +253,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 		return nil, errVoid
 	}
 	s := newSession(n, p.reg, sessionSetup{
-		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, maxMessage: a.maxMessage, credit: a.credit,
+		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, mostActive: p.conf.ActivePaths, maxMessage: a.maxMessage, credit: a.credit,
 		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0]},
 	})
 	s.out.hold = p.machine.suspended
@@ -274,6 +312,9 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	}
 	h := n.helloFor(helloJoin, p.reg, s.id, sl.rec.id)
 	h.port, h.nonce = p.id, random32()
+	if s.rests() {
+		h.flags = flagStandby
+	}
 	bound := w.bound(h.nonce)
 	h.proof = joinProof(s.secret, roleDials, bound, s.id, h.path)
 	a, err := w.ask(h)
@@ -322,7 +363,7 @@ func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
 }
 
 // pathsChanged is called by the session with its mutex held.
-func (p *Port) pathsChanged(active int) { p.active.Store(int32(active)) }
+func (p *Port) pathsChanged(well int) { p.well.Store(int32(well)) }
 
 // sessionEnded is called once by a session that ended on its own.
 func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
@@ -332,7 +373,7 @@ func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
 		return
 	}
 	p.sess = nil
-	p.active.Store(0)
+	p.well.Store(0)
 	p.lastLife, p.declared = p.node.clock.now(), false
 	p.step(portSessionDown, reason)
 	if why == endUnreachable {
@@ -373,7 +414,7 @@ func (p *Port) switchTo(to int, reason string) {
 		sl.cancel()
 	}
 	p.slots = nil
-	p.active.Store(0)
+	p.well.Store(0)
 	p.index, p.opening, p.declared, p.refused = to, false, false, ""
 	p.arrived = -1
 	p.lastLife = p.node.clock.now()

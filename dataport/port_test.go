@@ -241,6 +241,7 @@ func TestSuspendAndPaths(t *testing.T) {
 	if err := p.RemovePath(99); !errors.Is(err, dataport.ErrUnknownPath) {
 		t.Fatalf("remove 99: %v", err)
 	}
+	source.awaitEvent(t, dataport.PathDown, 1)
 	select {
 	case <-r.Done():
 		t.Fatal("a suspended port sent")
@@ -257,7 +258,7 @@ func TestSuspendAndPaths(t *testing.T) {
 		t.Fatalf("paths %+v", paths)
 	}
 	_ = stream(t, p, 50)
-	if got := source.kinds(); got != "PathUp SessionUp PathUp Suspended PathUp PathDown Resumed" {
+	if got := source.kinds(); got != "PathUp SessionUp PathUp Suspended PathUp PathIsDraining PathDown Resumed" {
 		t.Errorf("events %s", got)
 	}
 }

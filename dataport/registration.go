@@ -64,7 +64,7 @@ func (r *Registration) Name() string { return r.name }
 func (r *Registration) emit(e Event) {
 	e.Time = time.Now()
 	r.mu.Lock()
-	pathEvent := e.Kind == PathUp || e.Kind == PathSuspect || e.Kind == PathDown
+	pathEvent := e.Kind == PathUp || e.Kind == PathSuspect || e.Kind == PathDown || e.Kind == PathIsStandby || e.Kind == PathIsDraining
 	switch {
 	case r.closed && e.Kind != PortClosed && e.Kind != SessionDown:
 	case len(r.events) >= maxEvents || (pathEvent && len(r.events) >= maxEvents/2):

@@ -13,6 +13,10 @@ type Scheduler interface {
 	Pick(frameBytes int, paths []PathLoad) int
 }
 
+// A Scheduler may also say on how many paths at once it wants data, 0 for all. PortConfig.ActivePaths goes before it.
+//
+//	ActivePaths() int
+
 // PathLoad is what a Scheduler knows of a path.
 type PathLoad struct {
 	ID           PathID
@@ -66,4 +70,22 @@ func (r *roundRobin) Pick(_ int, paths []PathLoad) int {
 	}
 	r.last.Store(uint32(paths[next].ID))
 	return next
+}
+
+type activeBackup struct{}
+
+// ActiveBackup sends on one path; the others stand by. It begins with the target's first address, unless
+// another one is up much sooner, and stays where it is for as long as that works.
+func ActiveBackup() Scheduler { return activeBackup{} }
+
+func (activeBackup) ActivePaths() int { return 1 }
+
+func (activeBackup) Pick(_ int, paths []PathLoad) int {
+	first := 0 // there is one, unless PortConfig.ActivePaths says otherwise
+	for i := range paths {
+		if paths[i].ID < paths[first].ID {
+			first = i
+		}
+	}
+	return first
 }

@@ -30,18 +30,24 @@ type Session struct {
 	tasks   tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
-	paths []*path    // Active and Suspect
-	recs  []*record  // of all paths there ever were
+	paths []*path    // Active, Standby, Suspect and Draining
+	recs  []*record  // of these and of the reserved ones
+	gone  []PathID   // removed: dialling, the peer is still to be told; accepting, they may not come back
 	ended bool
 	err   error
 
 	lastLife time.Duration // last sign of life on any path
 	lastTick time.Duration
 
-	out    sending
-	in     receiving
-	loads  []PathLoad // scratch of dispatch
-	ready  []*path    // scratch of dispatch
+	out   sending
+	in    receiving
+	loads []PathLoad // scratch of dispatch
+	ready []*path    // scratch of dispatch
+
+	mostActive int         // how many paths carry data, 0: all
+	candidates []candidate // scratch of elect
+	elected    []bool      // scratch of elect
+
 	counts Stats
 }
 
@@ -54,6 +60,7 @@ type sessionSetup struct {
 	peerKey    ed25519.PublicKey
 	secret     [32]byte
 	sched      Scheduler
+	mostActive int // 0: as the scheduler says
 	maxMessage uint32
 	credit     uint64
 }
@@ -64,7 +71,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}),
+		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
@@ -79,6 +86,9 @@ func (s *Session) start() {
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
+
+// dials reports whether this side opened the session: then it decides about standby and removal.
+func (s *Session) dials() bool { return s.port != nil }
 
 // ID returns the session's id, the same on both sides.
 func (s *Session) ID() SessionID { return s.id }
@@ -141,8 +151,10 @@ func (s *Session) end(reason string, why endCause) bool {
 	}
 	s.ended = true
 	s.err = &SessionError{Session: s.id, Reason: reason}
+	for _, r := range s.recs {
+		r.over(reason)
+	}
 	for _, p := range s.paths {
-		p.rec.set(PathIdle, reason)
 		if why == endQuietly || why == endProtocol {
 			p.closing = reason
 			_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime)) // also for a write that is blocked right now
@@ -199,17 +211,22 @@ func (s *Session) tick(now time.Duration) string {
 		s.lastLife = min(now, s.lastLife+late)
 		for _, p := range s.paths {
 			p.grant(now, late)
+			p.ear.trouble.Store(int64(now))
+			p.deaf = p.deaf && p.state == PathSuspected // said while we stood still
 		}
 	}
 	s.lastTick = now
 	for i := len(s.paths) - 1; i >= 0; i-- { // backwards: checkPath may remove the path
-		s.checkPath(s.paths[i], now)
+		p := s.paths[i]
+		s.checkPath(p, now)
+		s.freeBlocked(p)
 	}
 	for _, p := range s.paths {
 		s.lastLife = max(s.lastLife, p.heardAt())
 		p.pingDue = true
 		p.poke()
 	}
+	s.tellGone()
 	if silence := now - s.lastLife; silence >= t.UnreachableAfter {
 		return fmt.Sprintf("no sign of life for %v on any path", silence.Round(time.Millisecond))
 	}
@@ -225,26 +242,32 @@ func (s *Session) checkPath(p *path, now time.Duration) {
 		s.losePath(p, fmt.Sprintf("silent for %v", silence.Round(time.Millisecond)))
 		return
 	}
-	threshold := min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
-	if p.deaf || silence >= threshold {
-		if p.silence(true) {
+	silent := p.deaf || silence >= p.patience()
+	p.silent = silent && !p.deaf // what is deaf to us is not silent: else both would wait for the other's word
+	switch {
+	case p.state == PathDraining:
+		if silent {
+			s.pathsChanged() // what it holds goes elsewhere
+		}
+		s.checkDrain(p, now)
+	case silent:
+		if p.state.well() {
 			reason := fmt.Sprintf("silent for %v", silence.Round(time.Millisecond))
 			if p.deaf {
 				reason = "peer hears nothing on this path"
 			}
-			p.rec.set(PathSuspected, reason)
+			s.shift(p, pathSilent, reason)
 			s.event(PathSuspect, p.id, reason)
 			s.pathsChanged()
 		}
-	} else if p.silence(false) {
-		p.rec.set(PathActive, "")
-		s.event(PathUp, p.id, "heard again")
+	case s.shift(p, pathHeard, ""):
+		s.elect(p, "heard again")
 		s.pathsChanged()
 	}
 }
 
 // addPath takes an authenticated connection as a path. A path of the same id that is still there is replaced: the
-// peer would not dial again if it were any good. It reports false when the session has ended. before runs between the PathUp event and the first frame.
+// peer would not dial again if it were any good, and a reserved one is filled. It reports false when the session has ended. before runs between the PathUp event and the first frame.
 func (s *Session) addPath(w *wire, rec *record, before func()) (*path, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,21 +280,15 @@ func (s *Session) addPath(w *wire, rec *record, before func()) (*path, error) {
 			break
 		}
 	}
-	if len(s.paths) >= s.node.conf.MaxPaths {
-		return nil, ErrTooManyPaths
-	}
-	known := false
-	for _, r := range s.recs {
-		known = known || r == rec
-	}
-	if !known {
-		s.recs = append(s.recs, rec)
+	rec, err := s.place(rec)
+	if err != nil {
+		return nil, err
 	}
 	p := newPath(s, w, rec)
 	s.paths = append(s.paths, p)
 	s.lastLife = max(s.lastLife, s.node.clock.now())
 	rec.connected(w)
-	s.event(PathUp, p.id, "")
+	s.elect(p, "")
 	if before != nil {
 		before()
 	}
@@ -281,40 +298,38 @@ func (s *Session) addPath(w *wire, rec *record, before func()) (*path, error) {
 	return p, nil
 }
 
-// losePath takes a path out: its frames go out again elsewhere. s.mu is held.
+// losePath takes a path out and closes it. s.mu is held.
 func (s *Session) losePath(p *path, reason string) {
-	for i, q := range s.paths {
-		if q != p {
-			continue
-		}
-		s.paths = append(s.paths[:i], s.paths[i+1:]...)
-		p.state, _ = p.state.next(pathFailed)
-		p.rec.set(PathLost, reason)
+	in := pathFailed
+	if p.state == PathDraining {
+		in, reason = pathStop, "removed: "+reason
+	}
+	if s.takeOut(p, in, reason) {
 		p.shut(true)
-		s.reclaim(p)
-		s.event(PathDown, p.id, reason)
-		s.pathsChanged()
-		return
 	}
 }
 
 // pathsChanged goes through what depends on the set of usable paths. s.mu is held.
 func (s *Session) pathsChanged() {
-	active := 0
+	s.elect(nil, "")
+	active, well := 0, 0
 	for _, p := range s.paths {
 		if p.state == PathActive {
 			active++
 		}
+		if p.state.well() {
+			well++
+		}
 	}
 	for _, p := range s.paths {
-		if p.state == PathSuspected && active > 0 {
+		if p.stuck() && active > 0 {
 			s.reclaim(p)
 		}
 	}
 	s.askAck(nil)
 	s.dispatch()
 	if s.port != nil {
-		s.port.pathsChanged(active)
+		s.port.pathsChanged(well)
 	}
 }
 

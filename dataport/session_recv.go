@@ -48,10 +48,7 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 		return fmt.Errorf("%w: frame of session %s client %08x", ErrProtocol, h.session, h.client)
 	}
 	now := s.node.clock.now()
-	p.hear(now, h.flags&flagDeaf != 0)
-	if p.state == PathSuspected {
-		s.checkPath(p, now)
-	}
+	s.hear(p, now, h)
 	if err := p.delivered(now, h.pathBytes); err != nil {
 		return err
 	}
@@ -69,7 +66,10 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 		p.poke()
 	case framePong:
 		p.measure(now, h.seq)
+	case frameGone:
+		s.peerGone(p, PathID(h.seq))
 	}
+	s.checkDrain(p, now)
 	if !h.sequenced() {
 		buf.release()
 	}
@@ -254,17 +254,31 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
 // askAck has the newest receiving state told to the peer, by p if it is well, else by the quickest path. s.mu is held.
 func (s *Session) askAck(p *path) {
 	if p == nil || p.state != PathActive {
-		p = nil
-		for _, q := range s.paths {
-			if p == nil || (q.state == PathActive && (p.state != PathActive || q.srtt < p.srtt)) {
-				p = q
-			}
-		}
+		p = s.quickest()
 	}
 	if p != nil {
 		p.ackDue = true
 		p.poke()
 	}
+}
+
+// quickest returns the path for a small frame: an active one, else a standby, else whatever there is. s.mu is held.
+func (s *Session) quickest() (best *path) {
+	rank := func(p *path) int {
+		switch p.state {
+		case PathActive:
+			return 0
+		case PathStandby:
+			return 1
+		}
+		return 2
+	}
+	for _, p := range s.paths {
+		if best == nil || rank(p) < rank(best) || rank(p) == rank(best) && p.srtt < best.srtt {
+			best = p
+		}
+	}
+	return best
 }
 
 // dropReceived forgets what was received and not consumed: the session has ended.

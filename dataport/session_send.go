@@ -319,16 +319,7 @@ func (s *Session) over(m *outMsg, err error) {
 	m.over, m.failure = true, err
 	if m.writing == 0 {
 		s.finish(m)
-		return
-	}
-	if err != nil {
-		return // the paths are being closed
-	}
-	for i := len(s.paths) - 1; i >= 0; i-- {
-		if p := s.paths[i]; p.state == PathSuspected && p.isWriting(m) {
-			s.losePath(p, "blocked while another path has delivered the same")
-		}
-	}
+	} // else when its paths let go, see letGo and freeBlocked
 }
 
 // finish completes the receipt. s.mu is held; the message is over and no one reads its parts.

@@ -1,32 +1,55 @@
 package dataport
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestPathStates(t *testing.T) {
-	all := []PathState{PathIdle, PathDialing, PathAuthenticating, PathActive, PathSuspected, PathLost, PathBackoff}
+	all := []PathState{
+		PathIdle, PathDialing, PathAuthenticating, PathActive, PathSuspected, PathLost, PathBackoff, PathStandby, PathReserved, PathDraining,
+	}
+	live := []PathState{PathActive, PathSuspected, PathStandby, PathDraining}
+	to := func(want PathState, from ...PathState) map[PathState]PathState {
+		m := map[PathState]PathState{}
+		for _, s := range from {
+			m[s] = want
+		}
+		return m
+	}
 	// Rows: what each input does; a state that is not named stays.
-	for _, row := range []struct {
-		in   pathInput
-		want map[PathState]PathState
-	}{
-		{pathStart, map[PathState]PathState{PathIdle: PathDialing}},
-		{pathConnected, map[PathState]PathState{PathDialing: PathAuthenticating}},
-		{pathAuthenticated, map[PathState]PathState{PathAuthenticating: PathActive}},
-		{pathSilent, map[PathState]PathState{PathActive: PathSuspected}},
-		{pathHeard, map[PathState]PathState{PathSuspected: PathActive}},
-		{pathFailed, map[PathState]PathState{PathDialing: PathLost, PathAuthenticating: PathLost, PathActive: PathLost, PathSuspected: PathLost}},
-		{pathPause, map[PathState]PathState{PathLost: PathBackoff}},
-		{pathRetry, map[PathState]PathState{PathBackoff: PathDialing}},
-		{pathStop, map[PathState]PathState{PathDialing: PathIdle, PathAuthenticating: PathIdle, PathActive: PathIdle, PathSuspected: PathIdle, PathLost: PathIdle, PathBackoff: PathIdle}},
-	} {
+	rows := map[pathInput]map[PathState]PathState{
+		pathStart:         to(PathDialing, PathIdle),
+		pathConnected:     to(PathAuthenticating, PathDialing, PathReserved),
+		pathAuthenticated: to(PathStandby, PathAuthenticating),
+		pathActivate:      to(PathActive, PathStandby),
+		pathRest:          to(PathStandby, PathActive),
+		pathSilent:        to(PathSuspected, PathActive, PathStandby),
+		pathHeard:         to(PathStandby, PathSuspected),
+		pathDrain:         to(PathDraining, PathActive, PathStandby, PathSuspected),
+		pathFailed:        to(PathLost, append(live, PathDialing, PathAuthenticating)...),
+		pathReserve:       to(PathReserved, PathLost),
+		pathPause:         to(PathBackoff, PathLost, PathReserved),
+		pathRetry:         to(PathDialing, PathBackoff, PathReserved),
+		pathStop:          to(PathIdle, all[1:]...),
+	}
+	if len(rows) != int(pathInputEnd) || len(all) != len(pathStateNames) {
+		t.Fatalf("%d inputs of %d, %d states of %d", len(rows), pathInputEnd, len(all), len(pathStateNames))
+	}
+	for in, row := range rows {
 		for _, s := range all {
-			want, changes := row.want[s]
+			want, changes := row[s]
 			if !changes {
 				want = s
 			}
-			if got, ok := s.next(row.in); got != want || ok != changes {
-				t.Errorf("%v on input %d: %v %v, want %v %v", s, row.in, got, ok, want, changes)
+			if got, ok := s.next(in); got != want || ok != changes {
+				t.Errorf("%v on input %d: %v %v, want %v %v", s, in, got, ok, want, changes)
 			}
+		}
+	}
+	for _, s := range all {
+		if s.live() != slices.Contains(live, s) || s.well() != (s == PathActive || s == PathStandby) {
+			t.Errorf("%v: live %v, well %v", s, s.live(), s.well())
 		}
 	}
 }

@@ -23,6 +23,7 @@ type wire struct {
 	key     ed25519.PublicKey // of the peer, verified; nil over plain TCP
 	binding []byte            // see secret.go; nil over plain TCP
 	rtt     time.Duration     // of the hellos, on the side that dials
+	asked   bool              // the peer's hello said flagStandby
 }
 
 const readerBytes = 64 << 10
@@ -102,7 +103,7 @@ func (w *wire) writeAll(pieces net.Buffers) error {
 func (w *wire) sendHello(h *hello) error {
 	body := h.encode()
 	b := make([]byte, headerBytes, headerBytes+len(body))
-	head := header{typ: frameHello, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
+	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
 	head.encode(b)
 	b = append(b, body...)
 	if w.tls != nil {
@@ -133,6 +134,7 @@ func (w *wire) readHello(h *hello) error {
 	if xxhash.Sum64(body) != head.payloadHash {
 		return fmt.Errorf("%w: hello checksum", ErrFrame)
 	}
+	w.asked = head.flags&flagStandby != 0
 	return h.decode(body)
 }
 

@@ -81,6 +81,9 @@ type Config struct {
 	// it counts as unreachable; PathDownAfter the same for one path.
 	UnreachableAfter time.Duration
 	PathDownAfter    time.Duration
+	// ActivePaths is how many of the paths to a target carry data at once, the
+	// others stand by; 0 is all.
+	ActivePaths int
 
 	// NodeName is shown to the peers; empty means the host's name.
 	NodeName string
@@ -139,6 +142,9 @@ func (c *Config) Validate() error {
 	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")
+	}
+	if c.ActivePaths < 0 {
+		return fmt.Errorf("active-paths %d: give the number of paths that carry data at once, 0 for all", c.ActivePaths)
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {
 		return errors.New("retain-time and retain-size must not be negative")

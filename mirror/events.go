@@ -51,6 +51,8 @@ const (
 	portPathUp        portEventKind = "path-up"
 	portPathSuspect   portEventKind = "path-suspect"
 	portPathDown      portEventKind = "path-down"
+	portPathStandby   portEventKind = "path-standby"
+	portPathDraining  portEventKind = "path-draining"
 	portSessionUp     portEventKind = "session-up"
 	portSessionDown   portEventKind = "session-down"
 	portUnreachable   portEventKind = "target-unreachable"

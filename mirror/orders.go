@@ -109,20 +109,36 @@ func (a *Agent) suspendAll(p *promise) error {
 	return a.transport.suspend(true)
 }
 
-// ResetPath closes a path to a follower (its ID in Status; "" is the active
-// one) so that it is built anew.
+// ResetPath closes a path to a follower (its ID in Status; "" is the active one) so that it is built anew.
 func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
+	i, err := a.pathTarget(target)
+	if err != nil {
+		return err
+	}
+	return a.transport.resetPath(i, id)
+}
+
+// RemovePath takes a path (its ID in Status) away for good, once everything on it is acknowledged. The last one stays.
+func (a *Agent) RemovePath(_ context.Context, target string, id int) error {
+	i, err := a.pathTarget(target)
+	if err != nil {
+		return err
+	}
+	return a.transport.removePath(i, id)
+}
+
+// pathTarget says which follower is meant.
+func (a *Agent) pathTarget(target string) (int, error) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	i := a.current
 	if target != "" {
 		i = slices.IndexFunc(a.followers, func(f *follower) bool { return f.target == target })
 	}
-	known := i >= 0 && i < len(a.followers)
-	a.mu.Unlock()
-	if !known {
-		return fmt.Errorf("there is no target %s: status shows the paths that can be reset", target)
+	if i < 0 || i >= len(a.followers) {
+		return 0, fmt.Errorf("there is no target %s: status shows all and their paths", target)
 	}
-	return a.transport.resetPath(i, id)
+	return i, nil
 }
 
 // Resize makes the mirrored device size bytes long; 0 is as long as the backing device is by now. The followers that are fed

@@ -282,12 +282,13 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			continue
 		}
 		for _, p := range f.Paths {
-			if p.State == "active" {
+			switch p.State {
+			case "active", "standby", "draining": // well, or on its way out because somebody said so
 				continue
 			}
 			s.Alarms = append(s.Alarms, Alarm{
 				Name: "path-down", Since: p.Since, Reason: fmt.Sprintf("path %d to %s is %s%s; the other paths carry the data", p.ID, p.Remote, p.State, reasonSuffix(p.Reason)),
-				NextStep: "it is dialled again by itself; mend the link, or mirror-agent path reset",
+				NextStep: "it is dialled again by itself; mend the link, or mirror-agent path reset; path remove when it is not wanted any more",
 			})
 		}
 	}

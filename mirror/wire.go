@@ -40,6 +40,7 @@ type transport interface {
 	session(i int) (link, uint64)         // the present one with follower i, or nil
 	paths(i int) []PathStatus
 	resetPath(i, id int) error
+	removePath(i, id int) error
 	close() error
 }
 
@@ -50,6 +51,7 @@ type portTransport struct {
 	node *dataport.Node
 	reg  *dataport.Registration
 	a    *Agent
+	c    *Config
 
 	mu        sync.Mutex             // guards all below
 	ports     map[int]*dataport.Port // by the follower's index
@@ -74,7 +76,7 @@ func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &portTransport{node: node, a: a, ports: map[int]*dataport.Port{}}
+	t := &portTransport{node: node, a: a, c: c, ports: map[int]*dataport.Port{}}
 	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a, t}); err != nil {
 		return nil, errors.Join(err, node.Close())
 	}
@@ -87,7 +89,7 @@ func (t *portTransport) open(i int, addresses []string) error {
 	if t.ports[i] != nil {
 		return nil
 	}
-	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: addresses, Switch: dataport.Manual})
+	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: addresses, Switch: dataport.Manual, ActivePaths: t.c.ActivePaths})
 	if err != nil {
 		return err
 	}
@@ -128,6 +130,8 @@ func (t *portTransport) follower(p *dataport.Port) int {
 
 func (t *portTransport) addresses() []string { return t.node.Addrs() }
 
+var errNotConnected = errors.New("there is no connection to this host: status shows the paths that there are")
+
 var errNoTarget = errors.New("no target is configured: give --target HOST:PORT")
 
 func (t *portTransport) suspend(on bool) error {
@@ -149,7 +153,14 @@ func (t *portTransport) resetPath(i, id int) error {
 	if p := t.port(i); p != nil {
 		return p.ResetPath(dataport.PathID(id))
 	}
-	return errors.New("there is no connection to this host: status shows the paths that can be reset")
+	return errNotConnected
+}
+
+func (t *portTransport) removePath(i, id int) error {
+	if p := t.port(i); p != nil {
+		return p.RemovePath(dataport.PathID(id))
+	}
+	return errNotConnected
 }
 
 func (t *portTransport) session(i int) (link, uint64) {
@@ -184,7 +195,7 @@ func linkAlive(l link) bool {
 		return true
 	}
 	for _, p := range s.Stats().Paths {
-		if p.State == dataport.PathActive {
+		if p.State == dataport.PathActive || p.State == dataport.PathStandby {
 			return true
 		}
 	}
@@ -243,6 +254,7 @@ func (c portClient) OnEvent(e dataport.Event) {
 
 var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.PathUp: portPathUp, dataport.PathSuspect: portPathSuspect, dataport.PathDown: portPathDown,
+	dataport.PathIsStandby: portPathStandby, dataport.PathIsDraining: portPathDraining,
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
 	dataport.TargetUnreachable: portUnreachable,
 	dataport.PeerRestarted:     portPeerRestarted, dataport.PeerRefused: portPeerRefused,

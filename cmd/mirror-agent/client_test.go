@@ -46,6 +46,10 @@ func (f *fakeAgent) ResetPath(_ context.Context, target string, id int) error {
 	return f.note("reset " + target + " " + string(rune('0'+id)))
 }
 
+func (f *fakeAgent) RemovePath(_ context.Context, target string, id int) error {
+	return f.note(fmt.Sprintf("remove %s %d", target, id))
+}
+
 func (f *fakeAgent) Resize(_ context.Context, size int64) (int64, error) {
 	f.state.Device.SizeBytes = size
 	return size, f.note(fmt.Sprintf("resize %d", size))
@@ -112,6 +116,8 @@ func TestCommands(t *testing.T) {
 		{"path list", 0, "", "10.2.0.5:50001"},
 		{"path list --json", 0, "", `"rtt_us": 840`},
 		{"path reset 2", 0, "reset 10.1.0.9:7400 2", "path 2 is built anew"},
+		{"path remove 2", 0, "remove 10.1.0.9:7400 2", "path 2 is closed when everything on it is acknowledged"},
+		{"path remove 1 --target 10.3.0.9:7400", 0, "remove 10.3.0.9:7400 1", "path 1"},
 		{"path reset 1 --target 10.3.0.9:7400", 0, "reset 10.3.0.9:7400 1", "path 1"},
 		{"resize 200GiB", 0, "resize 214748364800", "vol0: the device has 200 GiB (214748364800 bytes)"},
 		{"resize", 0, "resize 0", "vol0: the device has"},

@@ -161,7 +161,7 @@ func (v view) explainFollower(row rowWriter, f *mirror.FollowerStatus) {
 func (v view) explainPaths(row rowWriter, paths []mirror.PathStatus) {
 	for _, p := range paths {
 		reason := ""
-		if p.Reason != "" && p.State != "active" {
+		if p.Reason != "" && p.State != "active" && p.State != "standby" {
 			reason = ": " + p.Reason
 		}
 		row("", "path %d  %s → %s  %s%s", p.ID, p.Local, p.Remote, v.state(p.State), reason)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,6 +78,7 @@ var keys = []key{
 	duration("sync-interval", "`TIME` after which the log is made durable without any FLUSH", func(s *settings) *time.Duration { return &s.config.SyncInterval }),
 	duration("unreachable-after", "`TIME` of silence on all paths that makes a target unreachable", func(s *settings) *time.Duration { return &s.config.UnreachableAfter }),
 	duration("path-down-after", "`TIME` of silence that takes one path down", func(s *settings) *time.Duration { return &s.config.PathDownAfter }),
+	{"active-paths", "`NUMBER` of paths to a target that carry data at once, the others stand by and take over (0: all)", valueFlag("number", "0", func(w string) error { _, err := parseCount(w); return err }), parsed(parseCount, func(s *settings) *int { return &s.config.ActivePaths })},
 	choice("log-level", "least important messages to log: debug, info, warn, error", parseLevel, func(s *settings) *zerolog.Level { return &s.logLevel }),
 	choice("log-format", "console or json, on stderr", parseLogFormat, func(s *settings) *string { return &s.logFormat }),
 }
@@ -249,6 +251,14 @@ func setPeerKeys(s *settings, words []string) error {
 		s.peerKeys = append(s.peerKeys, strings.FieldsFunc(w, func(r rune) bool { return r == ',' || r == ' ' })...)
 	}
 	return nil
+}
+
+func parseCount(w string) (int, error) {
+	n, err := strconv.Atoi(w)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%q: give a number, 0 or more", w)
+	}
+	return n, nil
 }
 
 func parseBool(w string) (bool, error) {

@@ -61,6 +61,7 @@ insecure: true
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
+active-paths: 1
 log-level: debug
 log-format: json
 `
@@ -85,6 +86,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
+	c.ActivePaths = 1
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
 	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
 	want.logLevel, want.logFormat = 0, "json"

@@ -25,7 +25,7 @@ func (p paint) bad(s string) string   { return p.wrap("31", s) }
 // state colours the name of a state by what it means to the operator.
 func (p paint) state(s string) string {
 	switch s {
-	case "in sync", "in-sync", "streaming", "active", "serving", "following", "connected":
+	case "in sync", "in-sync", "streaming", "active", "standby", "serving", "following", "connected":
 		return p.good(s)
 	case "down", "refused", "failed", "diverged", "frozen", "fenced", "lost":
 		return p.bad(s)

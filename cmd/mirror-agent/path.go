@@ -16,9 +16,9 @@ import (
 func newPath(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "path",
-		Short: "List the network paths, or have one built anew",
+		Short: "List the network paths, have one built anew, or remove one",
 	})
-	c.AddCommand(newPathList(a), newPathReset(a))
+	c.AddCommand(newPathList(a), newPathReset(a), newPathRemove(a))
 	return c
 }
 
@@ -89,24 +89,39 @@ func pathTable(w io.Writer, rows []pathRow, p paint) {
 }
 
 func newPathReset(a *app) *cobra.Command {
-	var target string
-	var id int
-	c := &cobra.Command{
+	return newPathOrder(a, (*control.Client).ResetPath, "path %d is built anew", &cobra.Command{
 		Use:   "reset ID",
 		Short: "Close a path so that it is built anew",
 		Long: `Closes one path, by its number in "path list", so that it is built anew. Nothing
 is lost: what was on its way goes out again on the other paths.`,
 		Example: examples("mirror-agent path reset 2", "mirror-agent path reset 1 --target 10.1.0.9:7400"),
-		Args: func(c *cobra.Command, args []string) error {
-			if err := arguments("ID")(c, args); err != nil {
-				return err
-			}
-			var err error
-			if id, err = strconv.Atoi(args[0]); err != nil || id < 0 {
-				return usagef("path %q: give its number, as `mirror-agent path list` shows it", args[0])
-			}
-			return nil
-		},
+	})
+}
+
+func newPathRemove(a *app) *cobra.Command {
+	return newPathOrder(a, (*control.Client).RemovePath, "path %d is closed when everything on it is acknowledged", &cobra.Command{
+		Use:   "remove ID",
+		Short: "Close a path for good",
+		Long: `Closes one path, by its number in "path list", until the source is started anew.
+It gets no more data; it is "draining" until what it has is acknowledged, in both
+directions, and closed then. The last path stays.`,
+		Example: examples("mirror-agent path remove 2", "mirror-agent path remove 1 --target 10.1.0.9:7400"),
+	})
+}
+
+// newPathOrder completes a command that does something to one path.
+func newPathOrder(a *app, do func(cl *control.Client, ctx context.Context, target string, id int) (mirror.Status, error), done string, c *cobra.Command) *cobra.Command {
+	var target string
+	var id int
+	c.Args = func(c *cobra.Command, args []string) error {
+		if err := arguments("ID")(c, args); err != nil {
+			return err
+		}
+		var err error
+		if id, err = strconv.Atoi(args[0]); err != nil || id < 0 {
+			return usagef("path %q: give its number, as `mirror-agent path list` shows it", args[0])
+		}
+		return nil
 	}
 	c.Flags().StringVar(&target, "target", "", "`HOST:PORT` of the target whose path is meant (default the active one)")
 	return a.order(c,
@@ -119,7 +134,7 @@ is lost: what was on its way goes out again on the other paths.`,
 				}
 				to = st.ActiveTarget
 			}
-			return cl.ResetPath(ctx, to, id)
+			return do(cl, ctx, to, id)
 		},
-		func(*mirror.Status) string { return fmt.Sprintf("path %d is built anew", id) })
+		func(*mirror.Status) string { return fmt.Sprintf(done, id) })
 }

@@ -187,7 +187,7 @@ func (v view) paths(w io.Writer, paths []mirror.PathStatus) {
 			share := float64(p.BytesSent) / float64(total)
 			fmt.Fprintf(t, "\t%s  %2.0f %%", bar(share, barColumns), share*100)
 		}
-		if p.Reason != "" && p.State != "active" {
+		if p.Reason != "" && p.State != "active" && p.State != "standby" {
 			fmt.Fprintf(t, "   %s", p.Reason)
 		}
 		fmt.Fprintln(t)

@@ -59,6 +59,20 @@ func resyncing() *mirror.Status {
 	return st
 }
 
+// standingBy has a path of each kind that is up and carries no data, and one whose place is kept.
+func standingBy() *mirror.Status {
+	st := healthy()
+	f := &st.Followers[0]
+	f.Paths[1].State, f.Paths[1].BytesSent, f.Paths[1].Reason = "standby", 2<<20, "reset"
+	f.Paths = append(
+		f.Paths,
+		mirror.PathStatus{ID: 3, Local: "10.3.0.5:50002", Remote: "10.3.0.9:7400", State: "reserved", RTTMicros: 700, BytesSent: 50 << 20, Reason: "silent for 1s"},
+		mirror.PathStatus{ID: 4, Local: "10.4.0.5:50003", Remote: "10.4.0.9:7400", State: "draining", RTTMicros: 900, BytesSent: 90 << 20, Reason: "removed"},
+	)
+	st.Alarms = []mirror.Alarm{{Name: "path-down", Since: ago(time.Second), Reason: "path 3 to 10.3.0.9:7400 is reserved: silent for 1s; the other paths carry the data", NextStep: "it is dialled again by itself; mend the link, or mirror-agent path reset; path remove when it is not wanted any more"}}
+	return st
+}
+
 func secondary() *mirror.Status {
 	return &mirror.Status{
 		Name: "vol0", Role: "secondary", State: "waiting", Reason: "no source is connected", Since: ago(3 * time.Minute),
@@ -69,7 +83,7 @@ func secondary() *mirror.Status {
 }
 
 func TestRender(t *testing.T) {
-	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "secondary": secondary()} {
+	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "standby": standingBy(), "secondary": secondary()} {
 		t.Run(name, func(t *testing.T) {
 			v := view{now: testNow}
 			var b strings.Builder

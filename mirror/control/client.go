@@ -103,7 +103,12 @@ func (c *Client) Resume(ctx context.Context) (mirror.Status, error) {
 
 // ResetPath has a path of a target built anew.
 func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.Status, error) {
-	return c.command(ctx, "/v1/path/reset", resetRequest{target, id})
+	return c.command(ctx, "/v1/path/reset", pathRequest{target, id})
+}
+
+// RemovePath has a path of a target closed for good.
+func (c *Client) RemovePath(ctx context.Context, target string, id int) (mirror.Status, error) {
+	return c.command(ctx, "/v1/path/remove", pathRequest{target, id})
 }
 
 // Resize makes the mirrored device larger; 0 is as large as the source's backing device is.

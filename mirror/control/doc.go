@@ -13,6 +13,7 @@
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status
+//	POST /v1/path/remove {"target": "", "id": 1}      mirror.Status
 //
 // An error is {"error": "why, and what to do"} with a status that tells what
 // kind it is: 400 the request makes no sense, 404 and 405 there is no such

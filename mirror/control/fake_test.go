@@ -100,6 +100,10 @@ func (a *fakeAgent) ResetPath(ctx context.Context, target string, id int) error 
 	return a.order(ctx, "reset %s %d", target, id)
 }
 
+func (a *fakeAgent) RemovePath(ctx context.Context, target string, id int) error {
+	return a.order(ctx, "remove %s %d", target, id)
+}
+
 func (a *fakeAgent) Resize(ctx context.Context, size int64) (int64, error) {
 	return size, a.order(ctx, "resize %d", size)
 }

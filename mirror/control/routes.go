@@ -21,7 +21,7 @@ type (
 	switchRequest struct {
 		To string `json:"to"`
 	}
-	resetRequest struct {
+	pathRequest struct {
 		Target string `json:"target"`
 		ID     int    `json:"id"`
 	}
@@ -54,7 +54,8 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
-	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.resetPath))
+	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.onPath(s.agent.ResetPath)))
+	handle("POST", "/v1/path/remove", s.answer(o.CommandTimeout, s.onPath(s.agent.RemovePath)))
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
@@ -196,15 +197,17 @@ func (s *Server) promote(r *http.Request) (any, error) {
 	return s.agent.Promote(r.Context(), o)
 }
 
-func (s *Server) resetPath(r *http.Request) (any, error) {
-	var q resetRequest
-	if err := decode(r, &q); err != nil {
-		return nil, err
+func (s *Server) onPath(order func(ctx context.Context, target string, id int) error) handler {
+	return func(r *http.Request) (any, error) {
+		var q pathRequest
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		if err := order(r.Context(), q.Target, q.ID); err != nil {
+			return nil, err
+		}
+		return s.status(), nil
 	}
-	if err := s.agent.ResetPath(r.Context(), q.Target, q.ID); err != nil {
-		return nil, err
-	}
-	return s.status(), nil
 }
 
 func (s *Server) resize(r *http.Request) (any, error) {

@@ -27,6 +27,7 @@ type Agent interface {
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
 	ResetPath(ctx context.Context, target string, id int) error
+	RemovePath(ctx context.Context, target string, id int) error
 	Resize(ctx context.Context, size int64) (int64, error)
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)

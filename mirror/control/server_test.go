@@ -45,6 +45,9 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.ResetPath(ctx, "10.1.0.9:7400", 2); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := c.RemovePath(ctx, "10.1.0.9:7400", 1); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +66,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if ps, err := c.Checkpoints(ctx); err != nil || len(ps) != 1 || ps[0].Name != "noon" {
 		t.Fatalf("Checkpoints: %+v, %v", ps, err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
