@@ -70,7 +70,7 @@ func (v *Volume) background(ctx context.Context) {
 			}
 		}
 		if v.dirty.takeNews() {
-			if err := v.setFlags(0, 0); err != nil {
+			if err := v.noteFollowers(); err != nil {
 				return
 			}
 		}
@@ -140,7 +140,7 @@ func (v *Volume) applyLayer(l *layer) error {
 	}
 	tail, tailChain, move := v.chooseTail(l.end)
 	if move {
-		v.dirty.leave(tail, v.History())
+		v.dirty.leave(tail, v.Committed(), v.History())
 	}
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Applied, a.AppliedChain = l.end, chain
@@ -254,7 +254,7 @@ func (v *Volume) relieve() error {
 	if !move {
 		return nil
 	}
-	v.dirty.leave(tail, v.History())
+	v.dirty.leave(tail, v.Committed(), v.History())
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Tail, a.TailChain = tail, chain
 		v.fillAnchor(a)
@@ -263,6 +263,15 @@ func (v *Volume) relieve() error {
 	}
 	v.changed()
 	return nil
+}
+
+// noteFollowers writes an anchor that tells of the followers, after what it
+// names of their bitmaps.
+func (v *Volume) noteFollowers() error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.dirty.leave(v.log.Tail(), v.Committed(), v.History())
+	return v.setFlags(0, 0)
 }
 
 // fillAnchor puts what the volume knows beside the log's positions.

@@ -118,7 +118,9 @@ func TestHotBackupTakesOver(t *testing.T) {
 	}
 	source.await("the backup active", active(1))
 	source.await("the target missed", func(s Status) bool {
-		return slices.ContainsFunc(s.Alarms, func(x Alarm) bool { return x.Name == "redundancy-reduced" && strings.Contains(x.Reason, fs[0].c.Listen[0]) })
+		return slices.ContainsFunc(s.Alarms, func(x Alarm) bool {
+			return x.Name == "redundancy-reduced" && strings.Contains(x.Reason, fs[0].c.Listen[0])
+		})
 	})
 	source.write(3)
 	fs[0].start()
@@ -285,10 +287,14 @@ func TestSlowHotBackup(t *testing.T) {
 	}
 	fs[1].a.feedMu.Unlock()
 	es, _ := source.a.Events(0)
-	if !slices.ContainsFunc(es, func(e Event) bool { return e.Target == fs[1].c.Listen[0] && strings.Contains(e.Text, "writers outran it") }) {
+	if !slices.ContainsFunc(es, func(e Event) bool {
+		return e.Target == fs[1].c.Listen[0] && strings.Contains(e.Text, "writers outran it")
+	}) {
 		t.Error("the backup was not left behind")
 	}
-	if slices.ContainsFunc(es, func(e Event) bool { return e.Target == fs[0].c.Listen[0] && strings.Contains(e.Text, "writers outran it") }) {
+	if slices.ContainsFunc(es, func(e Event) bool {
+		return e.Target == fs[0].c.Listen[0] && strings.Contains(e.Text, "writers outran it")
+	}) {
 		t.Error("the target was left behind too")
 	}
 	source.awaitAll("in sync")

@@ -204,3 +204,9 @@ func (p *promise) setKick(i int, f func()) {
 	defer p.mu.Unlock()
 	p.kicks[i] = f
 }
+
+func (p *promise) isActive(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.w.active == i
+}

@@ -39,7 +39,8 @@ type sender struct {
 	follower string
 	id       [16]byte
 	track    trackView // at the handshake
-	hold     *hold     // while run goes on
+	members  memberTelling
+	hold     *hold // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -117,6 +118,9 @@ func (s *sender) feed(ctx context.Context) error {
 			return err
 		}
 		s.report(followerCopied, "")
+		if err := s.tellSets(ctx); err != nil {
+			return err
+		}
 	default:
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
@@ -163,6 +167,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
 	s.ring, s.id = f.Ring, f.ID
+	s.v.dirty.adopt(s.follower, s.id)
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
@@ -213,6 +218,9 @@ func (s *sender) stream(ctx context.Context) error {
 		case <-changed:
 		case <-s.kick:
 		case <-tick.C:
+			if err := s.tellMembers(ctx); err != nil {
+				return err
+			}
 			if s.v.log.Durable() > s.declared {
 				if err := s.sendHeader(ctx); err != nil {
 					return err
