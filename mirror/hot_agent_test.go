@@ -90,6 +90,11 @@ func TestHotBackups(t *testing.T) {
 	if len(s.Alarms) > 0 {
 		t.Errorf("alarms: %+v", s.Alarms)
 	}
+	for i, f := range fs {
+		f.await("told of all members", func(s Status) bool {
+			return s.Source != nil && s.Source.Active == (i == 0) && len(s.Source.Members) == 3
+		})
+	}
 	for _, to := range []string{"primary", fs[0].c.Listen[0]} {
 		if err := source.a.Switch(t.Context(), to); err == nil || !strings.Contains(err.Error(), "already") {
 			t.Errorf("switch to the active one: %v", err)

@@ -253,3 +253,45 @@ func TestMembersTable(t *testing.T) {
 		t.Error("a promotion forgets a member, or keeps its place")
 	}
 }
+
+// TestMembersMarkCommitted: a secondary marks no more than what cannot be cut; what comes to lie beyond may be of another history.
+func TestMembersMarkCommitted(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	h.track()
+	o := quietOptions()
+	o.Dirty = h.dirty
+	v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.Abort() })
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	var at [4]journal.LSN
+	for i := range at {
+		if _, err := v.WriteAt(make([]byte, 100), int64(i)*minDirtyBlock); err != nil {
+			t.Fatal(err)
+		}
+		if at[i], err = v.log.Sync(v.log.Head()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := [16]byte{9}
+	v.dirty.told(id, at[0])
+	v.dirty.leave(at[1], at[2], v.History())
+	w := v.dirty.view(memberName(id))
+	if w.upTo != at[2] || w.set == nil || w.set.bytes() != 2*minDirtyBlock {
+		t.Fatalf("marked up to %d, committed are %d of %d: %+v", w.upTo, at[2], at[3], w)
+	}
+	v.dirty.leave(at[2], at[3], v.History())
+	if w = v.dirty.view(memberName(id)); w.upTo != at[2] {
+		t.Fatalf("marked up to %d although the tail is at %d", w.upTo, at[2])
+	}
+	v.role.Store(uint32(RoleSecondary))
+	v.declared.Store(0)
+	v.sizeReset(testDevice / 2)
+	if n := v.dirty.size.Load(); n != testDevice/2 {
+		t.Errorf("sets are made for %d bytes", n)
+	}
+}

@@ -261,7 +261,10 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 	r.mu.Lock()
 	s := &SourceStatus{
 		Peer: in.link.Peer(), Connected: true, LastSeen: r.lastSeen, Received: uint64(r.received),
-		Durable: uint64(a.v.log.Durable()), SourceHead: uint64(r.sourceHead), Paths: []PathStatus{},
+		Durable: uint64(a.v.log.Durable()), SourceHead: uint64(r.sourceHead), Active: r.told.Active, Paths: []PathStatus{},
+	}
+	for _, m := range r.told.Members {
+		s.Members = append(s.Members, MemberStatus{Name: m.Name, Durable: uint64(m.Durable)})
 	}
 	r.mu.Unlock()
 	s.Resync = r.progress()
