@@ -113,7 +113,7 @@ func TestReservedPlace(t *testing.T) {
 		}
 	}
 	inSpareWorld(t, 2, two, func(t *testing.T, w *spareWorld) {
-		sent := w.sess.Stats().Paths[0].BytesSent
+		sent := w.port.Stats().Paths[0].BytesSent
 		w.net.Refuse(w.addrs[0], true)
 		w.net.Cut(w.addrs[0])
 		time.Sleep(3 * time.Second)
@@ -133,10 +133,8 @@ func TestReservedPlace(t *testing.T) {
 		w.net.Refuse(w.addrs[0], false)
 		time.Sleep(5 * time.Second)
 		w.expect(t, "PathDown 1, PeerRefused 3, PathUp 1", "PathDown 1, PathUp 1")
-		for _, p := range w.sess.Stats().Paths {
-			if p.ID == 1 && p.BytesSent <= sent {
-				t.Errorf("the counters of path 1 began anew: %d after %d", p.BytesSent, sent)
-			}
+		if p := w.port.Stats().Paths[0]; p.ID != 1 || p.BytesSent <= sent {
+			t.Errorf("the counters of path 1 began anew: %+v, before %d", p, sent)
 		}
 		// Lost again, and now removed: the peer gives the place to the one that wants it.
 		w.net.Refuse(w.addrs[0], true)
@@ -190,5 +188,64 @@ func TestReservedEndsWithTheSession(t *testing.T) {
 		}
 		w.there.finish()
 		w.back.finish()
+	})
+}
+
+// A path that works, but too slowly for what it holds, is closed after PathDownAfter; the rest goes out elsewhere.
+func TestDrainIsBounded(t *testing.T) {
+	inSpareWorld(t, 2, nil, func(t *testing.T, w *spareWorld) {
+		w.net.Delay(w.addrs[0], 600*time.Millisecond)
+		time.Sleep(5 * time.Second) // the round trip of 1.2 s is learnt
+		w.source.forget()
+		w.target.forget()
+		start := time.Now()
+		if err := w.port.RemovePath(1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		w.expect(t, "PathIsDraining 1, PathDown 1", w.target.story())
+		down := w.source.event(dataport.PathDown)
+		if d := down.Time.Sub(start); d < 900*time.Millisecond || d > 1100*time.Millisecond || !strings.HasPrefix(down.Reason, "removed: not all of it") {
+			t.Errorf("%v after %v", down, d)
+		}
+		w.expectStates(t, "2 active", "2 active")
+		if s := w.target.story(); !strings.HasSuffix(s, "PathDown 1") {
+			t.Errorf("target: %s", s)
+		}
+	})
+}
+
+// A write that is stuck in a dead path holds up the receipts of what it carries, also after another path has delivered
+// it: then the path is given up before it counts as down, but not in the first moment.
+func TestBlockedPathHoldsUpNoReceipt(t *testing.T) {
+	wide := func(c *dataport.Config, pc *dataport.PortConfig) {
+		c.SendWindowBytes, c.ReceiveWindowBytes = 8<<20, 8<<20
+		pc.Scheduler = dataport.RoundRobin() // or all goes where it arrives at once
+	}
+	inSpareWorld(t, 2, wide, func(t *testing.T, w *spareWorld) {
+		w.net.Delay(w.addrs[0], time.Hour) // nothing is lost, nothing comes, and its queue fills
+		w.there.finish()
+		start := time.Now()
+		for i := range 30 {
+			b := pattern(len(w.there.sent)+1, 100_000)
+			r, err := w.sess.Send(t.Context(), b)
+			if err != nil {
+				t.Fatal(i, err)
+			}
+			w.there.sent, w.there.receipts = append(w.there.sent, len(w.there.sent)+1), append(w.there.receipts, r)
+		}
+		for _, r := range w.there.receipts {
+			if err := r.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(start); d > 500*time.Millisecond {
+			t.Errorf("the last receipt came after %v", d)
+		}
+		suspect, down := w.source.event(dataport.PathSuspect), w.source.event(dataport.PathDown)
+		if d := down.Time.Sub(suspect.Time); !strings.HasPrefix(down.Reason, "blocked") || d < 75*time.Millisecond || d > 200*time.Millisecond {
+			t.Errorf("%v, and after %v %v", suspect, d, down)
+		}
+		w.net.Delay(w.addrs[0], 0)
 	})
 }

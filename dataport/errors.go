@@ -14,6 +14,8 @@ var (
 	ErrUnknownTarget  = errors.New("dataport: no such target in the port's list")
 	ErrUnknownPath    = errors.New("dataport: no such path")
 	ErrTooManyPaths   = errors.New("dataport: port has as many paths as it may have")
+	ErrNotListening   = errors.New("dataport: the node does not listen there")
+	ErrFenced         = errors.New("dataport: fenced: a peer has seen a higher generation")
 	ErrAlreadyCurrent = errors.New("dataport: port is already on this target")
 )
 

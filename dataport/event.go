@@ -25,12 +25,13 @@ const (
 	PortClosed                             // the last event of a port
 	PathIsStandby                          // a path is well and carries no data, for enough others do
 	PathIsDraining                         // a path is being removed; PathDown follows when all on it is acknowledged
+	Fenced                                 // a peer has seen a higher Generation: the port sends nothing until SetGeneration reaches it
 )
 
 var eventNames = [...]string{
 	"", "PathUp", "PathSuspect", "PathDown", "SessionUp", "SessionDown", "TargetUnreachable",
 	"Switching", "Switched", "PeerRestarted", "Suspended", "Resumed", "PeerRefused", "PortClosed",
-	"PathIsStandby", "PathIsDraining",
+	"PathIsStandby", "PathIsDraining", "Fenced",
 }
 
 func (k EventKind) String() string {
@@ -49,6 +50,9 @@ type Event struct {
 	Path    PathID
 	Target  string
 	Reason  string
+
+	Generation uint64 // Fenced: the higher one, for the client to store before it acts on it
+	By         string // Fenced: the name of the node that has seen it
 }
 
 func (e Event) String() string {
@@ -58,6 +62,9 @@ func (e Event) String() string {
 	}
 	if e.Target != "" {
 		s += " target=" + e.Target
+	}
+	if e.Generation != 0 {
+		s += fmt.Sprintf(" generation=%d", e.Generation)
 	}
 	if e.Reason != "" {
 		s += " (" + e.Reason + ")"

@@ -60,7 +60,7 @@ const (
 	framePong
 	frameReply // a data frame that answers a Call
 	frameClose // payload: reason; ends the session, with flagDrain this path only
-	frameAddrs // payload: the sender's listen addresses, as in hello
+	frameAddrs // payload: where the sender listens now: addresses as in hello
 	frameGone  // sequence: id of a path that the side that dials has removed; the other one answers the same
 	frameTypeEnd
 )
@@ -75,7 +75,7 @@ const (
 	flagDeaf                           // the sender hears nothing on this path; counts on a ping, whose time stamp dates it
 	flagStandby                        // the side that dials asks: no data here while another path is active
 	flagDrain                          // give this path nothing more; from the side that accepts: I need it no more
-	flagEnd     frameFlags = 1 << iota // first unused bit
+	flagPacked                         // the message is packed, see compress.go; on all its frames
 )
 
 type header struct {
@@ -138,11 +138,11 @@ func (h *header) decode(b []byte, maxMessage uint32) error {
 		client: le.Uint32(b[64:]), payload: le.Uint32(b[68:]), message: le.Uint32(b[72:]), offset: le.Uint32(b[76:]),
 		call: le.Uint64(b[80:]), payloadHash: le.Uint64(b[88:]),
 	}
-	if h.typ == 0 || h.typ >= frameTypeEnd || h.flags >= flagEnd || b[6] != 0 || b[7] != 0 {
+	if h.typ == 0 || h.typ >= frameTypeEnd || b[6] != 0 || b[7] != 0 {
 		return fmt.Errorf("%w: type %d flags %#x", ErrFrame, b[4], b[5])
 	}
 	if !h.sequenced() {
-		if h.payload > maxControlPayload || h.message != 0 || h.offset != 0 {
+		if h.payload > maxControlPayload || h.message != 0 || h.offset != 0 || h.flags&flagPacked != 0 {
 			return fmt.Errorf("%w: type %d with payload of %d bytes", ErrFrame, h.typ, h.payload)
 		}
 		return nil

@@ -19,9 +19,9 @@ func sampleHeader() header {
 func sampleHello() hello {
 	h := hello{
 		kind: helloJoin, session: 77, incarnation: 5, port: 6, path: 2, maxMessage: 1 << 20, credit: 1 << 24,
-		name: "alpha", client: "vol", reason: "", addrs: []string{"10.0.0.1:7001", "10.0.1.1:7001"},
+		name: "alpha", client: "vol", reason: "", addrs: addrList{3, []string{"10.0.0.1:7001", "10.0.1.1:7001"}}, generation: 8,
 	}
-	h.nonce[0], h.proof[1], h.secret[2] = 1, 2, 3
+	h.nonce[0], h.proof[1], h.secret[2], h.history[3] = 1, 2, 3, 4
 	return h
 }
 
@@ -53,8 +53,10 @@ func TestGolden(t *testing.T) {
 	}
 	hi := sampleHello()
 	golden(t, "hello.hex", hi.encode())
+	golden(t, "addrs.hex", hi.addrs.append(nil))
 	var hiBack hello
-	if err := hiBack.decode(hi.encode()); err != nil || hiBack.name != "alpha" || len(hiBack.addrs) != 2 || hiBack.proof != hi.proof {
+	if err := hiBack.decode(hi.encode()); err != nil || hiBack.name != "alpha" || len(hiBack.addrs.list) != 2 || hiBack.addrs.version != 3 || hiBack.proof != hi.proof ||
+		hiBack.generation != 8 || hiBack.history != hi.history {
 		t.Fatalf("decoded %+v, %v", hiBack, err)
 	}
 }
@@ -76,7 +78,6 @@ func TestHeaderRefuses(t *testing.T) {
 		{"highest sequence", "sequence", func(h *header) { h.seq = 1<<64 - 1 }},
 		{"unknown type", "type", func(h *header) { h.typ = frameTypeEnd }},
 		{"type 0", "type", func(h *header) { h.typ = 0 }},
-		{"unknown flag", "type", func(h *header) { h.flags |= flagEnd }},
 		{"control frame with a big payload", "payload of", func(h *header) { h.typ, h.message, h.payload = frameClose, 0, maxControlPayload+1 }},
 		{"control frame with a message", "payload", func(h *header) { h.typ = framePing }},
 	} {
@@ -132,6 +133,10 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	h := sampleHello()
+	for h.kind = helloOpen; h.kind < helloKindEnd; h.kind++ {
+		f.Add(h.encode())
+	}
+	h.kind, h.code, h.reason, h.addrs = helloRefused, RefusedLimit, strings.Repeat("no", maxReasonBytes/2), addrList{}
 	f.Add(h.encode())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var h hello
@@ -139,6 +144,19 @@ func FuzzHello(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(h.encode(), in) {
+			t.Fatalf("encode of decode differs for %x", in)
+		}
+	})
+}
+
+func FuzzAddrs(f *testing.F) {
+	f.Add(addrList{3, []string{"10.0.0.1:7001", "[::1]:1"}}.append(nil))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		a, err := decodeAddrs(in)
+		if err != nil {
+			return
+		}
+		if len(a.list) > maxAddrs || !bytes.Equal(a.append(nil), in) {
 			t.Fatalf("encode of decode differs for %x", in)
 		}
 	})

@@ -9,12 +9,16 @@ import (
 // string is a length u16 and its bytes; a list a count u8 and its strings. At most maxControlPayload in all.
 //
 //	kind u8 (1 open a session, 2 join one, 3 accepted, 4 refused)   code u8 (of a refusal)
-//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64
+//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64   unpacks u8
+//	history [16]  generation u64
 //	nonce [32]    proof [32]    secret [32]
-//	name   client   reason: string    addresses: list
+//	name   client   reason: string    addresses: version u64, list
 //
 // open: session is chosen at random by the side that dials; port tells two ports of one process apart.
+// generation: of the client's history, see fence.go; open, join: the sender's own; accepted, refused: the highest that it
+// has seen. addresses: where the sender listens, see announce.go.
 // join, accepted: proof shows the session's secret, bound to this connection (see secret.go).
+// unpacks: the algorithms that the sender takes messages packed by, a bit each (see compress.go); unknown bits mean nothing.
 // secret: over plain TCP the accepting side gives the session's secret in the clear; zero over TLS.
 type hello struct {
 	flags       frameFlags // of the frame's header, not in the payload: flagStandby in a join
@@ -26,13 +30,16 @@ type hello struct {
 	path        PathID
 	maxMessage  uint32
 	credit      uint64
+	unpacks     packSet
+	history     [16]byte
+	generation  uint64
 	nonce       [32]byte
 	proof       [32]byte
 	secret      [32]byte
 	name        string
 	client      string
 	reason      string
-	addrs       []string
+	addrs       addrList
 }
 
 type helloKind uint8
@@ -55,6 +62,7 @@ const (
 	RefusedProof                           // the proof of the session's secret is wrong
 	RefusedLimit                           // too many sessions or paths
 	RefusedHello                           // the hello makes no sense
+	RefusedFenced                          // a higher generation has been seen here
 )
 
 const (
@@ -93,13 +101,16 @@ func (h *hello) encode() []byte {
 	b = le.AppendUint32(b, uint32(h.path))
 	b = le.AppendUint32(b, h.maxMessage)
 	b = le.AppendUint64(b, h.credit)
+	b = append(b, byte(h.unpacks))
+	b = append(b, h.history[:]...)
+	b = le.AppendUint64(b, h.generation)
 	b = append(b, h.nonce[:]...)
 	b = append(b, h.proof[:]...)
 	b = append(b, h.secret[:]...)
 	b = appendString(b, h.name, maxNameBytes)
 	b = appendString(b, h.client, maxNameBytes)
 	b = appendString(b, h.reason, maxReasonBytes)
-	return appendList(b, h.addrs)
+	return h.addrs.append(b)
 }
 
 // reader takes a payload apart; after the first thing that does not fit it yields zeroes and keeps bad set.
@@ -151,10 +162,14 @@ func (h *hello) decode(b []byte) error {
 	*h = hello{kind: helloKind(r.u8()), code: RefuseCode(r.u8())}
 	h.session, h.incarnation, h.port = SessionID(r.u64()), r.u64(), r.u64()
 	h.path, h.maxMessage, h.credit = PathID(r.u32()), r.u32(), r.u64()
+	h.unpacks = packSet(r.u8())
+	copy(h.history[:], r.take(16))
+	h.generation = r.u64()
 	copy(h.nonce[:], r.take(32))
 	copy(h.proof[:], r.take(32))
 	copy(h.secret[:], r.take(32))
-	h.name, h.client, h.reason, h.addrs = r.str(maxNameBytes), r.str(maxNameBytes), r.str(maxReasonBytes), r.list()
+	h.name, h.client, h.reason = r.str(maxNameBytes), r.str(maxNameBytes), r.str(maxReasonBytes)
+	h.addrs = r.addrs()
 	switch {
 	case r.bad || len(r.b) != 0:
 		return fmt.Errorf("%w: its length does not fit", ErrBadHello)

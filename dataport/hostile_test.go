@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -62,7 +63,14 @@ func dialHello(t *testing.T, n *Node) (net.Conn, SessionID) {
 	if _, err := w.ask(h); err != nil {
 		t.Fatal(err)
 	}
+	<-n.sessionOf(h.session).begun // its path is added after the answer
 	return c, h.session
+}
+
+func (n *Node) sessionOf(id SessionID) *Session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sessions[id]
 }
 
 func TestGarbage(t *testing.T) {
@@ -120,6 +128,39 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// A path that was removed does not come back, however late its join arrives, and the place of another is nobody's.
+func TestRemovedPathIsNotJoined(t *testing.T) {
+	n := plainNode(t, func(c *Config) { c.MaxPaths = 2 })
+	_, _ = dialHello(t, n)
+	s := n.sessionsOf(nil)[0]
+	lost, err := s.recordFor(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.recordFor(7); err != nil || again != lost {
+		t.Fatalf("the same path has two places: %v", err)
+	}
+	if _, err := s.recordFor(8); !errors.Is(err, ErrTooManyPaths) {
+		t.Fatalf("a third path: %v", err)
+	}
+	s.mu.Lock()
+	on := s.paths[0]
+	for id := PathID(7); id < 7+3*maxGone; id++ {
+		s.peerGone(on, id)
+	}
+	kept := len(s.gone)
+	s.mu.Unlock()
+	if kept > maxGone {
+		t.Errorf("%d removed paths are remembered", kept)
+	}
+	if _, err := s.recordFor(6 + 3*maxGone); !errors.Is(err, ErrUnknownPath) {
+		t.Errorf("a removed path joins: %v", err)
+	}
+	if _, err := s.recordFor(1000); err != nil {
+		t.Errorf("the place is not free: %v", err)
+	}
+}
+
 // An authenticated peer that breaks the protocol loses its session; nothing is allocated on its word.
 func TestPeerBreaksTheProtocol(t *testing.T) {
 	data := func(change func(h *header)) func(SessionID) []byte {
@@ -127,18 +168,21 @@ func TestPeerBreaksTheProtocol(t *testing.T) {
 			h := header{typ: frameData, flags: flagFirst | flagLast, session: id, client: clientID("test"), seq: 1, ack: 1, consumed: 1}
 			h.payloadHash = xxhashOfNothing
 			change(&h)
-			b := make([]byte, headerBytes)
+			b := make([]byte, headerBytes+h.payload%64) // a header that lies is refused before its payload is read
 			h.encode(b)
 			return b
 		}
 	}
 	for name, frame := range map[string]func(SessionID) []byte{
-		"foreign session":           data(func(h *header) { h.session++ }),
-		"foreign client":            data(func(h *header) { h.client++ }),
-		"acknowledges the unsent":   data(func(h *header) { h.ack = 99 }),
-		"consumed before it came":   data(func(h *header) { h.consumed = 99 }),
-		"path bytes never sent":     data(func(h *header) { h.pathBytes = 1 }),
-		"sequence beyond credit":    data(func(h *header) { h.seq = 1 << 40 }),
+		"foreign session":         data(func(h *header) { h.session++ }),
+		"foreign client":          data(func(h *header) { h.client++ }),
+		"acknowledges the unsent": data(func(h *header) { h.ack = 99 }),
+		"consumed before it came": data(func(h *header) { h.consumed = 99 }),
+		"path bytes never sent":   data(func(h *header) { h.pathBytes = 1 }),
+		"sequence beyond credit":  data(func(h *header) { h.seq = 1 << 40 }),
+		"fragment without its first": data(func(h *header) {
+			h.flags, h.message, h.offset, h.payload, h.payloadHash = flagLast, 16, 8, 8, sumOf(make([]byte, 8))
+		}),
 		"message beyond the limit":  data(func(h *header) { h.flags, h.message, h.payload = flagFirst, 1<<31, 8 }),
 		"hello on a path":           data(func(h *header) { h.typ = frameHello }),
 		"payload hash of something": data(func(h *header) { h.payloadHash = 7 }),

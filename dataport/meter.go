@@ -74,7 +74,7 @@ func (p *path) measure(now time.Duration, sentAt uint64) {
 		return // not one of our pings
 	}
 	if p.srtt == 0 {
-		p.srtt = rtt
+		p.srtt = max(rtt, 1)
 	} else {
 		p.srtt += (rtt - p.srtt) / 8
 	}

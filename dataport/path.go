@@ -50,72 +50,18 @@ type path struct {
 	ackDue  bool
 	gone    []PathID
 	closing string // not empty: say so and end
+	told    uint64 // version of our addresses that the peer was told here
 
 	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
 	meter    meter
 	rate     float64
 }
 
-// record is what stays of a path over its reconnections.
-type record struct {
-	id                     PathID
-	sent, received, resent atomic.Uint64
-
-	mu            sync.Mutex // leaf: guards the fields below
-	local, remote string
-	state         PathState
-	since         time.Time
-	reason        string
-	rtt           time.Duration
-	rate          float64
-	unacked       int
-}
-
-func (r *record) set(s PathState, reason string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.state != s {
-		r.state, r.since = s, time.Now()
-	}
-	if reason != "" {
-		r.reason = reason
-	}
-	if !s.live() {
-		r.unacked = 0
-	}
-}
-
-func (r *record) connected(w *wire) {
-	r.mu.Lock()
-	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
-	r.mu.Unlock()
-}
-
-// over takes the record out of a session that has ended.
-func (r *record) over(reason string) {
-	r.mu.Lock()
-	s := r.state
-	r.mu.Unlock()
-	switch {
-	case s.live():
-		r.set(PathIdle, reason)
-	case s == PathReserved: // nothing to keep a place in; the side that dials goes on trying
-		next, _ := s.next(pathPause)
-		r.set(next, "")
-	}
-}
-
-func (r *record) stats() PathStats {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return PathStats{
-		ID: r.id, Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
-		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
-	}
-}
-
 func newPath(s *Session, w *wire, rec *record) *path {
-	p := &path{id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, asked: w.asked && !s.dials()}
+	p := &path{
+		id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt,
+		asked: w.asked && !s.dials(), told: w.told,
+	}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
 	rec.set(p.state, "")
 	now, t := int64(s.node.clock.now()), s.node.conf.Timing
@@ -150,6 +96,9 @@ func (p *path) grant(now, late time.Duration) {
 // patience is how long the path may be silent.
 func (p *path) patience() time.Duration {
 	t := p.s.node.conf.Timing
+	if p.srtt == 0 { // it is not known yet how long the way is
+		return t.PathDownAfter * 3 / 4
+	}
 	return min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
 }
 
@@ -216,6 +165,7 @@ type work struct {
 	headers []header
 	frames  []*outFrame // nil entry: no data
 	bye     string
+	addrs   []byte // payload of a frameAddrs
 	bulk    int
 }
 
@@ -224,6 +174,7 @@ const maxBatchBytes = 512 << 10
 // collect takes what is due: small frames first, then bulk. s.mu is held. It reports false when nothing is due.
 func (p *path) collect(w *work) bool {
 	w.headers, w.frames, w.bulk, w.bye = w.headers[:0], w.frames[:0], 0, p.closing
+	w.addrs = nil
 	if w.bye != "" {
 		w.headers, w.frames = append(w.headers, p.header(frameClose, 0)), append(w.frames, nil)
 		return true
@@ -236,6 +187,11 @@ func (p *path) collect(w *work) bool {
 	}
 	for _, id := range p.gone {
 		w.headers, w.frames = append(w.headers, p.header(frameGone, uint64(id))), append(w.frames, nil)
+	}
+	if w.addrs = p.addrsDue(); w.addrs != nil {
+		h := p.header(frameAddrs, 0)
+		h.payload = uint32(len(w.addrs))
+		w.headers, w.frames = append(w.headers, h), append(w.frames, nil)
 	}
 	for p.queue.len() > 0 && w.bulk < maxBatchBytes && len(w.headers) < maxBatchFrames {
 		f := p.queue.pop()
@@ -265,7 +221,9 @@ func (p *path) collect(w *work) bool {
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
-		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+		// Held back by the bandwidth limit, a path that has delivered everything says nothing of what it could.
+		idle := p.queue.len() == 0 && (p.s.out.queue.len() == 0 || p.s.throttled && p.meter.arrived == p.meter.total)
+		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), idle)
 	}
 	return len(w.headers) > 0
 }
@@ -377,7 +335,7 @@ func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
 
 // write sends all of w with as few system calls as it takes.
 func (e *encoder) write(c *wire, w *work) (int, error) {
-	need := len(e.control)
+	need := len(e.control) + len(w.addrs)
 	for i, h := range w.headers {
 		need += headerBytes
 		if w.frames[i] != nil && h.payload < copyBelowBytes {
@@ -395,6 +353,9 @@ func (e *encoder) write(c *wire, w *work) (int, error) {
 		e.staging = e.staging[:at+headerBytes]
 		total += headerBytes + int(h.payload)
 		switch {
+		case h.typ == frameAddrs:
+			e.staging = append(e.staging, w.addrs...)
+			h.payloadHash = xxhash.Sum64(w.addrs)
 		case f == nil:
 			e.staging = append(e.staging, e.control...)
 			h.payloadHash = xxhash.Sum64String(e.control)
@@ -514,21 +475,22 @@ func (p *path) read() error {
 	}
 }
 
-// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
+// payload reads and verifies a payload whose length decode has bounded. Whatever comes of it is a sign of life, or a slow
 // path would fall silent for as long as a frame takes.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
 	buf := newBuffer(int(h.payload))
-	const piece = 32 << 10
 	for rest := buf.data; len(rest) > 0; {
-		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
-		if err != nil {
+		n, err := r.Read(rest)
+		rest = rest[n:]
+		if n > 0 {
+			p.ear.hark(p.s.node.clock.now())
+		}
+		if n > 0 && h.flags&flagDeaf == 0 {
+			p.heard.Store(int64(p.s.node.clock.now()))
+		}
+		if err != nil && len(rest) > 0 {
 			buf.release()
 			return nil, err
-		}
-		rest = rest[n:]
-		p.ear.hark(p.s.node.clock.now())
-		if h.flags&flagDeaf == 0 {
-			p.heard.Store(int64(p.s.node.clock.now()))
 		}
 	}
 	if xxhash.Sum64(buf.data) != h.payloadHash {

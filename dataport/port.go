@@ -39,11 +39,15 @@ type PortConfig struct {
 	// ActivePaths is how many paths carry data at once; the others stand by, connected and watched, and take over at
 	// the moment one of these is suspect or lost. 0: as many as the Scheduler says, else all.
 	ActivePaths int
-	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses (and the
-	// node's LocalAddrs).
+	// Paths is how many paths to keep, when more than the target has addresses: they go round the addresses.
 	Paths int
 	// UseAnnounced: also connect to the addresses that the target's node says it listens on, so that one seed address suffices.
+	// Paths to them come and go with the addresses; those to Target stay.
 	UseAnnounced bool
+	// Compression of what the port sends. "": none. The other direction is the peer's choice.
+	Compression Compression
+	// Bandwidth limits what the port sends; Port.SetBandwidth changes it.
+	Bandwidth Bandwidth
 }
 
 // Validate says what is wrong with the configuration.
@@ -68,7 +72,7 @@ func (c *PortConfig) Validate() error {
 	if c.ActivePaths < 0 {
 		return fmt.Errorf("dataport: %d active paths: want 0 (all) or more", c.ActivePaths)
 	}
-	return nil
+	return c.Compression.validate()
 }
 
 // Port connects a client to one target at a time, out of an ordered list, over several paths. It stays the same handle
@@ -81,6 +85,7 @@ type Port struct {
 	tasks tasks
 	done  chan struct{} // closed by Close
 	well  atomic.Int32  // active and standby paths of the session, kept by the session
+	limit limiter
 
 	mu       sync.Mutex // guards the fields below; see the lock order at Session
 	targets  [][]string
@@ -100,6 +105,11 @@ type Port struct {
 	arrived  int            // target of the last session
 	peers    map[int]uint64 // last incarnation by target
 	sessions uint64
+	fenced   uint64 // the generation that fences it, 0: none
+
+	known   map[int]peerIdentity // who the targets turned out to be
+	news    chan struct{}        // capacity 1: look at what the peer announces
+	shunned map[string]bool      // announced addresses that the client does not want
 }
 
 // Open makes a port. It returns at once and connects in the background; events tell how that goes. ctx only guards the call itself.
@@ -112,8 +122,10 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	}
 	p := &Port{
 		reg: r, node: r.node, conf: c, id: randomID(), done: make(chan struct{}), change: make(chan struct{}),
-		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, since: time.Now(), lastLife: r.node.clock.now(),
+		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, known: map[int]peerIdentity{},
+		news: make(chan struct{}, 1), shunned: map[string]bool{}, since: time.Now(), lastLife: r.node.clock.now(),
 	}
+	p.limit.set(c.Bandwidth, time.Now())
 	nodeClosed := r.node.isClosed()
 	r.mu.Lock()
 	if r.closed || nodeClosed {
@@ -125,6 +137,9 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	p.mu.Lock()
 	p.startSlots()
 	p.tasks.start(p.supervise)
+	if c.UseAnnounced {
+		p.tasks.start(p.follow)
+	}
 	p.mu.Unlock()
 	return p, nil
 }
@@ -153,6 +168,8 @@ func (p *Port) current() (*Session, error) {
 	switch {
 	case p.machine.base == PortIsClosed:
 		return nil, ErrClosed
+	case p.fenced != 0:
+		return nil, ErrFenced
 	case p.sess == nil:
 		return nil, ErrNotConnected
 	}
@@ -175,17 +192,18 @@ func (p *Port) State() PortState {
 
 func (p *Port) stateLocked() PortState {
 	in := portAllPathsUp
-	if int(p.well.Load()) < p.kept() {
+	if int(p.well.Load()) < p.kept(nil) {
 		in = portPathMissing
 	}
 	p.step(in, "")
 	return p.machine.state()
 }
 
-// kept counts the paths that are to be up: all but those on their way out. p.mu is held.
-func (p *Port) kept() (n int) {
+// kept counts the paths that are to be up, but for one: all but those on their way out, and those to announced addresses
+// from the first time that they were. p.mu is held.
+func (p *Port) kept(but *slot) (n int) {
 	for _, sl := range p.slots {
-		if !sl.removed {
+		if sl != but && !sl.removed && !sl.rec.unproven() {
 			n++
 		}
 	}
@@ -210,7 +228,8 @@ func (p *Port) Target() (int, string) {
 func (p *Port) Stats() PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions}
+	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions, Fenced: p.fenced}
+	st.Bandwidth = p.limit.stats(time.Now())
 	for _, sl := range p.slots {
 		if path := sl.rec.stats(); !sl.removed || path.State == PathDraining {
 			st.Paths = append(st.Paths, path)
@@ -233,6 +252,9 @@ func (p *Port) Switch(ctx context.Context, to int) error {
 	defer p.mu.Unlock()
 	if p.machine.base == PortIsClosed {
 		return ErrClosed
+	}
+	if p.fenced != 0 {
+		return fmt.Errorf("switch: generation %d: %w", p.fenced, ErrFenced)
 	}
 	if to == -1 {
 		to = p.index + 1
@@ -281,10 +303,11 @@ func (p *Port) RemovePath(id PathID) error {
 		return fmt.Errorf("remove path %d: %w", id, ErrUnknownPath)
 	}
 	sl, s := p.slots[i], p.sess
-	if !sl.removed && p.kept() == 1 {
+	if !sl.removed && p.kept(sl) == 0 {
 		p.mu.Unlock()
 		return fmt.Errorf("remove path %d: it is the last one: close the port instead", id)
 	}
+	p.shun(sl)
 	sl.removed = true
 	p.mu.Unlock()
 	if s != nil {

@@ -6,7 +6,6 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -19,6 +18,9 @@ type slot struct {
 	rec           *record
 	epoch         int
 	local, remote string
+	turn          int  // among LocalAddrs, when local is ""
+	announced     bool // the peer told us of remote
+	leaving       bool // its address is not announced any more; guarded by p.mu
 	cancel        context.CancelFunc
 	now           chan struct{} // capacity 1: do not wait out the backoff
 	up            *Session      // in which it was up last; used by its goroutine only
@@ -27,23 +29,24 @@ type slot struct {
 
 // startSlots begins the paths to the current target. p.mu is held.
 func (p *Port) startSlots() {
-	addrs, locals := p.targets[p.index], p.node.conf.LocalAddrs
+	addrs := p.targets[p.index]
 	for i := range min(max(len(addrs), p.conf.Paths), p.node.conf.MaxPaths) {
-		local := ""
-		if len(locals) > 0 {
-			local = locals[i%len(locals)]
-		}
-		p.startSlot(local, addrs[i%len(addrs)])
+		p.startSlot("", addrs[i%len(addrs)])
 	}
 }
 
 func (p *Port) startSlot(local, remote string) *slot {
+	return p.launch(&slot{local: local, remote: remote, rec: p.newRecord(local, remote)})
+}
+
+func (p *Port) newRecord(local, remote string) *record {
 	p.lastPath++
+	return &record{id: p.lastPath, local: local, remote: remote, since: time.Now()}
+}
+
+func (p *Port) launch(sl *slot) *slot {
 	ctx, cancel := context.WithCancel(context.Background())
-	sl := &slot{
-		p: p, epoch: p.epoch, local: local, remote: remote, cancel: cancel, now: make(chan struct{}, 1),
-		rec: &record{id: p.lastPath, local: local, remote: remote, since: time.Now()},
-	}
+	sl.p, sl.epoch, sl.turn, sl.cancel, sl.now = p, p.epoch, len(p.slots), cancel, make(chan struct{}, 1)
 	p.slots = append(p.slots, sl)
 	p.tasks.start(func() { sl.run(ctx) })
 	return sl
@@ -69,9 +72,10 @@ func (sl *slot) move(in pathInput, reason string) {
 func (sl *slot) run(ctx context.Context) {
 	t := sl.p.node.conf.Timing
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, t.BackoffMax, 1.6, 0.3
+	wait.InitialInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, 1.6, 0.3
 	wait.Reset()
-	for in := pathStart; ctx.Err() == nil; in = pathRetry {
+	for in := pathStart; ctx.Err() == nil && sl.p.mayDial(ctx.Done()); in = pathRetry {
+		wait.MaxInterval = sl.patience() * 10 / 13 // the longest pauses are jittered too
 		sl.move(in, "")
 		live, err := sl.connect(ctx)
 		if err == nil {
@@ -96,7 +100,7 @@ func (sl *slot) run(ctx context.Context) {
 		if errors.Is(err, errNoSession) {
 			continue // the session it wanted to join is over: open a new one
 		}
-		pause := time.NewTimer(min(wait.NextBackOff(), t.BackoffMax))
+		pause := time.NewTimer(min(wait.NextBackOff(), sl.patience()))
 		select {
 		case <-pause.C:
 		case <-sl.now:
@@ -149,6 +153,7 @@ func (p *Port) slotEnded(sl *slot) {
 	if s != nil {
 		s.forgetPath(sl.rec.id)
 	}
+	p.newsDue() // there may be a path to that address again
 }
 
 // connect dials, authenticates and joins the port's session, or opens it.
@@ -156,7 +161,12 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	n := sl.p.node
 	limited, cancel := context.WithTimeout(ctx, n.conf.Timing.HandshakeTimeout)
 	defer cancel()
-	raw, err := n.conf.Dial(limited, sl.local, sl.remote)
+	local := sl.local
+	if local == "" {
+		local = n.from(sl.remote, sl.turn)
+	}
+	sl.rec.dials(local)
+	raw, err := n.conf.Dial(limited, local, sl.remote)
 	if err != nil {
 		return nil, fmt.Errorf("dial: %w", plain(err))
 	}
@@ -165,6 +175,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	version := n.keys.now()
 	w, err := n.secure(ctx, raw, true)
 	var live *path
 	if err == nil {
@@ -173,6 +184,9 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	if err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	if n.keys.now() != version {
+		n.endUnpinned()
 	}
 	return live, nil
 }
@@ -193,6 +207,10 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 			return nil, errVoid
 		}
 		s, change := p.sess, p.change
+		if s == nil && !sl.mayOpen(w) {
+			p.mu.Unlock()
+			return nil, errElsewhere
+		}
 		open := s == nil && !p.opening && (waited || p.slots[0] == sl)
 		if open {
 			p.opening = true
@@ -234,6 +252,9 @@ func (sl *slot) open(w *wire) (*path, error) {
 	h := n.helloFor(helloOpen, p.reg, SessionID(randomID()), sl.rec.id)
 	h.port, h.nonce = p.id, random32()
 	a, err := w.ask(h)
+	if p.refusedBy(a) {
+		return nil, errVoid
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -249,12 +270,17 @@ func (sl *slot) open(w *wire) (*path, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.epoch != sl.epoch {
+	if f := p.reg.fencing(); p.epoch != sl.epoch || p.fenced != 0 || f.own != h.generation || f.history != h.history {
 		return nil, errVoid
+	}
+	if known := p.known[p.index]; sl.announced && known.name != a.name {
+		return nil, errElsewhere
 	}
 	s := newSession(n, p.reg, sessionSetup{
 		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, mostActive: p.conf.ActivePaths, maxMessage: a.maxMessage, credit: a.credit,
-		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0]},
+		compression: p.conf.Compression, unpacks: a.unpacks,
+		history: h.history, generation: h.generation, news: a.addrs, newsVia: w.raw.RemoteAddr().String(),
+		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0], Generation: p.reg.comparable(a)},
 	})
 	s.out.hold = p.machine.suspended
 	n.mu.Lock()
@@ -264,6 +290,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 		p.reg.emit(Event{Kind: PeerRestarted, Port: p, Session: s, Target: s.peer.Target, Reason: "new incarnation"})
 	}
 	p.peers[p.index] = a.incarnation
+	p.known[p.index] = peerIdentity{a.name, w.keyText()}
 	switched := p.machine.base == PortSwitching || p.unannounced()
 	live, err := s.addPath(w, sl.rec, func() {
 		if switched {
@@ -279,31 +306,12 @@ func (sl *slot) open(w *wire) (*path, error) {
 	p.arrived = p.index
 	p.sessions++
 	p.step(portSessionUp, "")
-	p.addAnnounced(a.addrs, w.raw.RemoteAddr().String())
+	p.newsDue()
 	return live, nil
 }
 
 // unannounced reports whether the current target was switched to and has not been reached since: Switched is still to be told.
 func (p *Port) unannounced() bool { return p.arrived != p.index }
-
-// addAnnounced adds paths to addresses that the target says it has. p.mu is held.
-func (p *Port) addAnnounced(addrs []string, seed string) {
-	if !p.conf.UseAnnounced {
-		return
-	}
-	for _, a := range addrs {
-		host, _, err := net.SplitHostPort(a)
-		if err != nil || a == seed || len(p.slots) >= p.node.conf.MaxPaths {
-			continue
-		}
-		if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-			continue
-		}
-		if !slices.ContainsFunc(p.slots, func(s *slot) bool { return s.remote == a }) {
-			p.startSlot("", a)
-		}
-	}
-}
 
 func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	p, n := sl.p, sl.p.node
@@ -319,7 +327,13 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	h.proof = joinProof(s.secret, roleDials, bound, s.id, h.path)
 	a, err := w.ask(h)
 	var refusal *RefusedError
+	if p.refusedBy(a) {
+		return nil, errVoid
+	}
 	if errors.As(err, &refusal) && refusal.Code == RefusedNoSession && a != nil {
+		if sl.elsewhere(s, a) {
+			return nil, errElsewhere
+		}
 		if a.incarnation != s.peer.Incarnation {
 			p.mu.Lock()
 			p.peers[p.index] = a.incarnation
@@ -327,6 +341,9 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 			s.fail("peer restarted", endRestarted)
 		} else {
 			s.fail("the peer has given up the session", endByPeer)
+		}
+		if s.young() {
+			return nil, fmt.Errorf("%w: it does not know the session that began a moment ago: do all addresses of the target lead to one node?", ErrRefused)
 		}
 		return nil, errNoSession
 	}
@@ -339,7 +356,12 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 	if err := w.establish(); err != nil {
 		return nil, err
 	}
-	return s.addPath(w, sl.rec, nil)
+	live, err := s.addPath(w, sl.rec, nil)
+	if err == nil {
+		s.heard(a.addrs, w.raw.RemoteAddr().String())
+		p.newsDue() // with one more path up another one may go
+	}
+	return live, err
 }
 
 // attemptFailed notes why a path did not come up. A refusal is told to the client, once per reason.
@@ -348,6 +370,9 @@ func (p *Port) attemptFailed(ctx context.Context, sl *slot, err error) {
 		return
 	}
 	sl.rec.set(PathLost, err.Error())
+	if sl.rec.unproven() {
+		return // nobody asked for it
+	}
 	var refusal *RefusedError
 	told := errors.Is(err, ErrWrongKey) || errors.As(err, &refusal) && refusal.Code != RefusedNoClient
 	p.mu.Lock()
@@ -376,9 +401,10 @@ func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
 	p.well.Store(0)
 	p.lastLife, p.declared = p.node.clock.now(), false
 	p.step(portSessionDown, reason)
-	if why == endUnreachable {
+	switch {
+	case why == endUnreachable:
 		p.declare(reason)
-	} else {
+	case !s.young(): // or two that fail each other's sessions would do so as fast as they can
 		for _, sl := range p.slots {
 			sl.hurry()
 		}
@@ -414,6 +440,7 @@ func (p *Port) switchTo(to int, reason string) {
 		sl.cancel()
 	}
 	p.slots = nil
+	clear(p.shunned)
 	p.well.Store(0)
 	p.index, p.opening, p.declared, p.refused = to, false, false, ""
 	p.arrived = -1
@@ -441,7 +468,7 @@ func (p *Port) supervise() {
 			p.lastLife = min(now, p.lastLife+late)
 		}
 		switch waited := now - p.lastLife; {
-		case p.sess != nil || p.machine.base == PortIsClosed:
+		case p.sess != nil || p.fenced != 0 || p.machine.base == PortIsClosed:
 		case p.declared:
 			p.goOn() // resumed meanwhile
 		case waited >= p.node.conf.Timing.UnreachableAfter:

@@ -18,9 +18,10 @@ import "fmt"
 //
 //	Connected, Degraded ── session down (peer restarted or closed it) ──► Opening
 //	Connected, Degraded, Opening ── switch ──► Switching
+//	any ── fence ──► Fenced ── raise ──► Opening;   nothing else leads out of Fenced but close
 //	any ── suspend ──► Suspended ── resume ──► whatever it is by then;   any ── close ──► Closed, for good
 //
-// Suspended lies over the other states: paths and sessions come and go beneath it, only messages are held back.
+// Suspended lies over the other states: paths and sessions come and go beneath it, only messages are held back. Fenced shows through it.
 // Nothing in this file knows a clock, a connection or a goroutine.
 type PortState uint8
 
@@ -33,9 +34,10 @@ const (
 	PortSwitching
 	PortSuspended
 	PortIsClosed
+	PortFenced
 )
 
-var portStateNames = [...]string{"opening", "connected", "degraded", "unreachable", "switching", "suspended", "closed"}
+var portStateNames = [...]string{"opening", "connected", "degraded", "unreachable", "switching", "suspended", "closed", "fenced"}
 
 func (s PortState) String() string {
 	if int(s) >= len(portStateNames) {
@@ -56,6 +58,8 @@ const (
 	portSuspend
 	portResume
 	portClose
+	portFence
+	portRaise
 )
 
 // portMachine is the state of a port; suspended lies over base.
@@ -65,7 +69,7 @@ type portMachine struct {
 }
 
 func (m portMachine) state() PortState {
-	if m.suspended && m.base != PortIsClosed {
+	if m.suspended && m.base != PortIsClosed && m.base != PortFenced {
 		return PortSuspended
 	}
 	return m.base
@@ -78,6 +82,23 @@ func (m *portMachine) on(in portInput) bool {
 		return false
 	}
 	up := m.base == PortConnected || m.base == PortDegraded
+	switch in {
+	case portFence:
+		m.base = PortFenced
+	case portRaise:
+		if m.base == PortFenced {
+			m.base = PortOpening
+		}
+	case portSuspend:
+		m.suspended = true
+	case portResume:
+		m.suspended = false
+	case portClose:
+		m.base = PortIsClosed
+	}
+	if m.base == PortFenced {
+		return *m != before
+	}
 	switch in {
 	case portSessionUp:
 		m.base = PortConnected
@@ -97,12 +118,6 @@ func (m *portMachine) on(in portInput) bool {
 		m.base = PortUnreachable
 	case portSwitch:
 		m.base = PortSwitching
-	case portSuspend:
-		m.suspended = true
-	case portResume:
-		m.suspended = false
-	case portClose:
-		m.base = PortIsClosed
 	}
 	return *m != before
 }

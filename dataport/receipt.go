@@ -37,10 +37,12 @@ func (r *Receipt) Wait(ctx context.Context) error {
 type outMsg struct {
 	Receipt
 	parts   [][]byte
-	size    int
-	cut     int // bytes that are in frames already
+	size    int     // of the parts
+	need    int     // of the send window
+	packed  *buffer // the only part, when the message goes packed
+	cut     int     // bytes that are in frames already
 	typ     frameType
-	flags   frameFlags // flagCall, flagError
+	flags   frameFlags // flagCall, flagError, flagPacked
 	call    uint64
 	first   uint64 // sequence of its first frame, once there is one
 	last    uint64 // sequence of its last frame, once allCut

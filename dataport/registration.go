@@ -46,6 +46,7 @@ type Registration struct {
 	dropped int
 	closed  bool
 	wake    chan struct{} // capacity 1, never closed
+	fence   fencing
 	ports   map[*Port]struct{}
 }
 

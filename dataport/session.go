@@ -23,11 +23,18 @@ type Session struct {
 	peerKey ed25519.PublicKey // nil over plain TCP
 	secret  [32]byte
 	sched   Scheduler
-	maxMsg  int // largest message the peer takes
-	cancel  context.CancelFunc
-	ctx     context.Context // given to callbacks, ends with the session
-	done    chan struct{}   // closed by end
-	tasks   tasks
+	maxMsg  int     // largest message the peer takes
+	packer  *packer // nil: nothing is packed
+
+	history    [16]byte // with generation: what the side that dials said when it opened the session
+	generation uint64
+
+	cancel context.CancelFunc
+	ctx    context.Context // given to callbacks, ends with the session
+	born   time.Duration
+	begun  chan struct{} // closed by start
+	done   chan struct{} // closed by end
+	tasks  tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
 	paths []*path    // Active, Standby, Suspect and Draining
@@ -35,6 +42,9 @@ type Session struct {
 	gone  []PathID   // removed: dialling, the peer is still to be told; accepting, they may not come back
 	ended bool
 	err   error
+
+	news    addrList // the newest that the peer said about its addresses
+	newsVia string   // on a path with this remote address
 
 	lastLife time.Duration // last sign of life on any path
 	lastTick time.Duration
@@ -49,6 +59,9 @@ type Session struct {
 	elected    []bool      // scratch of elect
 
 	counts Stats
+
+	limitTimer *time.Timer // nil until the bandwidth limit first held something back
+	throttled  bool        // it does so now
 }
 
 // sessionSetup is what a handshake settled.
@@ -63,6 +76,13 @@ type sessionSetup struct {
 	mostActive int // 0: as the scheduler says
 	maxMessage uint32
 	credit     uint64
+	history    [16]byte
+	generation uint64
+	news       addrList
+	newsVia    string
+
+	compression Compression
+	unpacks     packSet // the peer does
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -71,11 +91,13 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	}
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
-		sched: u.sched, maxMsg: int(u.maxMessage), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		sched: u.sched, maxMsg: int(u.maxMessage), begun: make(chan struct{}), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		packer:  newPacker(n.codec, u.compression, u.unpacks),
+		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
-	s.lastTick = s.lastLife
+	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
 	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
@@ -83,9 +105,13 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 
 // start lets the session live. Its first path is added right after.
 func (s *Session) start() {
+	close(s.begun)
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
+
+// young reports whether the session began so recently that its end is a failed attempt to have one.
+func (s *Session) young() bool { return s.node.clock.now()-s.born < s.node.conf.Timing.PathDownAfter }
 
 // dials reports whether this side opened the session: then it decides about standby and removal.
 func (s *Session) dials() bool { return s.port != nil }
@@ -112,6 +138,9 @@ func (s *Session) Stats() Stats {
 	defer s.mu.Unlock()
 	st := s.counts
 	st.QueuedBytes = s.out.used
+	sent := s.packer.stats()
+	sent.ReceivedPacked, sent.ReceivedUnpacked = st.Compression.ReceivedPacked, st.Compression.ReceivedUnpacked
+	st.Compression = sent
 	st.BufferedBytes = int(s.in.cost - s.in.consumedCost)
 	for _, r := range s.recs {
 		st.Paths = append(st.Paths, r.stats())
@@ -170,6 +199,9 @@ func (s *Session) end(reason string, why endCause) bool {
 	s.event(SessionDown, 0, reason)
 	s.failSending()
 	s.dropReceived()
+	if s.limitTimer != nil {
+		s.limitTimer.Stop()
+	}
 	s.mu.Unlock()
 	s.cancel()
 	close(s.done)
@@ -211,8 +243,6 @@ func (s *Session) tick(now time.Duration) string {
 		s.lastLife = min(now, s.lastLife+late)
 		for _, p := range s.paths {
 			p.grant(now, late)
-			p.ear.trouble.Store(int64(now))
-			p.deaf = p.deaf && p.state == PathSuspected // said while we stood still
 		}
 	}
 	s.lastTick = now

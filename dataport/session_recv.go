@@ -68,6 +68,11 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 		p.measure(now, h.seq)
 	case frameGone:
 		s.peerGone(p, PathID(h.seq))
+	case frameAddrs:
+		var a addrList
+		if a, err = decodeAddrs(buf.data); err == nil {
+			s.heardFrom(a, p.w.raw.RemoteAddr().String())
+		}
 	}
 	s.checkDrain(p, now)
 	if !h.sequenced() {
@@ -124,7 +129,7 @@ func (s *Session) accept(h *header, buf *buffer) error {
 		} else {
 			m.buf = newBuffer(int(h.message)) // decode bounded it by MaxMessageBytes
 		}
-	case m == nil, h.flags&flagFirst != 0, m.typ != h.typ, m.call != h.call, m.have != int(h.offset), len(m.buf.data) != int(h.message):
+	case m == nil, h.flags&flagFirst != 0, m.typ != h.typ, (m.flags^h.flags)&flagPacked != 0, m.call != h.call, m.have != int(h.offset), len(m.buf.data) != int(h.message):
 		return fmt.Errorf("%w: fragment %d+%d of %d does not follow its predecessor", ErrProtocol, h.offset, h.payload, h.message)
 	}
 	if m.buf != buf {
@@ -141,6 +146,11 @@ func (s *Session) accept(h *header, buf *buffer) error {
 	}
 	in.whole = nil
 	in.end = in.next
+	if m.flags&flagPacked != 0 {
+		if _, err := s.packedIn(m.buf.data); err != nil {
+			return err
+		}
+	}
 	if m.typ == frameReply {
 		s.answer(m)
 		return nil
@@ -160,6 +170,7 @@ func (s *Session) answer(m *inMsg) {
 		if m.flags&flagError != 0 {
 			c.err = &RemoteError{Text: string(m.buf.data)}
 		} else {
+			c.flags = m.flags
 			c.reply = append(make([]byte, 0, len(m.buf.data)), m.buf.data...)
 		}
 		close(c.done)
@@ -214,25 +225,33 @@ func (s *Session) deliver() {
 		s.in.busy = m
 		s.mu.Unlock()
 
+		if e := s.unfold(m); e != nil {
+			s.fail(e.Error(), endProtocol)
+			return
+		}
 		s.tasks.leave()
 		reply, err := s.reg.client.OnMessage(s.ctx, Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0})
 		s.tasks.enter()
+		var packed *buffer
 		if m.flags&flagCall != 0 && len(reply) > 0 && err == nil {
-			reply = append([]byte(nil), reply...) // it may lie in the payload, which is recycled now
+			if packed = s.packReply(reply); packed == nil {
+				reply = append([]byte(nil), reply...) // it may lie in the payload, which is recycled now
+			}
 		}
 		size := len(m.buf.data)
 		m.buf.release()
-		if e := s.consumed(m, size, reply, err); e != nil {
+		if e := s.consumed(m, size, reply, packed, err); e != nil {
 			s.fail(e.Error(), endProtocol)
 			return
 		}
 	}
 }
 
-func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
+func (s *Session) consumed(m *inMsg, size int, reply []byte, packed *buffer, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
+		packed.release()
 		return nil
 	}
 	s.in.busy = nil
@@ -242,7 +261,7 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
 	s.settle()
 	s.grant()
 	if m.flags&flagCall != 0 {
-		if e := s.enqueueReply(m.call, reply, err); e != nil {
+		if e := s.enqueueReply(m.call, reply, packed, err); e != nil {
 			return e
 		}
 	}

@@ -30,6 +30,9 @@ type sending struct {
 	peerConsumed uint64
 }
 
+// maxSequence: a session that gets there ends and makes room for a new one, long before a sequence could wrap.
+const maxSequence = 1 << 63
+
 type sendWait struct {
 	need  int
 	ready chan struct{} // closed when the window has room for it, or the session ended
@@ -40,6 +43,7 @@ type sendWait struct {
 type call struct {
 	done  chan struct{} // closed when reply or err is set
 	reply []byte
+	flags frameFlags // of the reply
 	err   error
 }
 
@@ -80,6 +84,9 @@ func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
 	if err := m.Wait(ctx); err != nil { // the parts are the caller's again
 		return nil, err
 	}
+	if c.flags&flagPacked != 0 && c.err == nil {
+		return s.unpackReply(c.reply)
+	}
 	return c.reply, c.err
 }
 
@@ -98,12 +105,29 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 	need := min(size+frameCost, s.node.conf.SendWindowBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.out.next >= maxSequence {
+		s.mu.Unlock()
+		s.fail("its sequence numbers are used up", endQuietly)
+		s.mu.Lock()
+	}
 	if err := s.reserve(ctx, need); err != nil {
 		return nil, err
 	}
+	m.need = need
+	if s.packer != nil {
+		link := s.linkSpeed()
+		s.mu.Unlock()
+		b := s.packer.pack(parts, size, link)
+		s.mu.Lock()
+		if s.ended {
+			b.release()
+			return nil, s.err
+		}
+		m.carry(b)
+	}
 	if c != nil {
 		s.out.callID++
-		m.call, m.flags = s.out.callID, flagCall
+		m.call, m.flags = s.out.callID, m.flags|flagCall
 		s.out.calls[m.call] = c
 	}
 	s.counts.MessagesSent++
@@ -114,8 +138,12 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 	return m, nil
 }
 
-func (s *Session) windowCost(m *outMsg) int {
-	return min(m.size+frameCost, s.node.conf.SendWindowBytes)
+// carry makes b, a packed message or nil, what goes out.
+func (m *outMsg) carry(b *buffer) {
+	if b != nil {
+		m.packed, m.parts, m.size = b, [][]byte{b.data}, len(b.data)
+		m.flags |= flagPacked
+	}
 }
 
 // reserve takes need bytes of the send window, waiting for its turn. s.mu is held, and given up while waiting.
@@ -164,8 +192,9 @@ func (s *Session) admit() {
 
 // enqueueReply queues the answer to a call. It never blocks: a delivery that waited for room here while the peer's does
 // the same over there would be a deadlock. The backlog is bounded instead: above the window an error replaces the reply,
-// above twice the window the peer asks more than it takes, and the session ends. s.mu is held.
-func (s *Session) enqueueReply(id uint64, reply []byte, err error) error {
+// above twice the window the peer asks more than it takes, and the session ends. packed, if not nil, is what goes out.
+// s.mu is held.
+func (s *Session) enqueueReply(id uint64, reply []byte, packed *buffer, err error) error {
 	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, typ: frameReply, call: id}
 	switch window := s.node.conf.SendWindowBytes; {
 	case s.out.reply > 2*window:
@@ -180,6 +209,11 @@ func (s *Session) enqueueReply(id uint64, reply []byte, err error) error {
 		reply, m.flags = text[:min(len(text), maxControlPayload, s.maxMsg)], flagError
 	}
 	m.parts, m.size = [][]byte{reply}, len(reply)
+	if err == nil {
+		m.carry(packed)
+	} else {
+		packed.release()
+	}
 	s.out.reply += m.size + frameCost
 	s.out.queue.push(m)
 	s.out.open.push(m)
@@ -211,6 +245,10 @@ func (s *Session) dispatch() {
 		if len(s.ready) == 0 {
 			return
 		}
+		most := s.mayCut()
+		if most == 0 {
+			return
+		}
 		n := maxFramePayload
 		if again != nil {
 			n = again.n
@@ -223,13 +261,14 @@ func (s *Session) dispatch() {
 		}
 		f := again
 		if f == nil {
-			if f = s.cut(s.ready[i].cutBytes()); f == nil {
+			if f = s.cut(min(s.ready[i].cutBytes(), most)); f == nil {
 				return // no credit
 			}
 		} else {
 			s.out.resend = s.out.resend[1:]
 		}
 		s.ready[i].give(f)
+		s.spend(f)
 	}
 }
 
@@ -247,11 +286,10 @@ func (s *Session) nextResend() *outFrame {
 func (s *Session) cut(most int) *outFrame {
 	m := s.out.queue.at(0)
 	n := min(m.size-m.cut, most)
-	room := int64(s.out.credit) - int64(s.out.spent) - frameCost
-	if room < int64(min(n, minCutBytes)) {
+	if s.out.credit < s.out.spent+frameCost+uint64(min(n, minCutBytes)) {
 		return nil
 	}
-	n = int(min(int64(n), room))
+	n = int(min(uint64(n), s.out.credit-s.out.spent-frameCost))
 	f := &outFrame{msg: m, seq: s.out.next, off: m.cut, n: n}
 	if m.cut == 0 {
 		m.first = f.seq
@@ -328,8 +366,10 @@ func (s *Session) finish(m *outMsg) {
 	if m.typ == frameReply {
 		s.out.reply -= m.size + frameCost
 	} else {
-		s.out.used -= s.windowCost(m)
+		s.out.used -= m.need
 	}
+	m.packed.release()
+	m.packed = nil
 	m.err = m.failure
 	close(m.done)
 }

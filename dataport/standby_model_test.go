@@ -18,7 +18,11 @@ import (
 // client gets what the other side sent, in order and once; what is told of each path makes sense; and once the network is
 // well again both sides have the same paths in the same states, as many active as wanted, and nothing is reserved.
 func TestPathsOfASession(t *testing.T) {
+	runs := 0
 	rapid.Check(t, func(rt *rapid.T) {
+		if runs++; raceEnabled && runs > 10 { // a race shows in few; the order of things is what the others are for
+			return
+		}
 		most := rapid.IntRange(0, 2).Draw(rt, "active")
 		steps := rapid.SliceOfN(rapid.IntRange(0, 8), 5, 25).Draw(rt, "steps")
 		at := rapid.SliceOfN(rapid.IntRange(0, 2), len(steps), len(steps)).Draw(rt, "at")

@@ -72,6 +72,17 @@ func TestPortStates(t *testing.T) {
 		{"session news while switching", []portInput{portSwitch, portSessionDown}, PortSwitching},
 		{"suspended", []portInput{portSessionUp, portSuspend, portPathMissing}, PortSuspended},
 		{"resumed into what it is by then", []portInput{portSessionUp, portSuspend, portPathMissing, portResume}, PortDegraded},
+		{"fenced", []portInput{portSessionUp, portSessionDown, portFence}, PortFenced},
+		{"nothing leads out of fenced", []portInput{portFence, portSessionUp, portSessionDown, portAllPathsUp, portPathMissing, portTargetUnreachable, portSwitch}, PortFenced},
+		{"but a raise", []portInput{portFence, portRaise}, PortOpening},
+		{"and from there on", []portInput{portFence, portRaise, portSessionUp}, PortConnected},
+		{"a raise without a fence", []portInput{portSessionUp, portRaise}, PortConnected},
+		{"fenced from unreachable", []portInput{portTargetUnreachable, portFence}, PortFenced},
+		{"fenced while suspended", []portInput{portSuspend, portFence}, PortFenced},
+		{"suspended while fenced", []portInput{portFence, portSuspend, portRaise}, PortSuspended},
+		{"resumed while fenced", []portInput{portSuspend, portFence, portResume, portRaise}, PortOpening},
+		{"closed while fenced", []portInput{portFence, portClose}, PortIsClosed},
+		{"not fenced when closed", []portInput{portClose, portFence}, PortIsClosed},
 		{"closed for good", []portInput{portClose, portSessionUp, portSuspend}, PortIsClosed},
 	} {
 		var m portMachine

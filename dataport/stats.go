@@ -20,12 +20,15 @@ type PeerInfo struct {
 	Incarnation uint64 // random per process start
 	Target      string // the first configured address; the remote address of the first path when Inbound
 	Inbound     bool
+	Generation  uint64 // the peer's, as its hello said; 0: it uses none, or one of another history
 }
 
 // PathStats is a snapshot of one path. Counters are those of the path's whole life, over reconnections.
 type PathStats struct {
 	ID            PathID
 	Local, Remote string
+	Announced     bool // the peer told us of this address
+	Unproven      bool // and it has never been up: that it is not is no loss
 	State         PathState
 	Since         time.Time
 	Reason        string // of the last loss or failure
@@ -45,16 +48,28 @@ type Stats struct {
 	QueuedBytes                    int    // accepted by Send and not yet consumed by the peer's client
 	BufferedBytes                  int    // received and not yet consumed by the client
 	DuplicateFrames                uint64 // arrived twice and dropped
+	Compression                    CompressionStats
 }
 
 // PortStats is a snapshot of a port.
 type PortStats struct {
-	State    PortState
-	Since    time.Time
-	Reason   string
-	Target   string // first address of the current target
-	Index    int    // 0 primary, 1… backups
-	Paths    []PathStats
-	Session  Stats // zero when there is none
-	Sessions uint64
+	State     PortState
+	Since     time.Time
+	Reason    string
+	Target    string // first address of the current target
+	Index     int    // 0 primary, 1… backups
+	Paths     []PathStats
+	Session   Stats // zero when there is none
+	Bandwidth BandwidthStats
+	Sessions  uint64
+	Fenced    uint64 // the generation that fences this port, 0: none
+}
+
+// CompressionStats says what packing did in one session. Messages and replies that went plain count as they are, before and after.
+type CompressionStats struct {
+	Mode                             Compression // what was asked for
+	InUse                            Compression // of the last message that was not tiny: none, s2 or zstd
+	BytesBefore, BytesAfter          uint64      // sent
+	Packed                           uint64      // messages and replies of these that went packed
+	ReceivedPacked, ReceivedUnpacked uint64      // bytes of packed messages that arrived, and what they unfolded to
 }

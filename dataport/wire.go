@@ -24,6 +24,7 @@ type wire struct {
 	binding []byte            // see secret.go; nil over plain TCP
 	rtt     time.Duration     // of the hellos, on the side that dials
 	asked   bool              // the peer's hello said flagStandby
+	told    uint64            // version of the addresses that our hello carried
 }
 
 const readerBytes = 64 << 10
@@ -42,7 +43,7 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 		w.tls = tls.Server(w.buf, n.tls)
 	}
 	if err := w.tls.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS handshake: %w", err)
+		return nil, fmt.Errorf("TLS handshake: %w", notTLS(err))
 	}
 	var err error
 	if w.key, err = presentedKey(w.tls.ConnectionState()); err != nil {
@@ -53,6 +54,15 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 	}
 	w.r = bufio.NewReaderSize(w.tls, readerBytes)
 	return w, nil
+}
+
+// notTLS says what it mostly means when the other side's first bytes are no TLS, or it hangs up on ours.
+func notTLS(err error) error {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the other side does not seem to talk TLS (insecure there and not here?): %w", err)
+	}
+	return err
 }
 
 // bound returns the value that proofs on this connection are bound to.
@@ -79,7 +89,7 @@ func (w *wire) establish() error {
 }
 
 func (w *wire) close(abort bool) {
-	if t, ok := w.raw.(*net.TCPConn); ok && abort {
+	if t, ok := w.raw.(interface{ SetLinger(sec int) error }); ok && abort {
 		_ = t.SetLinger(0)
 	}
 	_ = w.raw.Close()
@@ -106,6 +116,7 @@ func (w *wire) sendHello(h *hello) error {
 	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
 	head.encode(b)
 	b = append(b, body...)
+	w.told = h.addrs.version
 	if w.tls != nil {
 		_, err := w.tls.Write(b)
 		return err
@@ -142,10 +153,11 @@ func (w *wire) readHello(h *hello) error {
 func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
 	h := &hello{
 		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
-		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.Addrs(),
+		credit: uint64(n.conf.ReceiveWindowBytes), unpacks: n.unpacks, name: n.conf.Name, addrs: n.listens.announced(),
 	}
 	if r != nil {
 		h.client = r.name
+		h.history, h.generation = r.tells(kind)
 	}
 	return h
 }
@@ -163,9 +175,12 @@ func (w *wire) ask(h *hello) (*hello, error) {
 		if w.tls != nil && errors.As(err, &op) && op.Op == "remote error" {
 			return nil, &RefusedError{Code: RefusedProof, Reason: fmt.Sprintf("it does not accept our key (%v)", op.Err)}
 		}
+		if w.tls == nil && errors.Is(err, io.EOF) {
+			err = fmt.Errorf("the other side hung up (it talks TLS, and is insecure here alone?): %w", err)
+		}
 		return nil, fmt.Errorf("read the answer to hello: %w", err)
 	}
-	w.rtt = time.Since(start)
+	w.rtt = max(time.Since(start), 1)
 	switch {
 	case a.kind == helloRefused:
 		return &a, &RefusedError{Code: a.code, Reason: a.reason}

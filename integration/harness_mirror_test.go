@@ -90,7 +90,7 @@ func newMirror(t testing.TB, lay layout) *testMirror {
 	}
 	src := args("source", "source")
 	m.target, m.toTarget = follower("target")
-	src = append(src, "--target", addrs(m.toTarget))
+	src = append(src, "--target", addrs(m.toTarget), "--announced=false") // not past the proxies
 	if lay.backup {
 		m.backup, m.toBackup = follower("backup")
 		src = append(src, "--backup", addrs(m.toBackup))

@@ -33,6 +33,8 @@ type Agent struct {
 
 	feedMu sync.Mutex // every receiver's busy
 
+	checks checks // verify and scrub
+
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
 	opMu sync.Mutex // one operator's order, or start and end, at a time
@@ -115,6 +117,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
+	a.checks.open(&c)
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}
@@ -124,11 +127,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if n := o.v.spare(); n > 0 {
 		a.event("device-grown", "", "%s has %d bytes more than the %d that are mirrored; they are not used before mirror-agent resize", c.Device, n, o.v.size.Load())
 	}
-	t, err := newPortTransport(&c, a)
-	if err != nil {
+	if err := a.openTransport(&c); err != nil {
 		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
-	a.transport = t
 	return a, nil
 }
 
@@ -189,6 +190,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else {
 		a.event("started", "", "secondary, waiting for its source")
 	}
+	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false

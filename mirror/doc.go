@@ -31,6 +31,7 @@
 //     one's name, while everything goes on.
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
 //     log that has rotted. stamp.go: files that do not belong together.
+//   - network.go: bandwidth and keys, changed while the links are in use.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -56,7 +57,9 @@
 //	    primary that started after an unclean end begins a new minor generation,
 //	    a promotion a new major one; the generation's record is durable before
 //	    the front opens. A session that presents a generation ends the feed of
-//	    every other session.
+//	    every other session. The data port carries it too, once it is stored: it
+//	    refuses a lower one of the same mirror before anything is said. Which of
+//	    two equal ones is right, and whose mirror it is, the handshake tells.
 //	  - G6: the log covers what a follower lacks, or a bitmap does. A follower's
 //	    base is what it has acknowledged as durable, and is durable here. Before
 //	    an anchor moves the tail past it, the blocks of the records that leave

@@ -60,6 +60,7 @@ const (
 	portPeerRefused   portEventKind = "peer-refused"
 	portSuspended     portEventKind = "suspended"
 	portResumed       portEventKind = "resumed"
+	portFenced        portEventKind = "port-fenced"
 )
 
 type portEvent struct {
@@ -71,4 +72,7 @@ type portEvent struct {
 	path     int
 	target   string
 	text     string
+
+	by         string // portFenced: the node that has seen
+	generation uint64 // this one
 }

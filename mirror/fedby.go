@@ -46,6 +46,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
+	r.seen = a.tellGeneration
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
 	r.resynced = func() {
 		a.holdResync(nil)

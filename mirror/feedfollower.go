@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -75,6 +76,10 @@ func (a *Agent) onPortEvent(e portEvent) {
 		a.sessionDown(e)
 	case portUnreachable:
 		a.unreachable(e.follower, e.text)
+	case portFenced:
+		reason := fmt.Sprintf("%s has seen generation %s, this is %s", e.by, rankString(portRank(e.generation)), rankString(a.v.Generation()))
+		a.transition(e.follower, followerRefuse, reason)
+		a.spawn(func() { a.fence(reason) })
 	case portPeerRefused:
 		a.transition(e.follower, followerRefuse, e.text)
 		a.withPromise(func(p *promise) { p.giveUp(e.follower) })
@@ -315,6 +320,19 @@ func (a *Agent) feedAgain() {
 	}
 }
 
+// streamingSender feeds the active follower right now, or is nil.
+func (a *Agent) streamingSender() *sender {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current >= len(a.followers) {
+		return nil
+	}
+	if s := a.followers[a.current].sender; s != nil && s.streaming.Load() {
+		return s
+	}
+	return nil
+}
+
 // streamingSenders feed those who have the log and follow it right now.
 func (a *Agent) streamingSenders() (ss []*sender) {
 	a.mu.Lock()
@@ -335,6 +353,9 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	if in {
 		return a.onFollowerMessage(ctx, l, session, b)
 	}
+	if b[0] == kindFetch { // a follower's scrub has found rot
+		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	}
 	a.mu.Lock()
 	var s *sender
 	if i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.session == session }); i >= 0 {
@@ -354,6 +375,8 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 			return nil, errMessage
 		}
 		s.acknowledged(x)
+	case kindVerified:
+		s.verified(b)
 	case kindBroken:
 		s.broken(string(b[1:min(len(b), 1024)]))
 	}

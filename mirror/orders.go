@@ -164,3 +164,28 @@ func (a *Agent) Resize(ctx context.Context, size int64) (int64, error) {
 	}
 	return now, err
 }
+
+// Listen has the data port listen at one more address until the agent ends,
+// and tells the other hosts. It returns the address with the port it has.
+func (a *Agent) Listen(_ context.Context, address string) (string, error) {
+	at, err := a.transport.listen(address)
+	if err == nil {
+		a.event("listen", "", "listening at %s", at)
+	}
+	return at, err
+}
+
+// Unlisten ends that at one address, and tells the other hosts: they move to
+// the others and close their paths to this one. A target keeps its last one.
+func (a *Agent) Unlisten(_ context.Context, address string) error {
+	a.opMu.Lock()
+	defer a.opMu.Unlock()
+	if at := a.transport.addresses(); a.v.Role() == RoleSecondary && len(at) == 1 && at[0] == address {
+		return fmt.Errorf("%s is the only address of this target: add another one first", address)
+	}
+	if err := a.transport.unlisten(address); err != nil {
+		return err
+	}
+	a.event("listen", "", "not listening at %s any more", address)
+	return nil
+}

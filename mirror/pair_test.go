@@ -72,6 +72,8 @@ func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*st
 				s.sender.acknowledged(x)
 			}
 			return nil, err
+		case kindVerified:
+			s.sender.verified(b)
 		case kindBroken:
 			s.sender.broken(string(b[1:]))
 		}

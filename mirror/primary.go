@@ -78,6 +78,7 @@ func unlessFenced(err error) error {
 
 // lead makes the promise of a primary's mode the volume's gate.
 func (a *Agent) lead() {
+	a.tellGeneration()
 	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.followers), a.v.log.Durable())
 	active := parseSidecar(a.v.log.Anchor().Extra).active
 	current := 0
@@ -96,6 +97,19 @@ func (a *Agent) lead() {
 	a.promise, a.current = p, current
 	a.mu.Unlock()
 	a.v.gate.Store(&gateBox{p})
+}
+
+// tellGeneration has the data port carry this volume's generation, which is
+// stored by now: who is below it is refused there already (G5).
+func (a *Agent) tellGeneration() { a.transport.generation(a.v.log.Anchor().Mirror, a.rank()) }
+
+// rank is what this volume lives by: a primary's own generation, else the
+// highest that it follows.
+func (a *Agent) rank() journal.Generation {
+	if a.v.Role() == RolePrimary {
+		return a.v.Generation()
+	}
+	return a.v.Seen()
 }
 
 // allAsked: every follower that is fed has said what generation it knows.

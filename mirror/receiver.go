@@ -33,11 +33,15 @@ type receiver struct {
 	// accepted is called, under busy, when a hello was: no other session may
 	// feed the volume from here on.
 	accepted func()
+	// seen is called when the volume has stored the generation of a hello.
+	seen func()
 	// resynced is called when a resync is complete, stageFailed when the place
 	// where it is built fails.
 	resynced    func()
 	stageFailed func(error)
 	repaired    func() // the log, which had rotted, is whole again
+
+	verify *verifyServer
 
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
@@ -70,7 +74,8 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
+		verify: &verifyServer{v: v, l: l},
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -87,6 +92,7 @@ func (r *receiver) closeLocked() {
 	r.stop()
 	<-r.done
 	r.closed = true
+	r.verify.close()
 	r.dropStaging()
 }
 
@@ -122,6 +128,8 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.beginResync(b[1:])
 	case kindRoom:
 		return r.room(b[1:])
+	case kindVerify:
+		return r.verify.handle(b, r.verifyRefusal())
 	case kindBye:
 		return nil, nil
 	case kindMembers:
@@ -241,6 +249,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 		if err := r.v.see(h.generation()); err != nil {
 			return nil, err
 		}
+		r.seen()
 	}
 	return encodeJSON(0, f)[1:], nil
 }

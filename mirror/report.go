@@ -180,7 +180,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
-		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(),
+		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
@@ -197,10 +197,12 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
+		s.Network = a.transport.network(a.current)
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
+	a.checksStatusLocked(&s, now)
 	return s
 }
 
@@ -269,6 +271,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 	r.mu.Unlock()
 	s.Resync = r.progress()
 	s.Paths = append(s.Paths, linkPaths(in.link)...)
+	s.Network = linkNetwork(in.link)
 	return s
 }
 
@@ -285,6 +288,9 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			continue
 		}
 		for _, p := range f.Paths {
+			if p.Unproven {
+				continue
+			}
 			switch p.State {
 			case "active", "standby", "draining": // well, or on its way out because somebody said so
 				continue

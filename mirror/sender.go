@@ -54,6 +54,7 @@ type sender struct {
 	trouble                    atomic.Uint32 // of the follower's device
 	told                       atomic.Uint64 // declared to the follower and sent
 	breaks                     chan string   // capacity 1: the follower cannot go on
+	answers                    chan []byte   // capacity 1: of a verify, see verify.go
 
 	// ackMu: an acknowledgement moves hold and promise as a whole, or not at
 	// all after stop. Taken before any lock of the volume, promise or agent.
@@ -74,7 +75,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), report: func(followerEvent, string) {}}
+	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}}
 }
 
 func (s *sender) poke() {

@@ -26,13 +26,17 @@ type Status struct {
 	Node         string           `json:"node"`
 	Key          string           `json:"key,omitempty"`
 	Listen       []string         `json:"listen"`
+	Announced    []string         `json:"announced"` // where the other hosts are told to find this one
 	Device       DeviceStatus     `json:"device"`
 	Log          LogStatus        `json:"log"`
 	NBD          FrontStats       `json:"nbd"`
 	ActiveTarget string           `json:"active_target"`
+	Network      *NetworkStatus   `json:"network,omitempty"` // of a source
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
+	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
+	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
 }
 
 // DeviceStatus describes the backing device.
@@ -117,6 +121,8 @@ type SourceStatus struct {
 	Members []MemberStatus `json:"members,omitempty"`
 	Resync  *Progress      `json:"resync,omitempty"`
 	Paths   []PathStatus   `json:"paths"`
+
+	Network *NetworkStatus `json:"network,omitempty"`
 }
 
 // MemberStatus is another volume of the mirror, as the source has told of it.
@@ -152,11 +158,26 @@ type Progress struct {
 	Started    time.Time `json:"started"`
 }
 
+// NetworkStatus is what a session does with the messages on its way. Bytes are
+// those of messages; packed ones as they are on the wire.
+type NetworkStatus struct {
+	Compress       string  `json:"compress"`        // what was asked for
+	InUse          string  `json:"compress_in_use"` // none, s2 or zstd
+	SentBytes      uint64  `json:"sent_bytes"`
+	SentPacked     uint64  `json:"sent_packed_bytes"`
+	ReceivedBytes  uint64  `json:"received_unpacked_bytes"` // of messages that came packed
+	ReceivedPacked uint64  `json:"received_packed_bytes"`
+	Bandwidth      string  `json:"bandwidth,omitempty"`
+	BandwidthNow   float64 `json:"bandwidth_bytes_per_second,omitempty"` // 0: no limit now
+}
+
 // PathStatus is one connection path to a peer.
 type PathStatus struct {
 	ID            int    `json:"id"`
 	Local         string `json:"local"`
 	Remote        string `json:"remote"`
+	Announced     bool   `json:"announced"` // the target said this address
+	Unproven      bool   `json:"unproven"`  // and it has never been reached: no loss
 	State         string `json:"state"`
 	RTTMicros     int64  `json:"rtt_us"`
 	BytesSent     uint64 `json:"bytes_sent"`

@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 
 	"mirror-agent/dataport"
+	"mirror-agent/journal"
 )
 
 // This file is the only one that knows the data port: it turns its sessions
@@ -34,6 +37,10 @@ func (l sessionLink) Peer() string {
 // transport is what the agent asks of the data port.
 type transport interface {
 	addresses() []string
+	announced() []string
+	listen(address string) (string, error)
+	unlisten(address string) error
+	generation(mirror [16]byte, g journal.Generation)
 	open(i int, addresses []string) error // begins to connect to follower i; nothing when that has begun
 	shut(i int)                           // ends that; may take a moment
 	suspend(on bool) error                // of all connections to followers
@@ -41,6 +48,9 @@ type transport interface {
 	paths(i int) []PathStatus
 	resetPath(i, id int) error
 	removePath(i, id int) error
+	setBandwidth(spec string) error
+	setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error
+	network(i int) *NetworkStatus // of the connection to follower i; nil without one
 	close() error
 }
 
@@ -56,15 +66,18 @@ type portTransport struct {
 	mu        sync.Mutex             // guards all below
 	ports     map[int]*dataport.Port // by the follower's index
 	suspended bool
+	bandwidth string
 }
 
 // registrationPrefix keeps the names of mirrors apart from other clients.
 const registrationPrefix = "mirror/"
 
-func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
+// openTransport begins to listen last: what comes in finds the agent with its
+// transport, and who is below this volume's generation is refused from the first moment on.
+func (a *Agent) openTransport(c *Config) error {
 	dc := dataport.DefaultConfig()
-	dc.Listen, dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Listen, c.Key, c.Peers, c.Insecure, c.Log
-	dc.LocalAddrs = c.Local
+	dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Key, c.Peers, c.Insecure, c.Log
+	dc.LocalAddrs, dc.Compression = c.Local, dataport.Compression(c.Compress)
 	if c.NodeName != "" {
 		dc.Name = c.NodeName
 	}
@@ -74,13 +87,20 @@ func newPortTransport(c *Config, a *Agent) (*portTransport, error) {
 	dc.Timing.Heartbeat = min(dc.Timing.Heartbeat, dc.Timing.SuspectAfter/4)
 	node, err := dataport.NewNode(dc)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	t := &portTransport{node: node, a: a, c: c, ports: map[int]*dataport.Port{}}
+	t := &portTransport{node: node, a: a, c: c, bandwidth: c.Bandwidth, ports: map[int]*dataport.Port{}}
 	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a, t}); err != nil {
-		return nil, errors.Join(err, node.Close())
+		return errors.Join(err, node.Close())
 	}
-	return t, nil
+	a.transport = t
+	a.tellGeneration()
+	for _, address := range c.Listen {
+		if _, err := node.Listen(address); err != nil {
+			return errors.Join(err, node.Close())
+		}
+	}
+	return nil
 }
 
 func (t *portTransport) open(i int, addresses []string) error {
@@ -89,7 +109,14 @@ func (t *portTransport) open(i int, addresses []string) error {
 	if t.ports[i] != nil {
 		return nil
 	}
-	port, err := t.reg.Open(context.Background(), dataport.PortConfig{Target: addresses, Switch: dataport.Manual, ActivePaths: t.c.ActivePaths})
+	limit, err := dataport.ParseBandwidth(t.bandwidth)
+	if err != nil {
+		return err
+	}
+	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
+		Target: addresses, Switch: dataport.Manual, UseAnnounced: t.c.Announced, ActivePaths: t.c.ActivePaths,
+		Compression: dataport.Compression(t.c.Compress), Bandwidth: limit,
+	})
 	if err != nil {
 		return err
 	}
@@ -130,6 +157,32 @@ func (t *portTransport) follower(p *dataport.Port) int {
 
 func (t *portTransport) addresses() []string { return t.node.Addrs() }
 
+func (t *portTransport) announced() []string { return t.node.Announced() }
+
+func (t *portTransport) listen(address string) (string, error) { return t.node.Listen(address) }
+
+func (t *portTransport) unlisten(address string) error {
+	err := t.node.Unlisten(address)
+	if errors.Is(err, dataport.ErrNotListening) {
+		return fmt.Errorf("no %s among the addresses that are listened at (%s)", address, strings.Join(t.node.Addrs(), ", "))
+	}
+	return err
+}
+
+// generation has the port refuse who is below g, within this mirror: another
+// one's numbers mean nothing here.
+func (t *portTransport) generation(mirror [16]byte, g journal.Generation) {
+	t.reg.SetHistory(mirror)
+	t.reg.SetGeneration(portNumber(g))
+}
+
+// portNumber is a generation as the port compares it, portRank the way back.
+func portNumber(g journal.Generation) uint64 { return uint64(g.Major)<<32 | uint64(g.Minor) }
+
+func portRank(n uint64) journal.Generation {
+	return journal.Generation{Major: uint32(n >> 32), Minor: uint32(n)}
+}
+
 var errNotConnected = errors.New("there is no connection to this host: status shows the paths that there are")
 
 var errNoTarget = errors.New("no target is configured: give --target HOST:PORT")
@@ -161,6 +214,73 @@ func (t *portTransport) removePath(i, id int) error {
 		return p.RemovePath(dataport.PathID(id))
 	}
 	return errNotConnected
+}
+
+func (t *portTransport) setBandwidth(spec string) error {
+	limit, err := dataport.ParseBandwidth(spec)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ports) == 0 {
+		return errNoTarget
+	}
+	t.bandwidth = spec
+	for _, p := range t.ports {
+		err = errors.Join(err, p.SetBandwidth(limit))
+	}
+	return err
+}
+
+func (t *portTransport) setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error {
+	if err := t.node.SetKey(key); err != nil {
+		return err
+	}
+	return t.node.SetPeers(peers)
+}
+
+func (t *portTransport) network(i int) *NetworkStatus {
+	p := t.port(i)
+	if p == nil {
+		return nil
+	}
+	st := p.Stats()
+	n := networkStatus(st.Session.Compression)
+	n.Bandwidth, n.BandwidthNow = st.Bandwidth.Limit.String(), st.Bandwidth.BytesPerSecond
+	return n
+}
+
+// linkNetwork is the same of a session that came in.
+func linkNetwork(l link) *NetworkStatus {
+	if s, ok := l.(sessionLink); ok {
+		return networkStatus(s.Stats().Compression)
+	}
+	return nil
+}
+
+func networkStatus(c dataport.CompressionStats) *NetworkStatus {
+	n := &NetworkStatus{
+		Compress: string(c.Mode), InUse: string(c.InUse), SentBytes: c.BytesBefore, SentPacked: c.BytesAfter,
+		ReceivedBytes: c.ReceivedUnpacked, ReceivedPacked: c.ReceivedPacked,
+	}
+	if n.InUse == "" {
+		n.InUse = string(dataport.CompressNone)
+	}
+	return n
+}
+
+func validBandwidth(spec string) error {
+	_, err := dataport.ParseBandwidth(spec)
+	return err
+}
+
+func validCompress(s string) error {
+	if s == "" {
+		return nil
+	}
+	_, err := dataport.ParseCompression(s)
+	return err
 }
 
 func (t *portTransport) session(i int) (link, uint64) {
@@ -204,14 +324,18 @@ func linkAlive(l link) bool {
 
 // shownKey is this node's public key as peers configure it.
 func shownKey(c *Config) string {
-	return dataport.FormatPublicKey(c.Key.Public().(ed25519.PublicKey))
+	return publicText(c.Key)
+}
+
+func publicText(k ed25519.PrivateKey) string {
+	return dataport.FormatPublicKey(k.Public().(ed25519.PublicKey))
 }
 
 func pathStatus(ps []dataport.PathStats) []PathStatus {
 	out := make([]PathStatus, 0, len(ps))
 	for _, p := range ps {
 		out = append(out, PathStatus{
-			ID: int(p.ID), Local: p.Local, Remote: p.Remote, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
+			ID: int(p.ID), Local: p.Local, Remote: p.Remote, Announced: p.Announced, Unproven: p.Unproven, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
 			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason, Since: p.Since,
 		})
 	}
@@ -234,7 +358,7 @@ func (c portClient) OnMessage(ctx context.Context, m dataport.Message) ([]byte, 
 }
 
 func (c portClient) OnEvent(e dataport.Event) {
-	x := portEvent{text: e.Reason, target: e.Target, follower: -1}
+	x := portEvent{text: e.Reason, target: e.Target, follower: -1, by: e.By, generation: e.Generation}
 	if e.Port != nil {
 		x.follower = c.t.follower(e.Port)
 	}
@@ -258,5 +382,5 @@ var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
 	dataport.TargetUnreachable: portUnreachable,
 	dataport.PeerRestarted:     portPeerRestarted, dataport.PeerRefused: portPeerRefused,
-	dataport.Suspended: portSuspended, dataport.Resumed: portResumed,
+	dataport.Suspended: portSuspended, dataport.Resumed: portResumed, dataport.Fenced: portFenced,
 }

@@ -188,7 +188,7 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	args := append(d.args("source", d.source), "--target", targetAddrs[0]+","+d.proxy.addr(),
-		"--backup", strings.Join(backupAddrs, ","), "--switch", "auto")
+		"--backup", strings.Join(backupAddrs, ","), "--switch", "auto", "--announced=false") // one path leads through a proxy that can be cut
 	if err := d.source.start(d.spawn, d.exe, append(args, peers(d.source)...)); err != nil {
 		return err
 	}

@@ -76,6 +76,7 @@ func (v view) explain(w io.Writer, st *mirror.Status) {
 	for i := range st.Followers {
 		v.explainFollower(row, &st.Followers[i])
 	}
+	v.explainChecks(row, st)
 	for _, a := range st.Alarms {
 		what := v.bad(a.Name)
 		if a.Reason != st.Reason {

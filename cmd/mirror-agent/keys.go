@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
+	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 )
 
@@ -55,11 +56,14 @@ var keys = []key{
 	text(certSetting, "PEM `FILE` of the NBD server's certificate and chain: TCP clients must use TLS, at a unix socket they may; read again when it changes", func(s *settings) *string { return &s.nbdTLS.cert }),
 	text(keySetting, "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.nbdTLS.key }),
 	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
-	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
+	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path; 0.0.0.0 or [::] is every address of this host, as they come and go", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
+	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
 	{"backup", "`[hot:|cold:]HOST:PORT[,...]` of a backup target, see --backups; give it again for the next backup", stringArray, setBackups},
 	choice("backups", "hot (fed all the time like the target: a switch-over copies nothing) or cold (no connection before a switch-over)", parseBackupKind, func(s *settings) *backupKind { return &s.backups }),
-	list("local", "local `IP[,...]` to connect from, one for each path (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	checked("compress", "how what this host sends is packed: none, s2, zstd or auto (by what the link carries and packing costs)", func(w string) error { _, err := dataport.ParseCompression(w); return err }, func(s *settings) *string { return &s.config.Compress }),
+	checked("bandwidth", "`LIMIT` of what a source sends to each target over all its paths, like 50MB/s or 'Mon-Fri 08:00-18:00=20MB/s,*=100MB/s' (default none)", func(w string) error { _, err := dataport.ParseBandwidth(w); return err }, func(s *settings) *string { return &s.config.Bandwidth }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -71,6 +75,7 @@ var keys = []key{
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
+	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
@@ -158,6 +163,12 @@ func choice[T any](name, usage string, parse func(string) (T, error), field func
 	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
 }
 
+// checked is a text that has to make sense.
+func checked(name, usage string, check func(string) error, field func(*settings) *string) key {
+	s := defaultSettings()
+	return key{name, usage, valueFlag("word", *field(&s), check), parsed(func(w string) (string, error) { return w, check(w) }, field)}
+}
+
 // list is a comma separated list; its flag may also be repeated.
 func list(name, usage string, check func(string) error, field func(*settings) *[]string) key {
 	return key{name, usage, stringArray, func(s *settings, words []string) error {
@@ -177,6 +188,8 @@ func list(name, usage string, check func(string) error, field func(*settings) *[
 func stringFlag(fs *pflag.FlagSet, k key)  { fs.String(k.name, "", k.usage) }
 func stringArray(fs *pflag.FlagSet, k key) { fs.StringArray(k.name, nil, k.usage) }
 func boolFlag(fs *pflag.FlagSet, k key)    { fs.Bool(k.name, false, k.usage) }
+
+func trueFlag(fs *pflag.FlagSet, k key) { fs.Bool(k.name, true, k.usage) }
 
 func commas(w string, check func(string) error) ([]string, error) {
 	var parts []string

@@ -54,10 +54,14 @@ journal: /log/vol0
 journal-size: 1G
 retain-time: 10m
 retain-size: 256MiB
+scrub-every: 6h
 control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
 insecure: true
+announced: false
+compress: zstd
+bandwidth: 08:00-18:00=20MB/s,*=100MB/s
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
@@ -75,7 +79,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	want := defaultSettings()
 	c := &want.config
 	c.Name, c.Role, c.Device, c.Size, c.NBD = "vol0", mirror.RolePrimary, "/srv/vol0.img", 64<<30, "unix:/run/vol0.nbd"
-	c.Adopt = true
+	c.Adopt, c.Announced = true, false
 	c.NodeName, c.Listen = "nyc1", []string{"10.1.0.5:7400"}
 	c.Target = []string{"10.1.0.9:7400", "10.2.0.9:7400"}
 	c.Backups, c.HotBackups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}, []bool{true, false}
@@ -84,7 +88,9 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Mode, c.Switch, c.OnLoss, c.Alone = mirror.ModeAsync, mirror.SwitchAuto, mirror.OnLossFreeze, mirror.AloneRefuse
 	c.OnFull, c.PushBack = mirror.OnFullWait, 25*time.Second
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
+	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
+	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	c.ActivePaths = 1
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}

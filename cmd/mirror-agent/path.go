@@ -26,6 +26,8 @@ func newPath(a *app) *cobra.Command {
 type pathRow struct {
 	Target string `json:"target"`
 	mirror.PathStatus
+
+	named string // who named the address
 }
 
 func newPathList(a *app) *cobra.Command {
@@ -66,12 +68,16 @@ func pathRows(st *mirror.Status) []pathRow {
 	rows := []pathRow{}
 	if st.Source != nil {
 		for _, p := range st.Source.Paths {
-			rows = append(rows, pathRow{st.Source.Peer, p})
+			rows = append(rows, pathRow{st.Source.Peer, p, "source"})
 		}
 	}
 	for i := range st.Followers {
 		for _, p := range st.Followers[i].Paths {
-			rows = append(rows, pathRow{st.Followers[i].Target, p})
+			named := "config"
+			if p.Announced {
+				named = "target"
+			}
+			rows = append(rows, pathRow{st.Followers[i].Target, p, named})
 		}
 	}
 	return rows
@@ -80,9 +86,9 @@ func pathRows(st *mirror.Status) []pathRow {
 // pathTable lines the paths up in columns.
 func pathTable(w io.Writer, rows []pathRow, p paint) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "to\tpath\tlocal\tremote\t%s\trtt\tsent\treceived\tresent\twhy\n", p.plain("state"))
+	fmt.Fprintf(t, "to\tpath\tlocal\tremote\tnamed by\t%s\trtt\tsent\treceived\tresent\twhy\n", p.plain("state"))
 	for _, r := range rows {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%.2f ms\t%s\t%s\t%d\t%s\n", r.Target, r.ID, r.Local, r.Remote, p.state(r.State),
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%.2f ms\t%s\t%s\t%d\t%s\n", r.Target, r.ID, r.Local, r.Remote, r.named, p.state(r.State),
 			float64(r.RTTMicros)/1000, formatSize(r.BytesSent), formatSize(r.BytesReceived), r.ResentFrames, r.Reason)
 	}
 	t.Flush()

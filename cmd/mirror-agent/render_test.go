@@ -16,6 +16,7 @@ func healthy() *mirror.Status {
 	return &mirror.Status{
 		Name: "vol0", UUID: "9c1e", Role: "primary", State: "in sync", Reason: "10.1.0.9:7400 is streaming", Since: ago(53 * time.Hour),
 		Mode: "flush", OnLoss: "continue", Switch: "manual", Generation: "3.0", ActiveTarget: "10.1.0.9:7400",
+		Listen: []string{"10.1.0.5:7400"}, Announced: []string{"10.1.0.5:7400"},
 		Device: mirror.DeviceStatus{Path: "/srv/vol0.img", SizeBytes: 64 << 30},
 		Log:    mirror.LogStatus{Head: 5 << 30, Durable: 5 << 30, Committed: 5 << 30, Applied: 4 << 30, Tail: 5<<30 - 1460<<20, SizeBytes: 4 << 30},
 		NBD:    mirror.FrontStats{Address: "unix:/run/mirror-agent/vol0.nbd", Connections: 2, Reads: 3411, Writes: 120431, Flushes: 88, ReadBytes: 12 << 20, WrittenBytes: 1200 << 20},
@@ -24,7 +25,7 @@ func healthy() *mirror.Status {
 				Target: "10.1.0.9:7400", Kind: "target", State: "streaming", Active: true, Received: 5 << 30, Durable: 5 << 30, Since: ago(time.Hour),
 				Paths: []mirror.PathStatus{
 					{ID: 1, Local: "10.1.0.5:50000", Remote: "10.1.0.9:7400", State: "active", RTTMicros: 310, BytesSent: 610 << 20},
-					{ID: 2, Local: "10.2.0.5:50001", Remote: "10.2.0.9:7400", State: "active", RTTMicros: 840, BytesSent: 390 << 20},
+					{ID: 2, Local: "10.2.0.5:50001", Remote: "10.2.0.9:7400", Announced: true, State: "active", RTTMicros: 840, BytesSent: 390 << 20},
 				},
 			},
 			{Target: "10.3.0.9:7400", Kind: "backup", State: "idle"},
@@ -82,8 +83,39 @@ func secondary() *mirror.Status {
 	}
 }
 
+// afterVerify has a verify under way that has found something, and a scrub that has mended something.
+func afterVerify() *mirror.Status {
+	st := healthy()
+	r := verified()
+	left := 71.0
+	r.State, r.DoneBytes, r.Ended, r.LeftSeconds, r.Yields, r.RateBytes, r.RepairedBytes = mirror.VerifyRunning, 21<<30, time.Time{}, &left, true, 48<<20, 0
+	st.Verify = r
+	st.Scrub = &mirror.ScrubStatus{Ended: ago(3 * time.Hour), Next: testNow.Add(21 * time.Hour), DoneBytes: 1400 << 20, TotalBytes: 1400 << 20, Found: 1, Mended: 1}
+	st.Alarms = []mirror.Alarm{{Name: "verify-differs", Since: r.Started, Reason: "verify of 10.1.0.9:7400: " + r.Found(), NextStep: "wait for its end (mirror-agent verify --follow)"}}
+	st.Followers = st.Followers[:1]
+	return st
+}
+
+func TestRenderVerified(t *testing.T) {
+	var b strings.Builder
+	r := verified()
+	r.Differences[1].Repaired, r.Differences[1].Why = "", "the source's disk does not give it"
+	r.RepairedBytes = 8192
+	r.Extents = 7
+	view{now: testNow}.verified(&b, "vol0", r)
+	b.WriteString("--- in the status\n")
+	st := healthy()
+	st.Verify = r
+	view{now: testNow}.checks(&b, st)
+	r.State, r.Reason = mirror.VerifyWaiting, "the target is not in sync"
+	view{now: testNow}.checks(&b, st)
+	r.State, r.Reason = mirror.VerifyInterrupted, "the agent ended"
+	view{now: testNow}.checks(&b, st)
+	golden(t, "verified.txt", b.String())
+}
+
 func TestRender(t *testing.T) {
-	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "standby": standingBy(), "secondary": secondary()} {
+	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "standby": standingBy(), "secondary": secondary(), "checked": afterVerify()} {
 		t.Run(name, func(t *testing.T) {
 			v := view{now: testNow}
 			var b strings.Builder

@@ -101,6 +101,16 @@ func (c *Client) Resume(ctx context.Context) (mirror.Status, error) {
 	return c.command(ctx, "/v1/resume", struct{}{})
 }
 
+// Listen has the agent listen for other hosts at one more address.
+func (c *Client) Listen(ctx context.Context, address string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/listen/add", listenRequest{address})
+}
+
+// Unlisten has it listen at an address no more.
+func (c *Client) Unlisten(ctx context.Context, address string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/listen/remove", listenRequest{address})
+}
+
 // ResetPath has a path of a target built anew.
 func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.Status, error) {
 	return c.command(ctx, "/v1/path/reset", pathRequest{target, id})
@@ -109,6 +119,11 @@ func (c *Client) ResetPath(ctx context.Context, target string, id int) (mirror.S
 // RemovePath has a path of a target closed for good.
 func (c *Client) RemovePath(ctx context.Context, target string, id int) (mirror.Status, error) {
 	return c.command(ctx, "/v1/path/remove", pathRequest{target, id})
+}
+
+// SetBandwidth limits what the agent sends to its followers; "none" lifts the limit.
+func (c *Client) SetBandwidth(ctx context.Context, limit string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/bandwidth", bandwidthRequest{limit})
 }
 
 // Resize makes the mirrored device larger; 0 is as large as the source's backing device is.

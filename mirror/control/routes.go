@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -24,6 +25,12 @@ type (
 	pathRequest struct {
 		Target string `json:"target"`
 		ID     int    `json:"id"`
+	}
+	listenRequest struct {
+		Address string `json:"address"`
+	}
+	bandwidthRequest struct {
+		Limit string `json:"limit"` // "none": no limit
 	}
 	resizeRequest struct {
 		SizeBytes int64 `json:"size_bytes"` // of the device: 0 is as large as the backing device is
@@ -45,6 +52,9 @@ func (s *Server) routes() http.Handler {
 	allowed := map[string]string{}
 	handle := func(method, path string, h http.Handler) {
 		mux.Handle(method+" "+path, h)
+		if m := allowed[path]; m != "" {
+			method = m + ", " + method
+		}
 		allowed[path] = method
 	}
 	handle("GET", "/v1/status", s.answer(o.CommandTimeout, func(*http.Request) (any, error) { return s.status(), nil }))
@@ -56,10 +66,17 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.onPath(s.agent.ResetPath)))
 	handle("POST", "/v1/path/remove", s.answer(o.CommandTimeout, s.onPath(s.agent.RemovePath)))
+	handle("POST", "/v1/listen/add", s.answer(o.CommandTimeout, s.listen(func(ctx context.Context, address string) error {
+		_, err := s.agent.Listen(ctx, address)
+		return err
+	})))
+	handle("POST", "/v1/listen/remove", s.answer(o.CommandTimeout, s.listen(s.agent.Unlisten)))
+	handle("POST", "/v1/bandwidth", s.answer(o.CommandTimeout, s.setBandwidth))
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
+	s.checks(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -141,6 +158,9 @@ func (s *Server) status() mirror.Status {
 	if st.Listen == nil {
 		st.Listen = []string{}
 	}
+	if st.Announced == nil {
+		st.Announced = []string{}
+	}
 	if st.Alarms == nil {
 		st.Alarms = []mirror.Alarm{}
 	}
@@ -208,6 +228,36 @@ func (s *Server) onPath(order func(ctx context.Context, target string, id int) e
 		}
 		return s.status(), nil
 	}
+}
+
+func (s *Server) listen(command func(context.Context, string) error) handler {
+	return func(r *http.Request) (any, error) {
+		var q listenRequest
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		if _, _, err := net.SplitHostPort(q.Address); err != nil {
+			return nil, badRequestf(http.StatusBadRequest, `listen: "address" %q: give HOST:PORT`, q.Address)
+		}
+		if err := command(r.Context(), q.Address); err != nil {
+			return nil, err
+		}
+		return s.status(), nil
+	}
+}
+
+func (s *Server) setBandwidth(r *http.Request) (any, error) {
+	var q bandwidthRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Limit == "" {
+		return nil, badRequestf(http.StatusBadRequest, `bandwidth: say the "limit", like "50MB/s" or "none"`)
+	}
+	if err := s.agent.SetBandwidth(r.Context(), q.Limit); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
 }
 
 func (s *Server) resize(r *http.Request) (any, error) {
