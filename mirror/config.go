@@ -46,6 +46,10 @@ type Config struct {
 	// Backups are the backup hosts in the order in which they take over, each
 	// with its addresses.
 	Backups [][]string
+	// HotBackups says, by index, which backups are fed all the time; the others
+	// get no connection before the data flow moves to them. Where any is hot the
+	// target is fed on, too, when the flow has left it.
+	HotBackups []bool
 	// Announced: paths are also made to the addresses that a target says it
 	// listens at, and go when those go.
 	Announced bool
@@ -55,7 +59,7 @@ type Config struct {
 	// Compress says how what this host sends is packed: none, s2, zstd or auto;
 	// empty means none.
 	Compress string
-	// Bandwidth limits what a source sends over all paths together, like
+	// Bandwidth limits what a source sends to each follower over all its paths, like
 	// "50MB/s" or "08:00-18:00=20MB/s,*=100MB/s"; empty means no limit.
 	Bandwidth string
 

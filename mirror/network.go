@@ -9,7 +9,7 @@ import (
 
 // What the operator changes of the links to the other hosts while they are in use.
 
-// SetBandwidth limits what this host sends to its followers, over all paths together; spec is as Config.Bandwidth, "none"
+// SetBandwidth limits what this host sends to each follower, over all its paths; spec is as Config.Bandwidth, "none"
 // lifts the limit. It lasts until the agent ends: the configuration says it for the next start.
 func (a *Agent) SetBandwidth(_ context.Context, spec string) error {
 	if err := validBandwidth(spec); err != nil {

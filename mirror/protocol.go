@@ -41,6 +41,8 @@ const (
 	kindFetch     byte = 13 // Call, fetch → fetchReply: records for a source whose own log has rotted
 	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
+	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
+	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

@@ -63,6 +63,7 @@ type receiver struct {
 	resyncDone int64
 	resyncAll  int64
 	resyncAt   time.Time
+	told       members // by the source, last
 
 	wake chan struct{}
 	stop context.CancelFunc
@@ -131,6 +132,10 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.verify.handle(b, r.verifyRefusal())
 	case kindBye:
 		return nil, nil
+	case kindMembers:
+		return nil, r.membersTold(b[1:])
+	case kindMemberSet:
+		return nil, r.memberSetTold(b[1:])
 	case kindLeave:
 		if !started || r.staging != nil || r.v.Role() != RoleSecondary {
 			return nil, nil

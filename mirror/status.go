@@ -110,26 +110,36 @@ func (l *LogStatus) fill(s *VolumeStats) {
 
 // SourceStatus is what a secondary knows of the primary that feeds it.
 type SourceStatus struct {
-	Peer       string       `json:"peer"`
-	Connected  bool         `json:"connected"`
-	LastSeen   time.Time    `json:"last_seen"`
-	Received   uint64       `json:"received"`
-	Durable    uint64       `json:"durable"`
-	SourceHead uint64       `json:"source_head"`
-	Resync     *Progress    `json:"resync,omitempty"`
-	Paths      []PathStatus `json:"paths"`
+	Peer       string    `json:"peer"`
+	Connected  bool      `json:"connected"`
+	LastSeen   time.Time `json:"last_seen"`
+	Received   uint64    `json:"received"`
+	Durable    uint64    `json:"durable"`
+	SourceHead uint64    `json:"source_head"`
+	// Active: this host is the active target, whose word counts for the mode. Told, as Members are, about once a second.
+	Active  bool           `json:"active"`
+	Members []MemberStatus `json:"members,omitempty"`
+	Resync  *Progress      `json:"resync,omitempty"`
+	Paths   []PathStatus   `json:"paths"`
 
 	Network *NetworkStatus `json:"network,omitempty"`
+}
+
+// MemberStatus is another volume of the mirror, as the source has told of it.
+type MemberStatus struct {
+	Name    string `json:"name"`
+	Durable uint64 `json:"durable"`
 }
 
 // FollowerStatus is a follower as the primary sees it.
 type FollowerStatus struct {
 	Target     string       `json:"target"`
 	Kind       string       `json:"kind"` // target or backup
+	Hot        bool         `json:"hot"`  // fed all the time, not only while it is the active one
 	State      string       `json:"state"`
 	Reason     string       `json:"reason"`
 	Since      time.Time    `json:"since"`
-	Active     bool         `json:"active"`
+	Active     bool         `json:"active"` // its word counts for the mode
 	Received   uint64       `json:"received"`
 	Durable    uint64       `json:"durable"`
 	LagBytes   uint64       `json:"lag_bytes"`

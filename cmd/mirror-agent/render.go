@@ -148,6 +148,9 @@ func (v view) follower(w io.Writer, label string, f *mirror.FollowerStatus) {
 	if f.Active {
 		fmt.Fprint(w, ", active")
 	}
+	if f.Hot && !f.Active {
+		fmt.Fprint(w, ", hot")
+	}
 	if f.Durable == 0 {
 		fmt.Fprint(w, "   nothing there yet")
 	} else {
