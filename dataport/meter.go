@@ -159,7 +159,8 @@ const (
 	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
 	depthSeconds    = 0.050 // a path is given this much ahead of what it has delivered, above its round trips
 	minDepthBytes   = 4 * minCutBytes
-	firstDepthBytes = 2 * unknownCutBytes // of a path that has not delivered anything yet
+	maxQueueing     = 200 * time.Millisecond // waiting on the way that a path is given more for
+	firstDepthBytes = 2 * unknownCutBytes    // of a path that has not delivered anything yet
 )
 
 // depth is how much the path may have unacknowledged: enough to keep it busy and to find out within a few round trips
@@ -168,7 +169,9 @@ func (p *path) depth() int {
 	if p.rate == 0 {
 		return firstDepthBytes
 	}
-	return max(minDepthBytes, int(p.rate*(min(p.srtt.Seconds(), 1)+p.base().Seconds()+depthSeconds)))
+	base := p.base()
+	trip := min(p.srtt, base+maxQueueing, time.Second) // of a path that was slow for a while srtt knows it for long
+	return max(minDepthBytes, int(p.rate*((trip+base).Seconds()+depthSeconds)))
 }
 
 // cutBytes is the size of a frame that holds up the path for cutSeconds.

@@ -25,12 +25,19 @@ func (k *keeper) OnEvent(Event) {}
 // still reads it, what the slow one goes on to write must never be seen by the client.
 func TestFragmentsInPlace(t *testing.T) {
 	for _, slow := range []bool{false, true} {
-		n := plainNode(t, func(c *Config) { // hours, so that the session's own ticker stays out of it
-			c.Timing.Heartbeat, c.Timing.SuspectAfter, c.Timing.PathDownAfter, c.Timing.UnreachableAfter = time.Hour, 2*time.Hour, 3*time.Hour, 4*time.Hour
-		})
+		c := DefaultConfig()
+		c.Listen, c.Insecure = []string{"127.0.0.1:0"}, true // and hours, so that the session's own ticker stays out of it
+		c.Timing.Heartbeat, c.Timing.SuspectAfter, c.Timing.PathDownAfter, c.Timing.UnreachableAfter = time.Hour, 2*time.Hour, 3*time.Hour, 4*time.Hour
+		n, err := NewNode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = n.Close() })
 		k := &keeper{make(chan []byte), make(chan struct{})}
+		if _, err := n.Register("test", k); err != nil {
+			t.Fatal(err)
+		}
 		s := sessionByHand(t, n)
-		s.reg.client = k
 		s.mu.Lock()
 		p := s.paths[0]
 		s.mu.Unlock()

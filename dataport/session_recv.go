@@ -96,11 +96,11 @@ func (s *Session) receiveData(p *path, h *header, buf *buffer) error {
 	p.partly.Store(0)
 	if buf.in != nil {
 		s.unclaim(p)
-	} else {
+	} else if len(in.claimed) > 0 {
 		s.overtake(h.seq)
 	}
 	in.lastPath = p
-	if _, dup := in.held[h.seq]; dup || h.seq < in.next {
+	if h.seq < in.next || h.seq > in.next && in.held[h.seq] != nil {
 		s.counts.DuplicateFrames++
 		buf.release()
 		return nil

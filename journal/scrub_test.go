@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -83,9 +84,18 @@ func TestMend(t *testing.T) {
 			bad := bytes.Clone(f.data)
 			wrong := raw(rot.LSN, l.Head())
 			wrong[HeaderSize] ^= 1
-			wrong[48] ^= 1 // the hash too: another history
+			if r, err := decodeHeader(wrong); err != nil {
+				rt.Fatal(err)
+			} else { // with the hash that belongs to it: another history
+				le.PutUint64(wrong[48:], checksum(wrong[HeaderSize:HeaderSize+int(r.PayloadLen)]))
+			}
 			if _, err := l.Mend(rot.LSN, wrong); err == nil || !bytes.Equal(f.data, bad) {
 				rt.Fatalf("another history was taken: %v", err)
+			}
+			rotten := raw(rot.LSN, l.Head())
+			rotten[HeaderSize] ^= 1 // of this history, and not what it says
+			if _, err := l.Mend(rot.LSN, rotten); !errors.Is(err, ErrCorrupt) || !bytes.Equal(f.data, bad) {
+				rt.Fatalf("a rotten copy was taken: %v", err)
 			}
 			end, err := l.Mend(rot.LSN, raw(rot.LSN, l.Head()))
 			if err != nil || end > recs[last].End() {
@@ -198,5 +208,52 @@ func TestAppendUnless(t *testing.T) {
 	before := l.Head()
 	if err := l.AppendUnless([]*Entry{write(1, []byte{1})}, func() bool { return true }); !errors.Is(err, ErrStale) || l.Head() != before {
 		t.Errorf("%v, head %d → %d", err, before, l.Head())
+	}
+}
+
+// TestAppendUnlessAsksLast: entries that wait behind others in one queue are asked after these were told to OnAppend.
+func TestAppendUnlessAsksLast(t *testing.T) {
+	var told atomic.Int64
+	hold, held := make(chan struct{}), make(chan struct{})
+	f := newMemFile(MinSize)
+	mustFormat(t, f, Anchor{Role: RolePrimary})
+	l := mustOpen(t, f, Options{OnAppend: func(es []*Entry) {
+		if es[0].Op == OpTrim {
+			close(held)
+			<-hold
+		}
+		told.Add(int64(len(es)))
+	}})
+	defer l.Close()
+	var wg sync.WaitGroup
+	begin := func(n int, append func() error) {
+		t.Helper()
+		wg.Go(func() {
+			if err := append(); err != nil {
+				t.Error(err)
+			}
+		})
+		for queued := 0; queued != n; {
+			l.qmu.Lock()
+			queued = 0
+			for k := l.first; k != nil; k = k.next {
+				queued++
+			}
+			l.qmu.Unlock()
+			runtime.Gosched()
+		}
+	}
+	begin(0, func() error { return l.Append([]*Entry{{Op: OpTrim, Length: 1}}) })
+	<-held
+	begin(1, func() error { return l.Append([]*Entry{write(0, []byte{1})}) })
+	asked := int64(-1)
+	begin(2, func() error {
+		return l.AppendUnless([]*Entry{write(0, []byte{2})}, func() bool { asked = told.Load(); return false })
+	})
+	begin(3, func() error { return l.Append([]*Entry{write(0, []byte{3})}) })
+	close(hold)
+	wg.Wait()
+	if asked != 2 || told.Load() != 4 {
+		t.Errorf("asked when %d records were told, 2 came before; %d in all", asked, told.Load())
 	}
 }
