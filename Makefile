@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN     := bin/mirror-agent
 
 # What tests wait for at most, per package.
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 TEST_FLAGS   ?=
 REPORT_FLAGS ?=
 # Rooms whose tests also run with the race detector (needs a C compiler).
@@ -13,6 +13,7 @@ RACE_ROOMS   := ./blockdev/... ./journal/... ./dataport/... ./mirror/... ./cmd/.
 
 TORTURE_SECONDS ?= 600
 TORTURE_ROUNDS  ?=
+TORTURE_CHAOS   ?=
 PLANTED         ?= 1
 DEMO_FLAGS      ?=
 BENCH_FLAGS     ?=
@@ -43,12 +44,12 @@ race: ## unit tests with the race detector
 	@CGO_ENABLED=1 scripts/test.sh -race -short -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(RACE_ROOMS)
 
 torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_ROUNDS=n)
-	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) scripts/torture
+	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) TORTURE_CHAOS=$(TORTURE_CHAOS) scripts/torture
 
 planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
 	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 1h -run TestPlanted
 
-bench: build ## NBD server, volume and mirror beside nbdkit, qemu, go-nbd (BENCH_FLAGS='-only front')
+bench: build ## NBD server, volume, mirror and data port beside nbdkit, qemu, go-nbd, TCP (BENCH_FLAGS='-only front')
 	scripts/deps.sh
 	$(GO) run ./scripts/bench -agent $(BIN) $(BENCH_FLAGS)
 

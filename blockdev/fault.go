@@ -246,6 +246,17 @@ func (f *Faulty) DropCache(off, length int64) error {
 	return nil
 }
 
+// ReadDirect reads unless a rule for reads hits, and is not supported when the device below has none.
+func (f *Faulty) ReadDirect(p []byte, off int64) error {
+	if _, err := f.hit(OpRead, off, int64(len(p))); err != nil {
+		return err
+	}
+	if d, ok := f.d.(DirectReader); ok {
+		return d.ReadDirect(p, off)
+	}
+	return errors.ErrUnsupported
+}
+
 // Sync syncs unless a rule hits.
 func (f *Faulty) Sync() error {
 	if _, err := f.hit(OpSync, 0, 0); err != nil {

@@ -45,6 +45,9 @@ type File struct {
 	syncStarted atomic.Uint64              // fdatasyncs begun; changed under syncMu
 	failed      atomic.Pointer[latchedErr] // the first Sync that failed
 
+	directMu sync.Mutex
+	direct   int // a descriptor for ReadDirect, 0 before the first; guarded by directMu
+
 	noZeroRange, noPunch atomic.Bool // the filesystem said that it cannot
 }
 
@@ -372,6 +375,9 @@ func (f *File) Close() error {
 		return nil
 	}
 	f.closed = true
+	if f.direct > 0 {
+		_ = unix.Close(f.direct) // nothing was written by it
+	}
 	if err := unix.Close(f.fd); err != nil {
 		return fmt.Errorf("close %s: %w", f.path, err)
 	}

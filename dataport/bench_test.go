@@ -111,6 +111,21 @@ func TestThroughput(t *testing.T) {
 	}
 }
 
+// BenchmarkMessages is for profiles: both ends in one process.
+func BenchmarkMessages(b *testing.B) {
+	for _, m := range []struct {
+		name        string
+		paths, size int
+		secure      bool
+	}{{"1MiB-1path", 1, 1 << 20, false}, {"1MiB-2paths", 2, 1 << 20, false}, {"4KiB-2paths", 2, 4 << 10, false}, {"1MiB-1path-TLS", 1, 1 << 20, true}} {
+		b.Run(m.name, func(b *testing.B) {
+			b.SetBytes(int64(m.size))
+			b.ReportAllocs()
+			portSpeed(b, m.paths, m.size, m.size*b.N, m.secure)
+		})
+	}
+}
+
 func BenchmarkCall(b *testing.B) {
 	tn := node(b, config("target", "127.0.0.1:0"))
 	register(b, tn, newRecorder())

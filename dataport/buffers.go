@@ -1,7 +1,9 @@
 package dataport
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -12,6 +14,7 @@ type buffer struct {
 	b    []byte // full capacity of the class
 	data []byte
 	pool *sync.Pool
+	in   *assembly // data is a part of this one's memory
 }
 
 // bufferSizes grow by two, so that memory stays within twice what credit counts.
@@ -53,8 +56,10 @@ type bufferedConn struct {
 	net.Conn
 	mu    sync.Mutex // guards out
 	out   []byte     // nil: not buffering
+	late  bool       // a deadline has passed: TLS, which would break by that, writes on into out; flush tells
 	rest  []byte     // read, not yet given to TLS; used by the reading goroutine only
 	space []byte
+	heard func() // nil, or called by the reading goroutine for every piece that arrives
 }
 
 const tlsBufferBytes = 128 << 10
@@ -71,15 +76,15 @@ func (c *bufferedConn) Write(p []byte) (int, error) {
 	if c.out == nil {
 		return c.Conn.Write(p)
 	}
-	if len(c.out)+len(p) > cap(c.out) {
-		if err := c.flushLocked(); err != nil {
+	if len(c.out)+len(p) > tlsBufferBytes && !c.late {
+		switch err := c.flushLocked(); {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.late = true
+		case err != nil:
 			return 0, err
 		}
 	}
-	if len(p) > cap(c.out) {
-		return c.Conn.Write(p)
-	}
-	c.out = append(c.out, p...)
+	c.out = append(c.out, p...) // beyond its size by what the rest of one write takes, when late
 	return len(p), nil
 }
 
@@ -93,20 +98,35 @@ func (c *bufferedConn) flushLocked() error {
 	if len(c.out) == 0 {
 		return nil
 	}
-	_, err := c.Conn.Write(c.out)
-	c.out = c.out[:0]
-	return err
+	n, err := c.Conn.Write(c.out)
+	if err != nil {
+		c.out = append(c.out[:0], c.out[n:]...)
+		return err
+	}
+	if c.out, c.late = c.out[:0], false; cap(c.out) > 2*tlsBufferBytes {
+		c.out = make([]byte, 0, tlsBufferBytes)
+	}
+	return nil
+}
+
+// read tells of what arrives: a path so slow that a record of TLS takes longer than the thresholds is not silent.
+func (c *bufferedConn) read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.heard != nil {
+		c.heard()
+	}
+	return n, err
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
 		if len(p) >= tlsBufferBytes/2 {
-			return c.Conn.Read(p)
+			return c.read(p)
 		}
 		if c.space == nil {
 			c.space = make([]byte, tlsBufferBytes)
 		}
-		n, err := c.Conn.Read(c.space)
+		n, err := c.read(c.space)
 		c.rest = c.space[:n]
 		if n == 0 {
 			return 0, err

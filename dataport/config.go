@@ -34,8 +34,9 @@ type Config struct {
 	SendWindowBytes int
 	// ReceiveWindowBytes bounds what a peer may send ahead of the client, per session. One message may exceed it.
 	ReceiveWindowBytes int
-	// MaxPaths per session, MaxSessions per node, MaxPreAuth: connections that have not yet said who they are.
-	MaxPaths, MaxSessions, MaxPreAuth int
+	// MaxPaths per session, MaxSessions per node, MaxPreAuth: connections that have not yet said who they are, of hosts
+	// that no peer has come from before (and as many of the others), MaxPreAuthPerHost of one host.
+	MaxPaths, MaxSessions, MaxPreAuth, MaxPreAuthPerHost int
 	// Dial connects to remote from local ("" or an IP). Nil: TCP.
 	Dial func(ctx context.Context, local, remote string) (net.Conn, error)
 	// ListenFunc opens a listener. Nil: TCP.
@@ -49,6 +50,8 @@ type Config struct {
 	HostAddrs func() ([]netip.Prefix, error)
 	// Scheduler for inbound sessions. Nil: LeastCompletion.
 	Scheduler Scheduler
+	// Compression of what is sent in inbound sessions. "": none. See PortConfig for those of a port.
+	Compression Compression
 }
 
 // Timing holds the thresholds of liveness. All durations are measured on the local monotonic clock.
@@ -86,7 +89,7 @@ func DefaultConfig() Config {
 	return Config{
 		Name: name, Log: zerolog.Nop(), Timing: DefaultTiming(),
 		MaxMessageBytes: 64 << 20, SendWindowBytes: 16 << 20, ReceiveWindowBytes: 16 << 20,
-		MaxPaths: 16, MaxSessions: 64, MaxPreAuth: 32,
+		MaxPaths: 16, MaxSessions: 64, MaxPreAuth: 64, MaxPreAuthPerHost: 16,
 	}
 }
 
@@ -105,12 +108,12 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("dataport config: MaxMessageBytes %d is not within 1 … 1 GiB", c.MaxMessageBytes)
 	case c.SendWindowBytes < minWindowBytes || c.ReceiveWindowBytes < minWindowBytes:
 		return fmt.Errorf("dataport config: windows must be at least %d bytes (send %d, receive %d)", minWindowBytes, c.SendWindowBytes, c.ReceiveWindowBytes)
-	case c.MaxPaths < 1 || c.MaxSessions < 1 || c.MaxPreAuth < 1:
-		return errors.New("dataport config: MaxPaths, MaxSessions and MaxPreAuth must be at least 1")
+	case c.MaxPaths < 1 || c.MaxSessions < 1 || c.MaxPreAuth < 1 || c.MaxPreAuthPerHost < 1:
+		return errors.New("dataport config: MaxPaths, MaxSessions, MaxPreAuth and MaxPreAuthPerHost must be at least 1")
 	}
-	for i, k := range c.Peers {
-		if len(k) != ed25519.PublicKeySize {
-			return fmt.Errorf("dataport config: peer key %d has %d bytes, an Ed25519 public key has %d", i, len(k), ed25519.PublicKeySize)
+	if len(c.Peers) > 0 {
+		if err := validPeers(c.Peers); err != nil {
+			return err
 		}
 	}
 	for _, a := range c.Listen {
@@ -122,6 +125,9 @@ func (c *Config) Validate() error {
 		if net.ParseIP(a) == nil {
 			return fmt.Errorf("dataport config: local address %q is not an IP", a)
 		}
+	}
+	if err := c.Compression.validate(); err != nil {
+		return fmt.Errorf("dataport config: %w", err)
 	}
 	return c.Timing.validate()
 }

@@ -14,10 +14,19 @@
 //     ErrSessionLost. A receipt that succeeds proves that the peer's OnMessage has returned.
 //   - A frame stays with its sender until the peer's port has acknowledged it. When its path dies or is suspect and
 //     another one is active it goes out again there; duplicates are dropped by sequence.
+//   - A path that is slow but not silent holds up nothing: see rescue.go.
 //   - A session ends for good: unreachable, closed, switched away, peer restarted. Nothing resumes silently.
 //   - Bounded: what is held for the peer (SendWindowBytes), what the peer may send ahead (ReceiveWindowBytes, and one
-//     message), events, sessions, paths, connections before authentication, every length before it is allocated.
+//     message), events, sessions, paths, connections before authentication (of one host, and of
+//     all; a flood keeps no peer out, see door.go), every length before it is allocated.
 //   - The port owns the parts of a message until its receipt is done, and reads them no more after that.
+//   - A message may go packed (PortConfig.Compression, each side for what it sends): each for itself, only when that is
+//     shorter, only by what the peer's hello says it unpacks. All sizes and limits of the API are those of plain messages;
+//     what a peer's message unfolds to is bounded by MaxMessageBytes before it is allocated. Otherwise the session ends.
+//   - A bandwidth limit (PortConfig.Bandwidth, Port.SetBandwidth) holds back messages and replies, first and again, over
+//     all paths together; heartbeats and acknowledgements are free, so that no limit is so low as to look like a fault.
+//   - Over TLS a connection becomes a path only of a peer whose key is pinned, and of the session whose secret it proves
+//     on that very connection. Keys may change meanwhile (SetPeers, SetKey): sessions with a key that is gone end at once.
 //   - Manual: nothing goes to a backup before Switch. Auto: the next backup after TargetUnreachable. Never back by itself.
 //
 // The order of events, per registration (inbound sessions have Port nil and no target events):
@@ -71,11 +80,11 @@
 //
 // The files: frame.go and hello.go are the formats, secret.go binds paths to their session, path_state.go and
 // port_state.go the state machines; session.go with its halves session_send.go and session_recv.go, path.go the
-// connection's two goroutines, election.go which paths carry data, drain.go how one is removed, ear.go what to believe of a
-// peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the next frame; port.go the handle,
-// port_run.go how it dials, joins, gives up and switches; node.go the process and
-// its clients, listen.go where it listens and what it knows of its host, welcome.go what it accepts, announce.go and
-// fence.go as above.
-//
-// Not here yet, by design of the first light: moving frames away from a path that is slow but not silent.
+// connection's two goroutines, record.go what stays of a path, election.go which paths carry data, drain.go how one is
+// removed, ear.go what to believe of a peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the
+// next frame, rescue.go what goes elsewhere since it is stuck, place.go where fragments are read to; port.go the handle,
+// port_run.go how it dials, joins, gives up and switches; node.go the process and its clients, listen.go where it listens
+// and what it knows of its host, welcome.go what it accepts, door.go whom of those that have not said who they are;
+// announce.go and fence.go as above; keys.go and keyring.go who may; compress.go the format and codec of packed
+// messages, autopack.go when it pays to pack; bandwidth.go the limit.
 package dataport

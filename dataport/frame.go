@@ -22,7 +22,7 @@ import (
 //	│ 64 client     │ 68 payload len│ 72 msg │ 76 frag │
 //	│               │               │ length │ offset  │
 //	├───────────────┴───────────────┼────────┴─────────┤ 96
-//	│ 80 call id                    │ 88 payload xxh64 │
+//	│ 80 call id                    │ 88 payload XXH3  │
 //	├───────────────────────────────┼──────────────────┘
 //	│ 96 header xxh64 (of 0..95)    │ 104 payload …
 //	└───────────────────────────────┘
@@ -30,13 +30,16 @@ import (
 // sequence: of frames that carry data (data, reply), from 1 and without gap per direction of a session; for ping and
 // pong a time stamp of the side that pings, for gone a path id; else 0. A frame that goes out again keeps its sequence and its bounds.
 //
+// call id: the number of a message among those of its sender, or 0; a reply has that of its call.
+//
 // Every frame of an established path carries the newest state of its sender's receiving half, all of it growing only:
 // acknowledged: all data frames below arrived (bit i of selective ack: acknowledged+1+i arrived too); the sender may forget them.
 // consumed: all data frames below belong to messages whose OnMessage returned.
 // credit: the peer may have sent frames of this total cost (payload length + frameCost each, resent ones not counted again).
 // path bytes: total cost of data frames that arrived on the very path this frame is on.
 //
-// The version is part of the magic.
+// Payloads have XXH3 (64 bits, seed 0): several times as fast as xxh64 on long ones, and the sum of every payload is worked
+// out twice. The version is part of the magic.
 const (
 	headerBytes = 104
 	frameMagic  = 'M' | 'D'<<8 | 'P'<<16 | '1'<<24
@@ -75,7 +78,7 @@ const (
 	flagDeaf                           // the sender hears nothing on this path; counts on a ping, whose time stamp dates it
 	flagStandby                        // the side that dials asks: no data here while another path is active
 	flagDrain                          // give this path nothing more; from the side that accepts: I need it no more
-	flagEnd     frameFlags = 1 << iota // first unused bit
+	flagPacked                         // the message is packed, see compress.go; on all its frames
 )
 
 type header struct {
@@ -138,11 +141,11 @@ func (h *header) decode(b []byte, maxMessage uint32) error {
 		client: le.Uint32(b[64:]), payload: le.Uint32(b[68:]), message: le.Uint32(b[72:]), offset: le.Uint32(b[76:]),
 		call: le.Uint64(b[80:]), payloadHash: le.Uint64(b[88:]),
 	}
-	if h.typ == 0 || h.typ >= frameTypeEnd || h.flags >= flagEnd || b[6] != 0 || b[7] != 0 {
+	if h.typ == 0 || h.typ >= frameTypeEnd || b[6] != 0 || b[7] != 0 {
 		return fmt.Errorf("%w: type %d flags %#x", ErrFrame, b[4], b[5])
 	}
 	if !h.sequenced() {
-		if h.payload > maxControlPayload || h.message != 0 || h.offset != 0 {
+		if h.payload > maxControlPayload || h.message != 0 || h.offset != 0 || h.flags&flagPacked != 0 {
 			return fmt.Errorf("%w: type %d with payload of %d bytes", ErrFrame, h.typ, h.payload)
 		}
 		return nil

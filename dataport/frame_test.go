@@ -78,7 +78,6 @@ func TestHeaderRefuses(t *testing.T) {
 		{"highest sequence", "sequence", func(h *header) { h.seq = 1<<64 - 1 }},
 		{"unknown type", "type", func(h *header) { h.typ = frameTypeEnd }},
 		{"type 0", "type", func(h *header) { h.typ = 0 }},
-		{"unknown flag", "type", func(h *header) { h.flags |= flagEnd }},
 		{"control frame with a big payload", "payload of", func(h *header) { h.typ, h.message, h.payload = frameClose, 0, maxControlPayload+1 }},
 		{"control frame with a message", "payload", func(h *header) { h.typ = framePing }},
 	} {
@@ -134,6 +133,10 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	h := sampleHello()
+	for h.kind = helloOpen; h.kind < helloKindEnd; h.kind++ {
+		f.Add(h.encode())
+	}
+	h.kind, h.code, h.reason, h.addrs = helloRefused, RefusedLimit, strings.Repeat("no", maxReasonBytes/2), addrList{}
 	f.Add(h.encode())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var h hello

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -18,7 +19,21 @@ import (
 	"mirror-agent/dataport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	checks := "150"
+	if raceEnabled || testing.Short() {
+		checks = "40"
+	}
+	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs.
+	if n := os.Getenv("MIRROR_AGENT_RAPID"); n != "" {
+		checks = n
+	}
+	if err := flag.Set("rapid.checks", checks); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // ledger is one side's account of a stream: how many messages and a hash over all of them in order.
 type ledger struct {

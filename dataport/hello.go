@@ -9,7 +9,7 @@ import (
 // string is a length u16 and its bytes; a list a count u8 and its strings. At most maxControlPayload in all.
 //
 //	kind u8 (1 open a session, 2 join one, 3 accepted, 4 refused)   code u8 (of a refusal)
-//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64
+//	session u64   incarnation u64   port u64   path u32   max message u32   credit u64   unpacks u8
 //	history [16]  generation u64
 //	nonce [32]    proof [32]    secret [32]
 //	name   client   reason: string    addresses: version u64, list
@@ -18,6 +18,7 @@ import (
 // generation: of the client's history, see fence.go; open, join: the sender's own; accepted, refused: the highest that it
 // has seen. addresses: where the sender listens, see announce.go.
 // join, accepted: proof shows the session's secret, bound to this connection (see secret.go).
+// unpacks: the algorithms that the sender takes messages packed by, a bit each (see compress.go); unknown bits mean nothing.
 // secret: over plain TCP the accepting side gives the session's secret in the clear; zero over TLS.
 type hello struct {
 	flags       frameFlags // of the frame's header, not in the payload: flagStandby in a join
@@ -29,6 +30,7 @@ type hello struct {
 	path        PathID
 	maxMessage  uint32
 	credit      uint64
+	unpacks     packSet
 	history     [16]byte
 	generation  uint64
 	nonce       [32]byte
@@ -99,6 +101,7 @@ func (h *hello) encode() []byte {
 	b = le.AppendUint32(b, uint32(h.path))
 	b = le.AppendUint32(b, h.maxMessage)
 	b = le.AppendUint64(b, h.credit)
+	b = append(b, byte(h.unpacks))
 	b = append(b, h.history[:]...)
 	b = le.AppendUint64(b, h.generation)
 	b = append(b, h.nonce[:]...)
@@ -159,6 +162,7 @@ func (h *hello) decode(b []byte) error {
 	*h = hello{kind: helloKind(r.u8()), code: RefuseCode(r.u8())}
 	h.session, h.incarnation, h.port = SessionID(r.u64()), r.u64(), r.u64()
 	h.path, h.maxMessage, h.credit = PathID(r.u32()), r.u32(), r.u64()
+	h.unpacks = packSet(r.u8())
 	copy(h.history[:], r.take(16))
 	h.generation = r.u64()
 	copy(h.nonce[:], r.take(32))

@@ -63,7 +63,14 @@ func dialHello(t *testing.T, n *Node) (net.Conn, SessionID) {
 	if _, err := w.ask(h); err != nil {
 		t.Fatal(err)
 	}
+	<-n.sessionOf(h.session).begun // its path is added after the answer
 	return c, h.session
+}
+
+func (n *Node) sessionOf(id SessionID) *Session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sessions[id]
 }
 
 func TestGarbage(t *testing.T) {
@@ -161,18 +168,21 @@ func TestPeerBreaksTheProtocol(t *testing.T) {
 			h := header{typ: frameData, flags: flagFirst | flagLast, session: id, client: clientID("test"), seq: 1, ack: 1, consumed: 1}
 			h.payloadHash = xxhashOfNothing
 			change(&h)
-			b := make([]byte, headerBytes)
+			b := make([]byte, headerBytes+h.payload%64) // a header that lies is refused before its payload is read
 			h.encode(b)
 			return b
 		}
 	}
 	for name, frame := range map[string]func(SessionID) []byte{
-		"foreign session":           data(func(h *header) { h.session++ }),
-		"foreign client":            data(func(h *header) { h.client++ }),
-		"acknowledges the unsent":   data(func(h *header) { h.ack = 99 }),
-		"consumed before it came":   data(func(h *header) { h.consumed = 99 }),
-		"path bytes never sent":     data(func(h *header) { h.pathBytes = 1 }),
-		"sequence beyond credit":    data(func(h *header) { h.seq = 1 << 40 }),
+		"foreign session":         data(func(h *header) { h.session++ }),
+		"foreign client":          data(func(h *header) { h.client++ }),
+		"acknowledges the unsent": data(func(h *header) { h.ack = 99 }),
+		"consumed before it came": data(func(h *header) { h.consumed = 99 }),
+		"path bytes never sent":   data(func(h *header) { h.pathBytes = 1 }),
+		"sequence beyond credit":  data(func(h *header) { h.seq = 1 << 40 }),
+		"fragment without its first": data(func(h *header) {
+			h.flags, h.message, h.offset, h.payload, h.payloadHash = flagLast, 16, 8, 8, sumOf(make([]byte, 8))
+		}),
 		"message beyond the limit":  data(func(h *header) { h.flags, h.message, h.payload = flagFirst, 1<<31, 8 }),
 		"hello on a path":           data(func(h *header) { h.typ = frameHello }),
 		"payload hash of something": data(func(h *header) { h.payloadHash = 7 }),
@@ -192,7 +202,7 @@ func TestPeerBreaksTheProtocol(t *testing.T) {
 	}
 }
 
-const xxhashOfNothing = 0xef46db3751d8e999
+const xxhashOfNothing = 0x2d06800538d394c2
 
 // A peer that sends past its credit is stopped before its bytes pile up.
 func TestCreditIsEnforced(t *testing.T) {

@@ -117,9 +117,8 @@ func ParsePublicKey(s string) (ed25519.PublicKey, error) {
 	return k, nil
 }
 
-// tlsConfig makes the configuration of both sides: TLS 1.3, a certificate that carries nothing but the key, and the
-// peer's key pinned. Names, dates and issuers of certificates mean nothing here.
-func tlsConfig(key ed25519.PrivateKey, peers []ed25519.PublicKey) (*tls.Config, error) {
+// certificateOf returns a certificate that carries nothing but the key: names, dates and issuers mean nothing here.
+func certificateOf(key ed25519.PrivateKey) (*tls.Certificate, error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mirror-agent"},
 		NotBefore: time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
@@ -129,19 +128,7 @@ func tlsConfig(key ed25519.PrivateKey, peers []ed25519.PublicKey) (*tls.Config, 
 	if err != nil {
 		return nil, fmt.Errorf("make certificate: %w", err)
 	}
-	pinned := make([]ed25519.PublicKey, len(peers))
-	for i, p := range peers {
-		pinned[i] = bytes.Clone(p)
-	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-		MinVersion:   tls.VersionTLS13, ClientAuth: tls.RequireAnyClientCert,
-		InsecureSkipVerify:          true, // the chain means nothing; VerifyConnection pins the key, on every connection
-		VerifyConnection:            func(cs tls.ConnectionState) error { _, err := pinnedKey(cs, pinned); return err },
-		SessionTicketsDisabled:      true,
-		DynamicRecordSizingDisabled: true,
-		NextProtos:                  []string{"mirror-agent-dataport/1"},
-	}, nil
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
 func presentedKey(cs tls.ConnectionState) (ed25519.PublicKey, error) {

@@ -314,13 +314,16 @@ func (n *Node) acceptFrom(l net.Listener) {
 		}
 		pause = time.Millisecond
 		n.mu.Lock()
-		if n.closed || len(n.preAuth) >= n.conf.MaxPreAuth {
+		if n.closed {
 			n.mu.Unlock()
 			_ = c.Close()
 			continue
 		}
-		n.preAuth[c] = struct{}{}
+		outs := n.door.admit(c)
 		n.tasks.start(func() { n.serve(c) })
 		n.mu.Unlock()
+		for _, out := range outs {
+			_ = out.Close()
+		}
 	}
 }

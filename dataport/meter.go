@@ -12,6 +12,7 @@ type meter struct {
 	total     uint64        // cost written to the path
 	arrived   uint64        // of this, reported by the peer
 	arrivedAt time.Duration // when it last grew, or when an idle path got work again
+	watch     watch
 }
 
 // mark remembers how things stood at a write.
@@ -19,12 +20,19 @@ type mark struct {
 	total     uint64 // after the write
 	arrived   uint64
 	arrivedAt time.Duration
-	idle      bool // there was no more to send: a low sample says nothing about the path
+	idle      bool // the path was not full: a low sample says nothing about it
+}
+
+// watch is a look at what was under way at a moment, to be judged some time later.
+type watch struct {
+	at      time.Duration
+	arrived uint64
+	under   uint64 // written and not arrived; 0: no look was taken
 }
 
 func (m *meter) sent(now time.Duration, cost uint64, idle bool) {
 	if m.arrived == m.total {
-		m.arrivedAt = now
+		m.arrivedAt, m.watch = now, watch{}
 	}
 	m.total += cost
 	m.marks.push(mark{total: m.total, arrived: m.arrived, arrivedAt: m.arrivedAt, idle: idle})
@@ -33,7 +41,8 @@ func (m *meter) sent(now time.Duration, cost uint64, idle bool) {
 // unacked is what the path has been given and has not reported as arrived.
 func (p *path) unacked() int { return p.queued + int(p.meter.total-p.meter.arrived) }
 
-// delivered takes the peer's report on this path and updates the rate. s.mu is held.
+// delivered takes the peer's report on this path and updates the rate. The report may grow within a frame, or a slow
+// path would seem to stand still for as long as a frame takes. s.mu is held.
 func (p *path) delivered(now time.Duration, pathBytes uint64) error {
 	m := &p.meter
 	if pathBytes > m.total {
@@ -42,15 +51,15 @@ func (p *path) delivered(now time.Duration, pathBytes uint64) error {
 	if pathBytes <= m.arrived {
 		return nil
 	}
-	m.arrived = pathBytes
+	m.arrived, m.arrivedAt = pathBytes, now
 	var last mark
 	for m.marks.len() > 0 && m.marks.at(0).total <= pathBytes {
 		last = m.marks.pop()
 	}
-	m.arrivedAt = now
 	if last.total != 0 {
 		p.sample(float64(pathBytes-last.arrived)/max(now-last.arrivedAt, 20*time.Microsecond).Seconds(), last.idle)
 	}
+	p.judge(now)
 	p.note()
 	return nil
 }
@@ -67,6 +76,48 @@ func (p *path) sample(rate float64, idle bool) {
 	}
 }
 
+// judgeAfter is the shortest time after which a path is judged by what it should have delivered: the peer reports at
+// least once per heartbeat of its own, so that a shorter one would judge the reports.
+const judgeAfter = 100 * time.Millisecond
+
+// judge lowers the rate of a path that delivers far less than its rate promised. Samples come with reports, and the
+// rarer the slower the path has become; this does not wait for one. s.mu is held.
+func (p *path) judge(now time.Duration) {
+	m := &p.meter
+	took := now - m.watch.at
+	switch {
+	case m.watch.under == 0:
+	case took < max(judgeAfter, 2*p.srtt):
+		return
+	default:
+		got, promised := float64(m.arrived-m.watch.arrived), p.rateOr()*(took-p.srtt).Seconds()
+		if got < min(float64(m.watch.under), promised)/2 {
+			p.rate = max(got/took.Seconds(), p.rateOr()/16)
+		}
+	}
+	m.watch = watch{at: now, arrived: m.arrived, under: m.total - m.arrived}
+}
+
+// stalled is how long the path has reported nothing although there is something under way, or how long the order of all
+// has waited for it, beyond what its round trip and the pace of reports explain; else 0. s.mu is held.
+func (p *path) stalled(now time.Duration) time.Duration {
+	m, o := &p.meter, &p.s.out
+	waited := time.Duration(0)
+	if m.arrived != m.total {
+		waited = now - m.arrivedAt
+	}
+	if o.frames.len() > 0 && o.frames.at(0).path == p {
+		waited = max(waited, now-o.baseAt)
+	}
+	if waited > 2*p.srtt+3*p.s.node.conf.Timing.Heartbeat/2 {
+		return waited
+	}
+	return 0
+}
+
+// baseSpan is how long a low round trip is remembered, twice over.
+const baseSpan = 5 * time.Second
+
 // measure takes a pong.
 func (p *path) measure(now time.Duration, sentAt uint64) {
 	rtt := now - time.Duration(sentAt)
@@ -74,11 +125,26 @@ func (p *path) measure(now time.Duration, sentAt uint64) {
 		return // not one of our pings
 	}
 	if p.srtt == 0 {
-		p.srtt = rtt
+		p.srtt = max(rtt, 1)
 	} else {
 		p.srtt += (rtt - p.srtt) / 8
 	}
+	switch {
+	case p.thisBase == 0:
+		p.baseAt, p.thisBase = now, rtt
+	case now-p.baseAt > baseSpan:
+		p.baseAt, p.lastBase, p.thisBase = now, p.thisBase, rtt
+	}
+	p.thisBase = min(p.thisBase, rtt)
 	p.note()
+}
+
+// base is the least round trip of the last seconds: what of it is not waiting behind our own bytes.
+func (p *path) base() time.Duration {
+	if p.lastBase == 0 {
+		return p.thisBase
+	}
+	return min(p.lastBase, p.thisBase)
 }
 
 func (p *path) note() {
@@ -87,12 +153,25 @@ func (p *path) note() {
 	p.rec.mu.Unlock()
 }
 
-// depth is how much the path may have unacknowledged: enough to keep it busy, not so much that what waits in it would be missed when it dies.
+const (
+	minCutBytes     = 4 << 10
+	unknownCutBytes = 64 << 10
+	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
+	depthSeconds    = 0.050 // a path is given this much ahead of what it has delivered, above its round trips
+	minDepthBytes   = 4 * minCutBytes
+	maxQueueing     = 200 * time.Millisecond // waiting on the way that a path is given more for
+	firstDepthBytes = 2 * unknownCutBytes    // of a path that has not delivered anything yet
+)
+
+// depth is how much the path may have unacknowledged: enough to keep it busy and to find out within a few round trips
+// that it has become faster, not so much that what waits in it would be missed when it dies.
 func (p *path) depth() int {
 	if p.rate == 0 {
-		return minDepthBytes
+		return firstDepthBytes
 	}
-	return max(minDepthBytes, int(p.rate*(min(p.srtt.Seconds(), 1)+depthSeconds)))
+	base := p.base()
+	trip := min(p.srtt, base+maxQueueing, time.Second) // of a path that was slow for a while srtt knows it for long
+	return max(minDepthBytes, int(p.rate*((trip+base).Seconds()+depthSeconds)))
 }
 
 // cutBytes is the size of a frame that holds up the path for cutSeconds.
@@ -101,4 +180,22 @@ func (p *path) cutBytes() int {
 		return unknownCutBytes
 	}
 	return min(max(int(p.rate*cutSeconds), minCutBytes), maxFramePayload)
+}
+
+// rateOr is the rate, or the assumed one as long as nothing is known.
+func (p *path) rateOr() float64 {
+	if p.rate <= 0 {
+		return assumedRate
+	}
+	return p.rate
+}
+
+func (p *path) completion(frameBytes int) float64 {
+	l := p.load()
+	return l.completion(frameBytes)
+}
+
+// load is what a Scheduler is told of the path.
+func (p *path) load() PathLoad {
+	return PathLoad{ID: p.id, UnackedBytes: p.unacked(), Rate: p.rate, RTT: p.base()}
 }

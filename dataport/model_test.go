@@ -107,13 +107,7 @@ func (w *memWorld) close() {
 // on that session, in order and once; everything whose receipt succeeded is in it; and when the session lives through
 // the run, it is everything.
 func TestSessionAgainstAList(t *testing.T) {
-	rounds := 3 // of a hundred runs
-	if raceEnabled {
-		rounds = 1
-	}
-	for range rounds {
-		rapid.Check(t, checkAgainstAList(t))
-	}
+	rapid.Check(t, checkAgainstAList(t))
 }
 
 func checkAgainstAList(t *testing.T) func(*rapid.T) {

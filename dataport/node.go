@@ -13,8 +13,11 @@ import (
 type Node struct {
 	conf        Config
 	tls         *tls.Config // nil: plain TCP
+	keys        *keyring    // nil: plain TCP
 	incarnation uint64
 	clock       clock
+	codec       *codec
+	unpacks     packSet // what peers may pack by
 	tasks       tasks
 	listens     listens
 	stop        chan struct{} // closed by Close
@@ -23,8 +26,9 @@ type Node struct {
 	closed   bool
 	clients  map[string]*Registration
 	sessions map[SessionID]*Session
-	preAuth  map[net.Conn]struct{} // connections that have not said who they are
-	ended    deque[*Session]       // ended, their goroutines perhaps not yet
+	door     door
+	refusals refusals
+	ended    deque[*Session] // ended, their goroutines perhaps not yet
 }
 
 // NewNode checks the configuration and listens. Peers are answered at once, and refused until their client registers.
@@ -33,15 +37,16 @@ func NewNode(c Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		conf: c, incarnation: randomID(), clock: clock{time.Now()},
-		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, preAuth: map[net.Conn]struct{}{},
+		conf: c, incarnation: randomID(), clock: clock{time.Now()}, codec: newCodec(), unpacks: packAll,
+		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, door: newDoor(c.MaxPreAuth, c.MaxPreAuthPerHost),
 		stop: make(chan struct{}),
 	}
 	if !c.Insecure {
 		var err error
-		if n.tls, err = tlsConfig(c.Key, c.Peers); err != nil {
+		if n.keys, err = newKeyring(c.Key, c.Peers); err != nil {
 			return nil, err
 		}
+		n.tls = n.keys.config()
 	}
 	if n.conf.HostAddrs == nil && n.conf.Dial == nil && n.conf.ListenFunc == nil {
 		n.conf.HostAddrs = hostAddrs
@@ -174,7 +179,7 @@ func (n *Node) Close() error {
 	for _, r := range n.clients {
 		clients = append(clients, r)
 	}
-	for c := range n.preAuth {
+	for c := range n.door.waiting {
 		_ = c.Close()
 	}
 	n.mu.Unlock()

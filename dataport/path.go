@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // path is one live connection of a session. Unless said otherwise its fields are guarded by the session's mutex. One
@@ -25,7 +24,9 @@ type path struct {
 	dead chan struct{} // closed by shut
 	once sync.Once
 
-	heard atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
+	heard    atomic.Int64 // clock time of the last sign of life; written by the reader without the mutex
+	lastDeaf bool         // what the last header said; the reader's own
+	claim    uint64       // sequence of the fragment that the reader reads into its message
 
 	ear ear
 
@@ -43,7 +44,12 @@ type path struct {
 	queue   deque[*outFrame] // bulk, not yet written
 	queued  int              // its cost
 	writing []*outFrame      // inside the current write
-	blocked int              // heartbeats for which that has been in the way
+
+	probe       *outFrame     // a copy of a frame that another path has; see rescue.go
+	probedAt    time.Duration // when it last got one
+	late        bool          // scratch of rescue
+	writeAt     time.Duration // when the current write began
+	interrupted bool          // the current write is to give back what it reads
 
 	pongs   []uint64
 	pingDue bool
@@ -52,76 +58,17 @@ type path struct {
 	closing string // not empty: say so and end
 	told    uint64 // version of our addresses that the peer was told here
 
-	received uint64 // cost of data frames that arrived here; told to the peer as path bytes
+	received uint64       // cost of data frames that arrived here; told to the peer as path bytes
+	partly   atomic.Int64 // bytes of the payload that is arriving, likewise; written by the reader without the mutex
 	meter    meter
 	rate     float64
-}
-
-// record is what stays of a path over its reconnections.
-type record struct {
-	id                     PathID
-	sent, received, resent atomic.Uint64
-	proved                 atomic.Bool // it has been up
-
-	announced bool // set when made: the peer told us of this address
-
-	mu            sync.Mutex // leaf: guards the fields below
-	local, remote string
-	state         PathState
-	since         time.Time
-	reason        string
-	rtt           time.Duration
-	rate          float64
-	unacked       int
-}
-
-func (r *record) set(s PathState, reason string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.state != s {
-		r.state, r.since = s, time.Now()
-	}
-	if reason != "" {
-		r.reason = reason
-	}
-	if !s.live() {
-		r.unacked = 0
-	}
-}
-
-func (r *record) connected(w *wire) {
-	r.mu.Lock()
-	r.local, r.remote = w.raw.LocalAddr().String(), w.raw.RemoteAddr().String()
-	r.mu.Unlock()
-	r.proved.Store(true)
-}
-
-// over takes the record out of a session that has ended.
-func (r *record) over(reason string) {
-	r.mu.Lock()
-	s := r.state
-	r.mu.Unlock()
-	switch {
-	case s.live():
-		r.set(PathIdle, reason)
-	case s == PathReserved: // nothing to keep a place in; the side that dials goes on trying
-		next, _ := s.next(pathPause)
-		r.set(next, "")
-	}
-}
-
-func (r *record) stats() PathStats {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return PathStats{
-		ID: r.id, Announced: r.announced, Unproven: r.unproven(), Local: r.local, Remote: r.remote, State: r.state, Since: r.since, Reason: r.reason, RTT: r.rtt, Rate: r.rate,
-		UnackedBytes: r.unacked, BytesSent: r.sent.Load(), BytesReceived: r.received.Load(), ResentFrames: r.resent.Load(),
-	}
+	// Least round trips of the current and the last span of time; see base.
+	baseAt, thisBase, lastBase time.Duration
 }
 
 func newPath(s *Session, w *wire, rec *record) *path {
 	p := &path{
-		id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt,
+		id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, thisBase: w.rtt,
 		asked: w.asked && !s.dials(), told: w.told,
 	}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
@@ -130,7 +77,19 @@ func newPath(s *Session, w *wire, rec *record) *path {
 	p.heard.Store(now)
 	p.ear.came.Store(now)
 	p.ear.gap = max(t.SuspectAfter/2, 2*t.Heartbeat)
+	if w.buf != nil {
+		w.buf.heard = p.hearPiece
+	}
 	return p
+}
+
+// hearPiece notes a part of a frame; called by the reader.
+func (p *path) hearPiece() {
+	now := p.s.node.clock.now()
+	p.ear.hark(now)
+	if !p.lastDeaf {
+		p.heard.Store(int64(now))
+	}
 }
 
 func (p *path) poke() {
@@ -158,6 +117,9 @@ func (p *path) grant(now, late time.Duration) {
 // patience is how long the path may be silent.
 func (p *path) patience() time.Duration {
 	t := p.s.node.conf.Timing
+	if p.srtt == 0 { // it is not known yet how long the way is
+		return t.PathDownAfter * 3 / 4
+	}
 	return min(max(3*p.srtt, t.SuspectAfter), t.PathDownAfter*3/4)
 }
 
@@ -194,7 +156,7 @@ func (s *Session) hear(p *path, now time.Duration, h *header) {
 
 // give appends a frame to the path's bulk queue.
 func (p *path) give(f *outFrame) {
-	f.path = p
+	f.path, f.end = p, 0
 	p.queue.push(f)
 	p.queued += f.cost()
 	p.poke()
@@ -203,20 +165,6 @@ func (p *path) give(f *outFrame) {
 // stuck reports whether what the path holds is better sent elsewhere.
 func (p *path) stuck() bool {
 	return p.state == PathSuspected || p.state == PathDraining && (p.silent || p.deaf)
-}
-
-// freeBlocked gives up a path whose write is stuck with messages that another path has delivered: their receipts wait
-// for it. Not at once: when a peer has stood still its paths are heard again one after the other. s.mu is held.
-func (s *Session) freeBlocked(p *path) {
-	over := func(f *outFrame) bool { return f.msg.over }
-	switch {
-	case !p.stuck() || !slices.ContainsFunc(p.writing, over):
-		p.blocked = 0
-	case p.blocked < 2:
-		p.blocked++
-	default:
-		s.losePath(p, "blocked while another path has delivered the same")
-	}
 }
 
 // work is what one write carries: headers without checksums, and the frames of those that have data.
@@ -258,37 +206,52 @@ func (p *path) collect(w *work) bool {
 		if f.acked || f.path != p || f.msg.over {
 			continue
 		}
-		h := p.header(f.msg.typ, f.seq)
-		h.payload, h.message, h.offset, h.call = uint32(f.n), uint32(f.msg.size), uint32(f.off), f.msg.call
-		h.flags |= f.msg.flags
-		if f.off == 0 {
-			h.flags |= flagFirst
+		p.put(w, f)
+		f.end = p.meter.total + uint64(w.bulk)
+	}
+	if f := p.probe; f != nil {
+		if p.probe = nil; p.queue.len() == 0 && !f.acked && !f.msg.over {
+			p.put(w, f)
 		}
-		if f.off+f.n == f.msg.size {
-			h.flags |= flagLast
-		}
-		f.msg.writing++
-		if f.sends++; f.sends > 1 {
-			p.rec.resent.Add(1)
-		}
-		w.bulk += f.cost()
-		w.headers, w.frames = append(w.headers, h), append(w.frames, f)
-		p.writing = append(p.writing, f)
 	}
 	if len(w.headers) == 0 && p.ackDue {
 		w.headers, w.frames = append(w.headers, p.header(frameAck, 0)), append(w.frames, nil)
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
-		p.meter.sent(p.s.node.clock.now(), uint64(w.bulk), p.queue.len() == 0 && p.s.out.queue.len() == 0)
+		p.writeAt = p.s.node.clock.now()
+		full := p.queue.len() > 0 || p.unacked()+w.bulk >= p.depth() || p.rate == 0 && p.s.out.queue.len() > 0
+		// Held back by the bandwidth limit, a path that has delivered everything says nothing of what it could.
+		idle := !full || p.queue.len() == 0 && p.s.throttled && p.meter.arrived == p.meter.total
+		p.meter.sent(p.writeAt, uint64(w.bulk), idle)
 	}
 	return len(w.headers) > 0
+}
+
+// put adds a frame to a write.
+func (p *path) put(w *work, f *outFrame) {
+	h := p.header(f.msg.typ, f.seq)
+	h.payload, h.message, h.offset, h.call = uint32(f.n), uint32(f.msg.size), uint32(f.off), f.msg.call
+	h.flags |= f.msg.flags
+	if f.off == 0 {
+		h.flags |= flagFirst
+	}
+	if f.off+f.n == f.msg.size {
+		h.flags |= flagLast
+	}
+	f.msg.writing++
+	if f.sends++; f.sends > 1 {
+		p.rec.resent.Add(1)
+	}
+	w.bulk += f.cost()
+	w.headers, w.frames = append(w.headers, h), append(w.frames, f)
+	p.writing = append(p.writing, f)
 }
 
 // header returns a header that carries the newest receiving state. s.mu is held.
 func (p *path) header(t frameType, seq uint64) header {
 	in := &p.s.in
-	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received}
+	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received + uint64(p.partly.Load())}
 	if p.silent {
 		h.flags |= flagDeaf
 	}
@@ -342,7 +305,7 @@ func (p *path) writeLoop() {
 			p.sayGoodbye(e, &w)
 			return
 		}
-		n, err := e.write(p.w, &w)
+		n, err := e.write(p, &w)
 		p.rec.sent.Add(uint64(n))
 		if err != nil {
 			s.mu.Lock()
@@ -363,7 +326,7 @@ func (p *path) sayGoodbye(e *encoder, w *work) {
 	_ = p.w.raw.SetDeadline(time.Now().Add(goodbyeTime))
 	w.headers[0].payload = uint32(min(len(w.bye), maxReasonBytes))
 	e.control = w.bye[:w.headers[0].payload]
-	if _, err := e.write(p.w, w); err != nil {
+	if _, err := e.write(p, w); err != nil {
 		p.shut(true)
 		return
 	}
@@ -376,31 +339,38 @@ func (p *path) sayGoodbye(e *encoder, w *work) {
 
 const (
 	maxBatchFrames = 512
-	copyBelowBytes = 8 << 10 // smaller payloads are copied beside their headers: fewer, longer pieces for writev
-	stagingBytes   = 256 << 10
+	// Smaller payloads are copied beside their headers: fewer, longer pieces. Two more pieces cost writev less than a copy
+	// of a page; for TLS every piece is a record of its own, with a tag and a nonce.
+	copyBelowBytes    = 2 << 10
+	copyBelowBytesTLS = 16 << 10
+	// stagingBytes is what an encoder keeps: as much as a write of short frames takes.
+	stagingBytes = maxBatchBytes + maxBatchFrames*headerBytes + copyBelowBytesTLS
 )
 
 // encoder turns work into bytes on a connection; it keeps its buffers.
 type encoder struct {
 	staging []byte
 	pieces  net.Buffers
-	hash    *xxhash.Digest
+	hash    *xxh3.Hasher
 	control string // payload of a frame without data
 }
 
-func newEncoder() *encoder { return &encoder{hash: xxhash.New()} }
+func newEncoder() *encoder { return &encoder{hash: xxh3.New()} }
 
 // write sends all of w with as few system calls as it takes.
-func (e *encoder) write(c *wire, w *work) (int, error) {
-	need := len(e.control) + len(w.addrs)
+func (e *encoder) write(p *path, w *work) (int, error) {
+	need, below := len(e.control)+len(w.addrs), uint32(copyBelowBytes)
+	if p.w.tls != nil {
+		below = copyBelowBytesTLS
+	}
 	for i, h := range w.headers {
 		need += headerBytes
-		if w.frames[i] != nil && h.payload < copyBelowBytes {
+		if w.frames[i] != nil && h.payload < below {
 			need += int(h.payload)
 		}
 	}
 	if cap(e.staging) < need || cap(e.staging) > max(need, stagingBytes) {
-		e.staging = make([]byte, 0, max(need, 16<<10))
+		e.staging = make([]byte, 0, max(need, min(2*need, stagingBytes), 16<<10))
 	}
 	e.staging, e.pieces = e.staging[:0], e.pieces[:0]
 	from, total := 0, 0
@@ -412,13 +382,13 @@ func (e *encoder) write(c *wire, w *work) (int, error) {
 		switch {
 		case h.typ == frameAddrs:
 			e.staging = append(e.staging, w.addrs...)
-			h.payloadHash = xxhash.Sum64(w.addrs)
+			h.payloadHash = xxh3.Hash(w.addrs)
 		case f == nil:
 			e.staging = append(e.staging, e.control...)
-			h.payloadHash = xxhash.Sum64String(e.control)
-		case h.payload < copyBelowBytes:
+			h.payloadHash = xxh3.HashString(e.control)
+		case h.payload < below:
 			f.each(func(b []byte) { e.staging = append(e.staging, b...) })
-			h.payloadHash = xxhash.Sum64(e.staging[at+headerBytes:])
+			h.payloadHash = xxh3.Hash(e.staging[at+headerBytes:])
 		default:
 			e.pieces = append(e.pieces, e.staging[from:])
 			from = len(e.staging)
@@ -429,7 +399,7 @@ func (e *encoder) write(c *wire, w *work) (int, error) {
 	if from < len(e.staging) {
 		e.pieces = append(e.pieces, e.staging[from:])
 	}
-	err := c.writeAll(e.pieces)
+	err := p.w.writeAll(e.pieces, p.resume)
 	clear(e.pieces)
 	return total, err
 }
@@ -438,7 +408,7 @@ func (e *encoder) gather(f *outFrame) uint64 {
 	n := len(e.pieces)
 	f.each(func(b []byte) { e.pieces = append(e.pieces, b) })
 	if len(e.pieces) == n+1 {
-		return xxhash.Sum64(e.pieces[n])
+		return xxh3.Hash(e.pieces[n])
 	}
 	e.hash.Reset()
 	for _, b := range e.pieces[n:] {
@@ -471,6 +441,9 @@ const ackEveryBytes = 256 << 10
 
 func (p *path) readLoop() {
 	err := p.read()
+	p.s.mu.Lock()
+	p.s.unclaim(p)
+	p.s.mu.Unlock()
 	var broken *brokenError
 	if errors.As(err, &broken) {
 		p.s.fail(broken.err.Error(), broken.why)
@@ -500,6 +473,7 @@ func (p *path) read() error {
 		if err := h.decode(head, maxMessage); err != nil {
 			return err
 		}
+		p.lastDeaf = h.flags&flagDeaf != 0
 		buf, err := p.payload(r, &h)
 		if err != nil {
 			return err
@@ -532,24 +506,24 @@ func (p *path) read() error {
 	}
 }
 
-// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, or a slow
-// path would fall silent for as long as a frame takes.
+// payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, however
+// small, or a slow path would fall silent for as long as a frame takes; and it counts as delivered, or the sender would
+// not know for as long how slow the path is.
 func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
-	buf := newBuffer(int(h.payload))
-	const piece = 32 << 10
+	buf := p.place(h)
 	for rest := buf.data; len(rest) > 0; {
-		n, err := io.ReadFull(r, rest[:min(len(rest), piece)])
-		if err != nil {
+		n, err := r.Read(rest)
+		if err != nil && n == 0 {
 			buf.release()
 			return nil, err
 		}
 		rest = rest[n:]
-		p.ear.hark(p.s.node.clock.now())
-		if h.flags&flagDeaf == 0 {
-			p.heard.Store(int64(p.s.node.clock.now()))
+		p.hearPiece()
+		if len(rest) > 0 && h.sequenced() {
+			p.partly.Store(int64(len(buf.data) - len(rest)))
 		}
 	}
-	if xxhash.Sum64(buf.data) != h.payloadHash {
+	if xxh3.Hash(buf.data) != h.payloadHash {
 		buf.release()
 		return nil, fmt.Errorf("%w: payload checksum of sequence %d", ErrFrame, h.seq)
 	}

@@ -44,6 +44,10 @@ type PortConfig struct {
 	// UseAnnounced: also connect to the addresses that the target's node says it listens on, so that one seed address suffices.
 	// Paths to them come and go with the addresses; those to Target stay.
 	UseAnnounced bool
+	// Compression of what the port sends. "": none. The other direction is the peer's choice.
+	Compression Compression
+	// Bandwidth limits what the port sends; Port.SetBandwidth changes it.
+	Bandwidth Bandwidth
 }
 
 // Validate says what is wrong with the configuration.
@@ -68,7 +72,7 @@ func (c *PortConfig) Validate() error {
 	if c.ActivePaths < 0 {
 		return fmt.Errorf("dataport: %d active paths: want 0 (all) or more", c.ActivePaths)
 	}
-	return nil
+	return c.Compression.validate()
 }
 
 // Port connects a client to one target at a time, out of an ordered list, over several paths. It stays the same handle
@@ -81,6 +85,7 @@ type Port struct {
 	tasks tasks
 	done  chan struct{} // closed by Close
 	well  atomic.Int32  // active and standby paths of the session, kept by the session
+	limit limiter
 
 	mu       sync.Mutex // guards the fields below; see the lock order at Session
 	targets  [][]string
@@ -120,6 +125,7 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 		targets: append([][]string{c.Target}, c.Backups...), peers: map[int]uint64{}, known: map[int]peerIdentity{},
 		news: make(chan struct{}, 1), shunned: map[string]bool{}, since: time.Now(), lastLife: r.node.clock.now(),
 	}
+	p.limit.set(c.Bandwidth, time.Now())
 	nodeClosed := r.node.isClosed()
 	r.mu.Lock()
 	if r.closed || nodeClosed {
@@ -223,6 +229,7 @@ func (p *Port) Stats() PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := PortStats{State: p.stateLocked(), Since: p.since, Reason: p.reason, Target: p.targets[p.index][0], Index: p.index, Sessions: p.sessions, Fenced: p.fenced}
+	st.Bandwidth = p.limit.stats(time.Now())
 	for _, sl := range p.slots {
 		if path := sl.rec.stats(); !sl.removed || path.State == PathDraining {
 			st.Paths = append(st.Paths, path)

@@ -75,7 +75,7 @@ func (sl *slot) run(ctx context.Context) {
 	wait.InitialInterval, wait.Multiplier, wait.RandomizationFactor = t.BackoffMin, 1.6, 0.3
 	wait.Reset()
 	for in := pathStart; ctx.Err() == nil && sl.p.mayDial(ctx.Done()); in = pathRetry {
-		wait.MaxInterval = sl.patience()
+		wait.MaxInterval = sl.patience() * 10 / 13 // the longest pauses are jittered too
 		sl.move(in, "")
 		live, err := sl.connect(ctx)
 		if err == nil {
@@ -175,6 +175,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	version := n.keys.now()
 	w, err := n.secure(ctx, raw, true)
 	var live *path
 	if err == nil {
@@ -183,6 +184,9 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	if err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	if n.keys.now() != version {
+		n.endUnpinned()
 	}
 	return live, nil
 }
@@ -274,6 +278,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 	}
 	s := newSession(n, p.reg, sessionSetup{
 		id: h.session, port: p, portID: p.id, peerKey: w.key, secret: secret, sched: p.conf.Scheduler, mostActive: p.conf.ActivePaths, maxMessage: a.maxMessage, credit: a.credit,
+		compression: p.conf.Compression, unpacks: a.unpacks,
 		history: h.history, generation: h.generation, news: a.addrs, newsVia: w.raw.RemoteAddr().String(),
 		peer: PeerInfo{Name: a.name, Key: w.keyText(), Incarnation: a.incarnation, Target: p.targets[p.index][0], Generation: p.reg.comparable(a)},
 	})
@@ -337,6 +342,9 @@ func (sl *slot) join(w *wire, s *Session) (*path, error) {
 		} else {
 			s.fail("the peer has given up the session", endByPeer)
 		}
+		if s.young() {
+			return nil, fmt.Errorf("%w: it does not know the session that began a moment ago: do all addresses of the target lead to one node?", ErrRefused)
+		}
 		return nil, errNoSession
 	}
 	if err != nil {
@@ -393,9 +401,10 @@ func (p *Port) sessionEnded(s *Session, reason string, why endCause) {
 	p.well.Store(0)
 	p.lastLife, p.declared = p.node.clock.now(), false
 	p.step(portSessionDown, reason)
-	if why == endUnreachable {
+	switch {
+	case why == endUnreachable:
 		p.declare(reason)
-	} else {
+	case !s.young(): // or two that fail each other's sessions would do so as fast as they can
 		for _, sl := range p.slots {
 			sl.hurry()
 		}

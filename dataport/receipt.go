@@ -1,6 +1,9 @@
 package dataport
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Receipt follows one message. It is done when the peer's client has consumed the message (its OnMessage returned), or
 // when the session ended before that was known. Until then the port owns the parts given to Send.
@@ -37,10 +40,12 @@ func (r *Receipt) Wait(ctx context.Context) error {
 type outMsg struct {
 	Receipt
 	parts   [][]byte
-	size    int
-	cut     int // bytes that are in frames already
+	size    int     // of the parts
+	need    int     // of the send window
+	packed  *buffer // the only part, when the message goes packed
+	cut     int     // bytes that are in frames already
 	typ     frameType
-	flags   frameFlags // flagCall, flagError
+	flags   frameFlags // flagCall, flagError, flagPacked
 	call    uint64
 	first   uint64 // sequence of its first frame, once there is one
 	last    uint64 // sequence of its last frame, once allCut
@@ -56,9 +61,13 @@ type outFrame struct {
 	seq   uint64
 	off   int
 	n     int
-	path  *path // that has it; nil: waits to go out again
+	path  *path  // that has it; nil: waits to go out again
+	not   *path  // while it waits: on which it is stuck
+	end   uint64 // where it ends among the bytes written to path; 0: not yet written there
 	acked bool
 	sends int
+
+	rescued time.Duration // when it last went out again because it was stuck
 }
 
 func (f *outFrame) cost() int { return f.n + frameCost }

@@ -22,7 +22,18 @@ type PathLoad struct {
 	ID           PathID
 	UnackedBytes int           // given to the path and not yet reported as arrived there
 	Rate         float64       // measured delivery rate, bytes per second; 0: not yet known
-	RTT          time.Duration // smoothed round trip
+	RTT          time.Duration // least round trip of the last seconds
+}
+
+// completion is in how many seconds a frame would be delivered. The report that a byte has arrived takes half a round
+// trip, so that what is unacknowledged counts, on a busy path, a whole round trip more than what is still to be delivered.
+func (l *PathLoad) completion(frameBytes int) float64 {
+	rate := l.Rate
+	if rate <= 0 {
+		rate = assumedRate
+	}
+	half := l.RTT.Seconds() / 2
+	return max(float64(frameBytes)/rate+half, float64(l.UnackedBytes+frameBytes)/rate-half)
 }
 
 // assumedRate stands in for the rate of a path that has not delivered anything yet, in bytes per second: high enough that it gets its try.
@@ -30,17 +41,14 @@ const assumedRate = 125e6
 
 type leastCompletion struct{}
 
-// LeastCompletion picks the path on which the frame would be delivered first: unacknowledged bytes ÷ delivery rate + RTT/2.
+// LeastCompletion picks the path on which the frame would be delivered first, by unacknowledged bytes ÷ delivery rate and
+// RTT/2.
 func LeastCompletion() Scheduler { return leastCompletion{} }
 
 func (leastCompletion) Pick(frameBytes int, paths []PathLoad) int {
 	best, bestAt := -1, 0.0
 	for i := range paths {
-		rate := paths[i].Rate
-		if rate <= 0 {
-			rate = assumedRate
-		}
-		at := float64(paths[i].UnackedBytes+frameBytes)/rate + paths[i].RTT.Seconds()/2
+		at := paths[i].completion(frameBytes)
 		if best < 0 || at < bestAt {
 			best, bestAt = i, at
 		}

@@ -23,15 +23,17 @@ type Session struct {
 	peerKey ed25519.PublicKey // nil over plain TCP
 	secret  [32]byte
 	sched   Scheduler
-	maxMsg  int // largest message the peer takes
+	maxMsg  int     // largest message the peer takes
+	packer  *packer // nil: nothing is packed
 
 	history    [16]byte // with generation: what the side that dials said when it opened the session
 	generation uint64
 
 	cancel context.CancelFunc
 	ctx    context.Context // given to callbacks, ends with the session
-	begun  chan struct{}   // closed by start
-	done   chan struct{}   // closed by end
+	born   time.Duration
+	begun  chan struct{} // closed by start
+	done   chan struct{} // closed by end
 	tasks  tasks
 
 	mu    sync.Mutex // guards everything below, and the paths' fields
@@ -51,12 +53,16 @@ type Session struct {
 	in    receiving
 	loads []PathLoad // scratch of dispatch
 	ready []*path    // scratch of dispatch
+	probe *path      // scratch of dispatch: may have a copy of the next new frame
 
 	mostActive int         // how many paths carry data, 0: all
 	candidates []candidate // scratch of elect
 	elected    []bool      // scratch of elect
 
 	counts Stats
+
+	limitTimer *time.Timer // nil until the bandwidth limit first held something back
+	throttled  bool        // it does so now
 }
 
 // sessionSetup is what a handshake settled.
@@ -75,6 +81,9 @@ type sessionSetup struct {
 	generation uint64
 	news       addrList
 	newsVia    string
+
+	compression Compression
+	unpacks     packSet // the peer does
 }
 
 func newSession(n *Node, r *Registration, u sessionSetup) *Session {
@@ -84,13 +93,14 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 	s := &Session{
 		id: u.id, node: n, reg: r, port: u.port, portID: u.portID, peer: u.peer, peerKey: u.peerKey, secret: u.secret,
 		sched: u.sched, maxMsg: int(u.maxMessage), begun: make(chan struct{}), done: make(chan struct{}), mostActive: mostActive(u.mostActive, u.sched),
+		packer:  newPacker(n.codec, u.compression, u.unpacks),
 		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastLife = n.clock.now()
-	s.lastTick = s.lastLife
+	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
-	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
+	s.in = receiving{next: 1, end: 1, consumed: 1, held: map[uint64]*inFrame{}, places: map[placeKey]*assembly{}, claimed: map[uint64]*assembly{}, granted: uint64(n.conf.ReceiveWindowBytes), wake: make(chan struct{}, 1)}
 	return s
 }
 
@@ -100,6 +110,9 @@ func (s *Session) start() {
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
 }
+
+// young reports whether the session began so recently that its end is a failed attempt to have one.
+func (s *Session) young() bool { return s.node.clock.now()-s.born < s.node.conf.Timing.PathDownAfter }
 
 // dials reports whether this side opened the session: then it decides about standby and removal.
 func (s *Session) dials() bool { return s.port != nil }
@@ -126,6 +139,9 @@ func (s *Session) Stats() Stats {
 	defer s.mu.Unlock()
 	st := s.counts
 	st.QueuedBytes = s.out.used
+	sent := s.packer.stats()
+	sent.ReceivedPacked, sent.ReceivedUnpacked = st.Compression.ReceivedPacked, st.Compression.ReceivedUnpacked
+	st.Compression = sent
 	st.BufferedBytes = int(s.in.cost - s.in.consumedCost)
 	for _, r := range s.recs {
 		st.Paths = append(st.Paths, r.stats())
@@ -184,6 +200,9 @@ func (s *Session) end(reason string, why endCause) bool {
 	s.event(SessionDown, 0, reason)
 	s.failSending()
 	s.dropReceived()
+	if s.limitTimer != nil {
+		s.limitTimer.Stop()
+	}
 	s.mu.Unlock()
 	s.cancel()
 	close(s.done)
@@ -231,14 +250,17 @@ func (s *Session) tick(now time.Duration) string {
 	for i := len(s.paths) - 1; i >= 0; i-- { // backwards: checkPath may remove the path
 		p := s.paths[i]
 		s.checkPath(p, now)
-		s.freeBlocked(p)
 	}
 	for _, p := range s.paths {
 		s.lastLife = max(s.lastLife, p.heardAt())
 		p.pingDue = true
 		p.poke()
+		p.judge(now)
+		p.interrupt(now)
 	}
 	s.tellGone()
+	s.rescue(now, false)
+	s.dispatch()
 	if silence := now - s.lastLife; silence >= t.UnreachableAfter {
 		return fmt.Sprintf("no sign of life for %v on any path", silence.Round(time.Millisecond))
 	}

@@ -1,24 +1,30 @@
 package dataport
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // receiving is the half of a session that receives. It is guarded by the session's mutex.
 //
 //	frames of any path ──► held (out of order) ──► whole (a message being put together) ──► queue ──► OnMessage
 //	                        │ duplicate: dropped                                              reply ──► its call
 type receiving struct {
-	next         uint64              // all frames below arrived
-	end          uint64              // all frames below belong to whole messages
-	consumed     uint64              // all frames below belong to consumed messages
-	cost         uint64              // of all frames that arrived, each once
-	consumedCost uint64              // of those that need no room any more
-	granted      uint64              // what the peer's cost may reach
-	held         map[uint64]*inFrame // arrived before what precedes them
-	whole        *inMsg              // has its first fragments
-	queue        deque[*inMsg]       // whole, not yet taken by the client
-	busy         *inMsg              // in OnMessage
-	wake         chan struct{}       // capacity 1: queue or end changed
-	lastPath     *path               // on which data came last
+	next         uint64                 // all frames below arrived
+	end          uint64                 // all frames below belong to whole messages
+	consumed     uint64                 // all frames below belong to consumed messages
+	cost         uint64                 // of all frames that arrived, each once
+	consumedCost uint64                 // of those that need no room any more
+	granted      uint64                 // what the peer's cost may reach
+	held         map[uint64]*inFrame    // arrived before what precedes them
+	whole        *inMsg                 // has its first fragments
+	queue        deque[*inMsg]          // whole, not yet taken by the client
+	busy         *inMsg                 // in OnMessage
+	wake         chan struct{}          // capacity 1: queue or end changed
+	places       map[placeKey]*assembly // of messages whose fragments are read in place
+	claimed      map[uint64]*assembly   // by sequence: a path is reading it into there
+	placed       int                    // bytes of places
+	lastPath     *path                  // on which data came last
 }
 
 type inFrame struct {
@@ -34,6 +40,7 @@ type inMsg struct {
 	cost        uint64
 	have        int
 	buf         *buffer
+	place       *assembly // whose memory buf is; nil: its own
 }
 
 // receive takes a frame that p has read. It owns buf. An error breaks the session.
@@ -86,8 +93,14 @@ func (s *Session) receiveData(p *path, h *header, buf *buffer) error {
 	in := &s.in
 	cost := uint64(h.payload) + frameCost
 	p.received += cost
+	p.partly.Store(0)
+	if buf.in != nil {
+		s.unclaim(p)
+	} else if len(in.claimed) > 0 {
+		s.overtake(h.seq)
+	}
 	in.lastPath = p
-	if _, dup := in.held[h.seq]; dup || h.seq < in.next {
+	if h.seq < in.next || h.seq > in.next && in.held[h.seq] != nil {
 		s.counts.DuplicateFrames++
 		buf.release()
 		return nil
@@ -127,15 +140,12 @@ func (s *Session) accept(h *header, buf *buffer) error {
 		if h.flags&flagLast != 0 {
 			m.buf = buf
 		} else {
-			m.buf = newBuffer(int(h.message)) // decode bounded it by MaxMessageBytes
+			s.memory(m, h)
 		}
-	case m == nil, h.flags&flagFirst != 0, m.typ != h.typ, m.call != h.call, m.have != int(h.offset), len(m.buf.data) != int(h.message):
+	case m == nil, h.flags&flagFirst != 0, m.typ != h.typ, (m.flags^h.flags)&flagPacked != 0, m.call != h.call, m.have != int(h.offset), len(m.buf.data) != int(h.message):
 		return fmt.Errorf("%w: fragment %d+%d of %d does not follow its predecessor", ErrProtocol, h.offset, h.payload, h.message)
 	}
-	if m.buf != buf {
-		copy(m.buf.data[m.have:], buf.data)
-		buf.release()
-	}
+	m.add(buf)
 	m.have += int(h.payload)
 	m.cost += uint64(h.payload) + frameCost
 	m.last = h.seq
@@ -146,6 +156,12 @@ func (s *Session) accept(h *header, buf *buffer) error {
 	}
 	in.whole = nil
 	in.end = in.next
+	s.assembled(m)
+	if m.flags&flagPacked != 0 {
+		if _, err := s.packedIn(m.buf.data); err != nil {
+			return err
+		}
+	}
 	if m.typ == frameReply {
 		s.answer(m)
 		return nil
@@ -165,6 +181,7 @@ func (s *Session) answer(m *inMsg) {
 		if m.flags&flagError != 0 {
 			c.err = &RemoteError{Text: string(m.buf.data)}
 		} else {
+			c.flags = m.flags
 			c.reply = append(make([]byte, 0, len(m.buf.data)), m.buf.data...)
 		}
 		close(c.done)
@@ -219,25 +236,33 @@ func (s *Session) deliver() {
 		s.in.busy = m
 		s.mu.Unlock()
 
+		if e := s.unfold(m); e != nil {
+			s.fail(e.Error(), endProtocol)
+			return
+		}
 		s.tasks.leave()
 		reply, err := s.reg.client.OnMessage(s.ctx, Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0})
 		s.tasks.enter()
+		var packed *buffer
 		if m.flags&flagCall != 0 && len(reply) > 0 && err == nil {
-			reply = append([]byte(nil), reply...) // it may lie in the payload, which is recycled now
+			if packed = s.packReply(reply); packed == nil {
+				reply = append([]byte(nil), reply...) // it may lie in the payload, which is recycled now
+			}
 		}
 		size := len(m.buf.data)
 		m.buf.release()
-		if e := s.consumed(m, size, reply, err); e != nil {
+		if e := s.consumed(m, size, reply, packed, err); e != nil {
 			s.fail(e.Error(), endProtocol)
 			return
 		}
 	}
 }
 
-func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
+func (s *Session) consumed(m *inMsg, size int, reply []byte, packed *buffer, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
+		packed.release()
 		return nil
 	}
 	s.in.busy = nil
@@ -247,7 +272,7 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
 	s.settle()
 	s.grant()
 	if m.flags&flagCall != 0 {
-		if e := s.enqueueReply(m.call, reply, err); e != nil {
+		if e := s.enqueueReply(m.call, reply, packed, err); e != nil {
 			return e
 		}
 	}
@@ -256,10 +281,15 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, err error) error {
 	return nil
 }
 
-// askAck has the newest receiving state told to the peer, by p if it is well, else by the quickest path. s.mu is held.
+// ackSlack is by how much a path's round trip may be above the best one's until acknowledgements leave it.
+const ackSlack = 5 * time.Millisecond
+
+// askAck has the newest receiving state told to the peer, by p if it is well and not much slower than others, else by the
+// quickest path. s.mu is held.
 func (s *Session) askAck(p *path) {
-	if p == nil || p.state != PathActive {
-		p = s.quickest()
+	best := s.quickest()
+	if p == nil || p.state != PathActive || best != nil && p.srtt > 2*best.srtt+ackSlack {
+		p = best
 	}
 	if p != nil {
 		p.ackDue = true
@@ -288,5 +318,5 @@ func (s *Session) quickest() (best *path) {
 
 // dropReceived forgets what was received and not consumed: the session has ended.
 func (s *Session) dropReceived() {
-	s.in.held, s.in.whole, s.in.queue = nil, nil, deque[*inMsg]{}
+	s.in.held, s.in.whole, s.in.queue, s.in.places, s.in.claimed = nil, nil, deque[*inMsg]{}, nil, nil
 }

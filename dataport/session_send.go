@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"time"
 )
 
 // sending is the half of a session that sends. It is guarded by the session's mutex.
@@ -15,6 +15,7 @@ import (
 type sending struct {
 	next         uint64           // sequence of the next new frame
 	base         uint64           // sequence of frames.at(0)
+	baseAt       time.Duration    // when base last grew, or when it was cut
 	frames       deque[*outFrame] // base … next-1, not yet acknowledged (or only selectively)
 	resend       []*outFrame      // ordered by sequence: their path is gone
 	queue        deque[*outMsg]   // not yet wholly cut into frames
@@ -24,11 +25,16 @@ type sending struct {
 	used         int              // bytes held for the peer, of the send window
 	wait         deque[*sendWait] // Sends that wait for the window, in order
 	calls        map[uint64]*call // open calls by id
-	callID       uint64           // last one given
+	callID       uint64           // number of the last message
 	reply        int              // bytes of replies not yet consumed
+	uncut        int              // bytes of queue that are not in frames yet
+	rescuedAt    time.Duration    // when frames that are stuck were last looked for
 	hold         bool             // suspended: nothing new goes out
 	peerConsumed uint64
 }
+
+// maxSequence: a session that gets there ends and makes room for a new one, long before a sequence could wrap.
+const maxSequence = 1 << 63
 
 type sendWait struct {
 	need  int
@@ -40,6 +46,7 @@ type sendWait struct {
 type call struct {
 	done  chan struct{} // closed when reply or err is set
 	reply []byte
+	flags frameFlags // of the reply
 	err   error
 }
 
@@ -80,6 +87,9 @@ func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
 	if err := m.Wait(ctx); err != nil { // the parts are the caller's again
 		return nil, err
 	}
+	if c.flags&flagPacked != 0 && c.err == nil {
+		return s.unpackReply(c.reply)
+	}
 	return c.reply, c.err
 }
 
@@ -98,24 +108,52 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 	need := min(size+frameCost, s.node.conf.SendWindowBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.out.next >= maxSequence {
+		s.mu.Unlock()
+		s.fail("its sequence numbers are used up", endQuietly)
+		s.mu.Lock()
+	}
 	if err := s.reserve(ctx, need); err != nil {
 		return nil, err
 	}
+	m.need = need
+	if s.packer != nil {
+		link := s.linkSpeed()
+		s.mu.Unlock()
+		b := s.packer.pack(parts, size, link)
+		s.mu.Lock()
+		if s.ended {
+			b.release()
+			return nil, s.err
+		}
+		m.carry(b)
+	}
+	s.out.callID++
+	m.call = s.out.callID // of all messages: see place.go
 	if c != nil {
-		s.out.callID++
-		m.call, m.flags = s.out.callID, flagCall
+		m.flags |= flagCall
 		s.out.calls[m.call] = c
 	}
 	s.counts.MessagesSent++
 	s.counts.BytesSent += uint64(size)
-	s.out.queue.push(m)
-	s.out.open.push(m)
+	s.enqueue(m)
 	s.dispatch()
 	return m, nil
 }
 
-func (s *Session) windowCost(m *outMsg) int {
-	return min(m.size+frameCost, s.node.conf.SendWindowBytes)
+// carry makes b, a packed message or nil, what goes out.
+func (m *outMsg) carry(b *buffer) {
+	if b != nil {
+		m.packed, m.parts, m.size = b, [][]byte{b.data}, len(b.data)
+		m.flags |= flagPacked
+	}
+}
+
+// enqueue appends a message to what is to be sent. s.mu is held.
+func (s *Session) enqueue(m *outMsg) {
+	s.out.queue.push(m)
+	s.out.open.push(m)
+	s.out.uncut += m.size
 }
 
 // reserve takes need bytes of the send window, waiting for its turn. s.mu is held, and given up while waiting.
@@ -164,8 +202,9 @@ func (s *Session) admit() {
 
 // enqueueReply queues the answer to a call. It never blocks: a delivery that waited for room here while the peer's does
 // the same over there would be a deadlock. The backlog is bounded instead: above the window an error replaces the reply,
-// above twice the window the peer asks more than it takes, and the session ends. s.mu is held.
-func (s *Session) enqueueReply(id uint64, reply []byte, err error) error {
+// above twice the window the peer asks more than it takes, and the session ends. packed, if not nil, is what goes out.
+// s.mu is held.
+func (s *Session) enqueueReply(id uint64, reply []byte, packed *buffer, err error) error {
 	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, typ: frameReply, call: id}
 	switch window := s.node.conf.SendWindowBytes; {
 	case s.out.reply > 2*window:
@@ -180,42 +219,39 @@ func (s *Session) enqueueReply(id uint64, reply []byte, err error) error {
 		reply, m.flags = text[:min(len(text), maxControlPayload, s.maxMsg)], flagError
 	}
 	m.parts, m.size = [][]byte{reply}, len(reply)
+	if err == nil {
+		m.carry(packed)
+	} else {
+		packed.release()
+	}
 	s.out.reply += m.size + frameCost
-	s.out.queue.push(m)
-	s.out.open.push(m)
+	s.enqueue(m)
 	return nil
 }
-
-const (
-	minCutBytes     = 16 << 10
-	unknownCutBytes = 64 << 10
-	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
-	depthSeconds    = 0.050 // a path is given this much ahead of what it has delivered, above its round trip
-	minDepthBytes   = 2 * maxFramePayload
-)
 
 // dispatch gives frames to paths while there are frames, room and credit. s.mu is held.
 func (s *Session) dispatch() {
 	for !s.ended {
 		again := s.nextResend()
 		if again == nil && (s.out.hold || s.out.queue.len() == 0) {
+			if s.out.wait.len() > 0 {
+				s.blocked()
+			}
 			return
 		}
-		s.ready, s.loads = s.ready[:0], s.loads[:0]
-		for _, p := range s.paths {
-			if p.state == PathActive && p.unacked() < p.depth() {
-				s.ready = append(s.ready, p)
-				s.loads = append(s.loads, PathLoad{ID: p.id, UnackedBytes: p.unacked(), Rate: p.rate, RTT: p.srtt})
-			}
+		n, not := maxFramePayload, (*path)(nil)
+		if again != nil {
+			n, not = again.n, again.not
+		} else {
+			n = min(n, s.out.queue.at(0).size-s.out.queue.at(0).cut)
 		}
+		s.offered(n, not)
 		if len(s.ready) == 0 {
 			return
 		}
-		n := maxFramePayload
-		if again != nil {
-			n = again.n
-		} else {
-			n = min(n, s.out.queue.at(0).size-s.out.queue.at(0).cut)
+		most := s.mayCut()
+		if most == 0 {
+			return
 		}
 		i := s.sched.Pick(n, s.loads)
 		if i < 0 || i >= len(s.ready) {
@@ -223,13 +259,36 @@ func (s *Session) dispatch() {
 		}
 		f := again
 		if f == nil {
-			if f = s.cut(s.ready[i].cutBytes()); f == nil {
-				return // no credit
+			most = min(most, s.ready[i].cutBytes())
+			if s.probe != nil {
+				most = min(most, s.probe.cutBytes())
+			}
+			if f = s.cut(most); f == nil {
+				s.blocked()
+				return
+			}
+			if s.probe != nil {
+				s.probe.probe, s.probe.probedAt = f, s.node.clock.now()
+				s.probe.poke()
 			}
 		} else {
 			s.out.resend = s.out.resend[1:]
 		}
 		s.ready[i].give(f)
+		s.spend(f)
+	}
+}
+
+// blocked is called when the peer's credit or the send window is used up: perhaps by a frame that is stuck. s.mu is held.
+func (s *Session) blocked() {
+	if len(s.paths) < 2 {
+		return
+	}
+	if now := s.node.clock.now(); now-s.out.rescuedAt >= rescuePause {
+		s.rescue(now, true)
+		if len(s.out.resend) > 0 {
+			s.dispatch()
+		}
 	}
 }
 
@@ -247,19 +306,22 @@ func (s *Session) nextResend() *outFrame {
 func (s *Session) cut(most int) *outFrame {
 	m := s.out.queue.at(0)
 	n := min(m.size-m.cut, most)
-	room := int64(s.out.credit) - int64(s.out.spent) - frameCost
-	if room < int64(min(n, minCutBytes)) {
+	if s.out.credit < s.out.spent+frameCost+uint64(min(n, minCutBytes)) {
 		return nil
 	}
-	n = int(min(int64(n), room))
+	n = int(min(uint64(n), s.out.credit-s.out.spent-frameCost))
 	f := &outFrame{msg: m, seq: s.out.next, off: m.cut, n: n}
 	if m.cut == 0 {
 		m.first = f.seq
 	}
 	m.cut += n
+	s.out.uncut -= n
 	if m.cut == m.size {
 		m.allCut, m.last = true, f.seq
 		s.out.queue.pop()
+	}
+	if s.out.frames.len() == 0 {
+		s.out.baseAt = s.node.clock.now()
 	}
 	s.out.next++
 	s.out.spent += uint64(f.cost())
@@ -271,19 +333,14 @@ func (s *Session) cut(most int) *outFrame {
 func (s *Session) reclaim(p *path) {
 	n := len(s.out.resend)
 	for i := range s.out.frames.len() {
-		if f := s.out.frames.at(i); f.path == p && !f.acked {
-			f.path = nil
+		if f := s.out.frames.at(i); f.path == p && !f.acked && !f.arrived() {
+			f.path, f.not = nil, nil
 			s.out.resend = append(s.out.resend, f)
 		}
 	}
-	p.queue, p.queued = deque[*outFrame]{}, 0
+	p.queue, p.queued, p.probe = deque[*outFrame]{}, 0, nil
 	if len(s.out.resend) > n {
-		slices.SortFunc(s.out.resend, func(a, b *outFrame) int {
-			if a.seq < b.seq {
-				return -1
-			}
-			return 1
-		})
+		s.sortResend()
 	}
 }
 
@@ -294,6 +351,9 @@ func (s *Session) acknowledged(h *header) error {
 		return fmt.Errorf("%w: acknowledges %d, consumed %d, sent below %d", ErrProtocol, h.ack, h.consumed, o.next)
 	}
 	o.credit = max(o.credit, h.credit)
+	if o.base < h.ack {
+		o.baseAt = s.node.clock.now()
+	}
 	for o.base < h.ack {
 		o.frames.pop().acked = true
 		o.base++
@@ -319,7 +379,7 @@ func (s *Session) over(m *outMsg, err error) {
 	m.over, m.failure = true, err
 	if m.writing == 0 {
 		s.finish(m)
-	} // else when its paths let go, see letGo and freeBlocked
+	} // else when its paths let go, see letGo and interrupt
 }
 
 // finish completes the receipt. s.mu is held; the message is over and no one reads its parts.
@@ -328,8 +388,10 @@ func (s *Session) finish(m *outMsg) {
 	if m.typ == frameReply {
 		s.out.reply -= m.size + frameCost
 	} else {
-		s.out.used -= s.windowCost(m)
+		s.out.used -= m.need
 	}
+	m.packed.release()
+	m.packed = nil
 	m.err = m.failure
 	close(m.done)
 }
@@ -340,7 +402,7 @@ func (s *Session) failSending() {
 	for o.open.len() > 0 {
 		s.over(o.open.pop(), s.err)
 	}
-	o.frames, o.queue, o.resend = deque[*outFrame]{}, deque[*outMsg]{}, nil
+	o.frames, o.queue, o.resend, o.uncut = deque[*outFrame]{}, deque[*outMsg]{}, nil, 0
 	for id, c := range o.calls {
 		c.err = s.err
 		close(c.done)

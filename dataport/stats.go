@@ -48,17 +48,29 @@ type Stats struct {
 	QueuedBytes                    int    // accepted by Send and not yet consumed by the peer's client
 	BufferedBytes                  int    // received and not yet consumed by the client
 	DuplicateFrames                uint64 // arrived twice and dropped
+	Compression                    CompressionStats
+	RescuedFrames                  uint64 // sent again since they were stuck on a path that was slow, not silent
 }
 
 // PortStats is a snapshot of a port.
 type PortStats struct {
-	State    PortState
-	Since    time.Time
-	Reason   string
-	Target   string // first address of the current target
-	Index    int    // 0 primary, 1… backups
-	Paths    []PathStats
-	Session  Stats // zero when there is none
-	Sessions uint64
-	Fenced   uint64 // the generation that fences this port, 0: none
+	State     PortState
+	Since     time.Time
+	Reason    string
+	Target    string // first address of the current target
+	Index     int    // 0 primary, 1… backups
+	Paths     []PathStats
+	Session   Stats // zero when there is none
+	Bandwidth BandwidthStats
+	Sessions  uint64
+	Fenced    uint64 // the generation that fences this port, 0: none
+}
+
+// CompressionStats says what packing did in one session. Messages and replies that went plain count as they are, before and after.
+type CompressionStats struct {
+	Mode                             Compression // what was asked for
+	InUse                            Compression // of the last message that was not tiny: none, s2 or zstd
+	BytesBefore, BytesAfter          uint64      // sent
+	Packed                           uint64      // messages and replies of these that went packed
+	ReceivedPacked, ReceivedUnpacked uint64      // bytes of packed messages that arrived, and what they unfolded to
 }

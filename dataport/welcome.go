@@ -17,18 +17,32 @@ import (
 func (n *Node) serve(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	tuneSocket(c, n.userTimeout())
+	version := n.keys.now()
 	err := n.welcome(c)
 	if err != nil {
 		letGo(c)
 	}
 	n.mu.Lock()
-	delete(n.preAuth, c)
+	n.door.leave(c)
+	if err == nil && n.keys != nil {
+		n.door.befriend(c)
+	}
+	told, untold := !n.closed && err != nil, 0
+	if told {
+		told, untold = n.refusals.tell(time.Now())
+	}
 	n.mu.Unlock()
 	if err != nil {
 		_ = c.Close()
-		if !n.isClosed() {
-			n.conf.Log.Warn().Err(err).Str("remote", c.RemoteAddr().String()).Msg("connection refused")
+	} else if n.keys.now() != version {
+		n.endUnpinned()
+	}
+	if told {
+		e := n.conf.Log.Warn().Err(err).Str("remote", c.RemoteAddr().String())
+		if untold > 0 {
+			e = e.Int("more", untold)
 		}
+		e.Msg("connection refused")
 	}
 }
 
@@ -103,6 +117,7 @@ func (n *Node) welcomeOpen(w *wire, h *hello) (*RefusedError, error) {
 	}
 	u := sessionSetup{
 		id: h.session, portID: h.port, peerKey: w.key, sched: n.conf.Scheduler, maxMessage: h.maxMessage, credit: h.credit,
+		compression: n.conf.Compression, unpacks: h.unpacks,
 		history: h.history, generation: h.generation, news: h.addrs, newsVia: w.raw.RemoteAddr().String(),
 		peer: PeerInfo{Name: h.name, Key: w.keyText(), Incarnation: h.incarnation, Target: w.raw.RemoteAddr().String(), Inbound: true},
 	}
@@ -199,7 +214,9 @@ func (n *Node) welcomeJoin(w *wire, h *hello) (*RefusedError, error) {
 	}
 	select { // the peer may join as soon as it has read our answer, before its first path is one here
 	case <-s.begun:
-	case <-s.ctx.Done():
+	case <-s.ctx.Done(): // or it came to nothing
+		s.unplace(rec)
+		return nil, errNoSession
 	}
 	_, err = s.addPath(w, rec, nil)
 	if err == nil {

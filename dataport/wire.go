@@ -2,6 +2,7 @@ package dataport
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -9,9 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // wire is a connection after TLS (if any) and before, during and after the hellos.
@@ -43,7 +45,7 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 		w.tls = tls.Server(w.buf, n.tls)
 	}
 	if err := w.tls.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS handshake: %w", err)
+		return nil, fmt.Errorf("TLS handshake: %w", notTLS(err))
 	}
 	var err error
 	if w.key, err = presentedKey(w.tls.ConnectionState()); err != nil {
@@ -54,6 +56,15 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 	}
 	w.r = bufio.NewReaderSize(w.tls, readerBytes)
 	return w, nil
+}
+
+// notTLS says what it mostly means when the other side's first bytes are no TLS, or it hangs up on ours.
+func notTLS(err error) error {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the other side does not seem to talk TLS (insecure there and not here?): %w", err)
+	}
+	return err
 }
 
 // bound returns the value that proofs on this connection are bound to.
@@ -80,17 +91,26 @@ func (w *wire) establish() error {
 }
 
 func (w *wire) close(abort bool) {
-	if t, ok := w.raw.(*net.TCPConn); ok && abort {
+	if t, ok := w.raw.(interface{ SetLinger(sec int) error }); ok && abort {
 		_ = t.SetLinger(0)
 	}
 	_ = w.raw.Close()
 }
 
-// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS.
-func (w *wire) writeAll(pieces net.Buffers) error {
+// writeAll writes the pieces: with writev over TCP, as records into one buffer over TLS. When a write deadline passes
+// what is not written yet is copied, and resume says whether to go on with the copy; the pieces are not read any more.
+func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 	if w.tls == nil {
 		v := pieces
 		_, err := v.WriteTo(w.raw)
+		for errors.Is(err, os.ErrDeadlineExceeded) {
+			rest := bytes.Join(v, nil) // WriteTo has left what is not written
+			if !resume() {
+				break
+			}
+			v = net.Buffers{rest}
+			_, err = v.WriteTo(w.raw)
+		}
 		return err
 	}
 	for _, b := range pieces {
@@ -98,13 +118,17 @@ func (w *wire) writeAll(pieces net.Buffers) error {
 			return err
 		}
 	}
-	return w.buf.flush()
+	err := w.buf.flush()
+	for errors.Is(err, os.ErrDeadlineExceeded) && resume() {
+		err = w.buf.flush()
+	}
+	return err
 }
 
 func (w *wire) sendHello(h *hello) error {
 	body := h.encode()
 	b := make([]byte, headerBytes, headerBytes+len(body))
-	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxhash.Sum64(body)}
+	head := header{typ: frameHello, flags: h.flags, session: h.session, client: clientID(h.client), payload: uint32(len(body)), payloadHash: xxh3.Hash(body)}
 	head.encode(b)
 	b = append(b, body...)
 	w.told = h.addrs.version
@@ -133,7 +157,7 @@ func (w *wire) readHello(h *hello) error {
 	if _, err := io.ReadFull(w.r, body); err != nil {
 		return err
 	}
-	if xxhash.Sum64(body) != head.payloadHash {
+	if xxh3.Hash(body) != head.payloadHash {
 		return fmt.Errorf("%w: hello checksum", ErrFrame)
 	}
 	w.asked = head.flags&flagStandby != 0
@@ -144,7 +168,7 @@ func (w *wire) readHello(h *hello) error {
 func (n *Node) helloFor(kind helloKind, r *Registration, id SessionID, path PathID) *hello {
 	h := &hello{
 		kind: kind, session: id, path: path, incarnation: n.incarnation, maxMessage: uint32(n.conf.MaxMessageBytes),
-		credit: uint64(n.conf.ReceiveWindowBytes), name: n.conf.Name, addrs: n.listens.announced(),
+		credit: uint64(n.conf.ReceiveWindowBytes), unpacks: n.unpacks, name: n.conf.Name, addrs: n.listens.announced(),
 	}
 	if r != nil {
 		h.client = r.name
@@ -166,9 +190,12 @@ func (w *wire) ask(h *hello) (*hello, error) {
 		if w.tls != nil && errors.As(err, &op) && op.Op == "remote error" {
 			return nil, &RefusedError{Code: RefusedProof, Reason: fmt.Sprintf("it does not accept our key (%v)", op.Err)}
 		}
+		if w.tls == nil && errors.Is(err, io.EOF) {
+			err = fmt.Errorf("the other side hung up (it talks TLS, and is insecure here alone?): %w", err)
+		}
 		return nil, fmt.Errorf("read the answer to hello: %w", err)
 	}
-	w.rtt = time.Since(start)
+	w.rtt = max(time.Since(start), 1)
 	switch {
 	case a.kind == helloRefused:
 		return &a, &RefusedError{Code: a.code, Reason: a.reason}

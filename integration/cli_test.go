@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -14,6 +15,7 @@ import (
 // TestCLI runs testdata/*.txtar: what the command line prints and how it ends.
 //
 //	exits CODE COMMAND ARGS…   like exec, with the exact exit status
+//	waits SOCKET               until an agent answers there
 //	oneline                    the last command's stderr is one line
 func TestCLI(t *testing.T) {
 	bin := program(t)
@@ -29,6 +31,7 @@ func TestCLI(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"oneline": oneline,
+			"waits":   waits,
 		},
 	})
 }
@@ -65,5 +68,20 @@ func oneline(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if n != 1 {
 		ts.Fatalf("%d lines on stderr, one is wanted", n)
+	}
+}
+
+func waits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: waits SOCKET")
+	}
+	for end := time.Now().Add(startLimit); ; time.Sleep(20 * time.Millisecond) {
+		err := ts.Exec("mirror-agent", "status", "--control", args[0])
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("no agent answers at %s: %v", args[0], err)
+		}
 	}
 }

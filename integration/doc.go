@@ -15,6 +15,12 @@
 //     after a fault.
 //   - harness_proxy_test.go puts a path that can be cut or fall silent between
 //     two agents.
+//   - harness_netns_test.go makes three hosts of network namespaces and breaks their
+//     cables; harness_netmirror_test.go runs agents in them, harness_port*_test.go
+//     the data port alone, as this test's own binary started again, with a client
+//     whose ledger harness_books_test.go compares with the other side's.
+//   - claims*_test.go: TestClaims, one subtest for each claim of the data port;
+//     README.md is the table of what it shows. chaos_test.go: everything at once.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
@@ -37,9 +43,11 @@
 //
 //	MIRROR_AGENT_ROUNDS      rounds of the kill tests (default: 100 in all)
 //	MIRROR_AGENT_SEED        seed of everything random; a failure prints it
+//	MIRROR_AGENT_CHAOS=10m   how long TestChaos goes on (default: 20s)
+//	MIRROR_AGENT_UPDATE=1    TestClaims writes the table in README.md
 //	MIRROR_AGENT_RACE=1      builds the binary with the race detector
 //	MIRROR_AGENT_BIN         a binary to test in place of the one built here
 //	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
-//	MIRROR_AGENT_RAPID=n     journal and mirror: checks of each model (default: 100)
+//	MIRROR_AGENT_RAPID=n     journal, mirror and dataport: checks of each model (default: 100, dataport 150)
 //	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration

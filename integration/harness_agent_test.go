@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,11 @@ type agent struct {
 	nbd     string // unix:PATH; where it serves while it is primary
 	listen  []string
 	log     string // all that it ever printed
+
+	// For an agent in a host of its own: the command it is started by, the program there and its control socket as
+	// it sees it, when they are not those of here.
+	inside                 []string
+	program, controlWithin string
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd
@@ -90,8 +96,13 @@ func (a *agent) start() {
 		a.t.Fatal(err)
 	}
 	defer f.Close()
-	args := append(append([]string{}, a.args...), "--control", a.control)
-	cmd := exec.Command(program(a.t), args...)
+	bin, control := a.program, a.controlWithin
+	if bin == "" {
+		bin, control = program(a.t), a.control
+	}
+	args := append(append([]string{}, a.args...), "--control", control)
+	line := append(append(slices.Clone(a.inside), bin), args...)
+	cmd := exec.Command(line[0], line[1:]...)
 	fmt.Fprintf(f, "--- %s mirror-agent %s\n", time.Now().Format("15:04:05.000"), strings.Join(args, " "))
 	cmd.Stdout, cmd.Stderr = f, f
 	// A test binary that dies takes its agents along.
@@ -242,9 +253,10 @@ func runAgent(t testing.TB, args ...string) result {
 
 func runAgentWithin(t testing.TB, limit time.Duration, args ...string) result {
 	t.Helper()
+	bin := program(t) // building it does not count
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program(t), args...)
+	cmd := exec.CommandContext(ctx, bin, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.WaitDelay = time.Second

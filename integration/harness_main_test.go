@@ -21,6 +21,9 @@ var scratch string
 var baseSeed = uint64(time.Now().UnixNano())
 
 func TestMain(m *testing.M) {
+	if os.Getenv(portProcessVar) != "" {
+		os.Exit(portProcessMain())
+	}
 	if s := os.Getenv("MIRROR_AGENT_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {

@@ -39,6 +39,12 @@ type status struct {
 		ReadBytes    uint64 `json:"read_bytes"`
 		WrittenBytes uint64 `json:"written_bytes"`
 	} `json:"nbd"`
+	Verify *verifyReport `json:"verify"`
+	Scrub  *struct {
+		Running bool `json:"running"`
+		Found   int  `json:"found"`
+		Mended  int  `json:"mended"`
+	} `json:"scrub"`
 	ActiveTarget string     `json:"active_target"`
 	Followers    []follower `json:"followers"`
 	Alarms       []struct {

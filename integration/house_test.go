@@ -37,7 +37,7 @@ var rooms = map[string][]string{
 	"mirror/control":          {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
-	"scripts/bench":           {"blockdev", "blockdev/nbd"}, // serves one itself, to be measured
+	"scripts/bench":           {"blockdev", "blockdev/nbd", "dataport"}, // serves one itself, and carries messages, to be measured
 	"integration/planted":     {},
 }
 

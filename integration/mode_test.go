@@ -65,8 +65,5 @@ func TestModeUnderLoad(t *testing.T) {
 // promoteTarget orders the promotion until the target no longer hears its source.
 func (m *testMirror) promoteTarget() {
 	m.t.Helper()
-	eventually(m.t, 10*time.Second, "promote is accepted", func() (bool, string) {
-		r := m.target.command("promote")
-		return r.code == 0, r.stderr
-	})
+	m.promote(m.target)
 }

@@ -63,6 +63,7 @@ type ticket struct {
 	es    []*Entry
 	bytes int64
 	solo  bool
+	stale func() bool // AppendUnless: asked by the leader; nil is never
 	err   error
 	next  *ticket
 	wake  chan bool // capacity 1: true, you lead; false, your entries are done
@@ -71,7 +72,7 @@ type ticket struct {
 var tickets = sync.Pool{New: func() any { return &ticket{wake: make(chan bool, 1)} }}
 
 func (t *ticket) release() {
-	t.es, t.err, t.next, t.solo = nil, nil, nil, false
+	t.es, t.err, t.next, t.solo, t.stale = nil, nil, nil, false, nil
 	tickets.Put(t)
 }
 
@@ -141,7 +142,12 @@ func (l *Log) alone() error {
 // Append writes the entries as records that follow each other, all or none, and returns once they are in the file
 // (in the OS, G1); Sync makes them durable. ErrFull: none was written, try again when the tail has moved.
 // ErrInvalid, ErrTooLarge: they can never be written. ErrFailed: the log is at its end.
-func (l *Log) Append(es []*Entry) error {
+func (l *Log) Append(es []*Entry) error { return l.AppendUnless(es, nil) }
+
+// AppendUnless is Append, unless stale says otherwise when it is the entries' turn: everything with a lower LSN has been
+// told to OnAppend by then, and nothing else comes between the question and the records. ErrStale: none was written. stale must be
+// quick and must not call the Log.
+func (l *Log) AppendUnless(es []*Entry, stale func() bool) error {
 	if len(es) == 0 {
 		return nil
 	}
@@ -160,7 +166,7 @@ func (l *Log) Append(es []*Entry) error {
 	}
 	began := time.Now()
 	t := tickets.Get().(*ticket)
-	t.es, t.bytes = es, bytes
+	t.es, t.bytes, t.stale = es, bytes, stale
 	lead, err := l.enter(t)
 	if err != nil {
 		t.release()
@@ -182,8 +188,8 @@ func (l *Log) lead() {
 	group, bytes := l.group[:0], int64(0)
 	l.qmu.Lock()
 	for t := l.first; t != nil && !t.solo; t = l.first {
-		if len(group) > 0 && bytes+t.bytes > l.opts.MaxGroupBytes {
-			break
+		if len(group) > 0 && (bytes+t.bytes > l.opts.MaxGroupBytes || t.stale != nil) {
+			break // who asks comes first in a group: all before it is published then
 		}
 		bytes += t.bytes
 		group = append(group, l.pop())
@@ -216,6 +222,10 @@ func (l *Log) writeGroup(group []*ticket) {
 	w.time, w.durable = l.opts.Now().UnixNano(), l.Durable()
 	limit := l.Tail() + LSN(l.room.Load())
 	for _, t := range group {
+		if t.stale != nil && t.stale() {
+			t.fail(ErrStale)
+			continue
+		}
 		if !w.fits(t, limit) {
 			t.fail(ErrFull)
 			continue

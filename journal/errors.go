@@ -17,6 +17,8 @@ var (
 	ErrBeyondHead = errors.New("beyond the head of the log")
 	// ErrCommitted: a cut below what is applied to the backing device.
 	ErrCommitted = errors.New("already applied, cannot be cut")
+	// ErrStale: the caller of AppendUnless found its entries out of date when it was their turn.
+	ErrStale = errors.New("out of date when it was to be appended")
 	// ErrChain: raw records that do not continue this log (another LSN or another history).
 	ErrChain = errors.New("does not continue this log")
 )
@@ -50,6 +52,8 @@ type CorruptError struct {
 	LSN    LSN    // first record that is bad; 0 for an anchor
 	Offset int64  // where in the file
 	Reason string // what was found
+
+	Payload bool // of the record; its header, and the way to the next one, are sound
 }
 
 func (e *CorruptError) Error() string {

@@ -22,6 +22,8 @@ type errStop struct{ reason string }
 
 func (e errStop) Error() string { return e.reason }
 
+var errPayload = errStop{"payload does not match its hash"}
+
 // next returns the header at w.at and steps over it. An errStop leaves w where it was; other errors are I/O.
 func (w *walker) next() (Record, error) {
 	if w.at+HeaderSize > w.end {
@@ -79,7 +81,7 @@ func (l *Log) lost(at LSN, from LSN, epoch uint64, err error) error {
 	case epoch != l.epoch.Load():
 		return fmt.Errorf("read journal at LSN %d: %w", from, ErrCut)
 	}
-	return &CorruptError{LSN: at, Offset: l.ring.Load().offset(at), Reason: err.Error()}
+	return &CorruptError{LSN: at, Offset: l.ring.Load().offset(at), Reason: err.Error(), Payload: stop == errPayload}
 }
 
 // inLog says whether at lies between tail and head.
@@ -196,7 +198,7 @@ func (w *walker) payload(r Record) error {
 		at, left = at+LSN(n), left-n
 	}
 	if h.Sum64() != r.PayloadHash {
-		return errStop{"payload does not match its hash"}
+		return errPayload
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ import (
 // Agent runs one mirror on this host: a volume, what feeds it, and what it
 // feeds. Its methods may be called from any goroutine.
 //
-// Lock order: opMu, then feedMu, then mu.
+// Lock order: opMu, then moveMu and feedMu, then mu.
 type Agent struct {
 	c         Config
 	front     Front
@@ -32,9 +33,13 @@ type Agent struct {
 
 	feedMu sync.Mutex // every receiver's busy
 
+	checks checks // verify and scrub
+
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
 	opMu sync.Mutex // one operator's order, or start and end, at a time
+
+	moveMu sync.Mutex // one move of the data flow at a time, by order or by itself
 
 	wg      sync.WaitGroup
 	refused chan struct{} // closed when the start was refused after all; startError says why
@@ -43,10 +48,9 @@ type Agent struct {
 
 	mu         sync.Mutex // guards all below
 	uuid       string
-	promise    *promise // nil on a secondary
-	followers  []*follower
-	current    int
-	feeding    chan struct{} // closed when the newest sender has ended; nil before the first
+	promise    *promise    // nil on a secondary
+	followers  []*follower // as many as there ever are, in the order of the list
+	current    int         // the active one
 	serving    bool
 	nbd        string
 	fenced     string // why, when fenced
@@ -65,16 +69,22 @@ type Agent struct {
 
 // follower is one configured target and what is known of it.
 type follower struct {
-	target  string
-	name    string // in the anchor
-	kind    string
-	state   FollowerState
-	reason  string
-	since   time.Time
-	sender  *sender // while a session is up
-	session uint64
-	cancel  context.CancelFunc
-	last    ack
+	target    string
+	addresses []string
+	name      string // in the anchor
+	kind      string
+	hot       bool // fed all the time, not only while it is the active one
+	state     FollowerState
+	reason    string
+	since     time.Time
+	up        bool    // there is a session
+	away      string  // why it is unreachable, until its next session
+	asked     bool    // its generation is known, or it has refused
+	sender    *sender // while a session is up
+	session   uint64
+	feeding   chan struct{} // closed when the newest sender has ended; nil before the first
+	cancel    context.CancelFunc
+	last      ack
 }
 
 // inbound is the session that feeds a secondary.
@@ -107,6 +117,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
+	a.checks.open(&c)
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}
@@ -135,14 +146,22 @@ func uuidString(id [16]byte) string {
 	return uuid.UUID(id).String()
 }
 
+// followers are the configured ones, the target first. That one is hot where any backup is.
 func (c *Config) followers() []*follower {
 	var fs []*follower
-	now := time.Now()
-	if len(c.Target) > 0 {
-		fs = append(fs, &follower{target: c.Target[0], name: followerName(c.Target[0]), kind: "target", state: FollowerConnecting, since: now})
+	add := func(kind string, addresses []string, hot bool) {
+		f := &follower{target: addresses[0], addresses: addresses, name: followerName(addresses[0]), kind: kind, hot: hot, since: time.Now()}
+		f.state = FollowerIdle
+		if hot || len(fs) == 0 {
+			f.state = FollowerConnecting
+		}
+		fs = append(fs, f)
 	}
-	for _, b := range c.Backups {
-		fs = append(fs, &follower{target: b[0], name: followerName(b[0]), kind: "backup", state: FollowerIdle, since: now})
+	if len(c.Target) > 0 {
+		add("target", c.Target, slices.Contains(c.HotBackups, true))
+	}
+	for i, b := range c.Backups {
+		add("backup", b, i < len(c.HotBackups) && c.HotBackups[i])
 	}
 	return fs
 }
@@ -171,11 +190,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else {
 		a.event("started", "", "secondary, waiting for its source")
 	}
+	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false
 	for {
 		a.noteState()
+		a.goOn()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
@@ -231,25 +252,29 @@ func (a *Agent) end() error {
 		cancel()
 	}
 	if failed == nil && a.v.Role() == RolePrimary {
-		a.partWithFollower()
+		a.partWithFollowers()
 	}
 	return errors.Join(failed, startError, a.Close())
 }
 
-// partWithFollower lets the active follower have everything and know that it
-// is durable here, so that both devices are equal after both have ended.
-func (a *Agent) partWithFollower() {
+// partWithFollowers lets all that are streaming have everything and know that
+// it is durable here, so that all devices are equal after all have ended.
+func (a *Agent) partWithFollowers() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	s := a.streamingSender()
-	if s == nil {
+	senders := a.streamingSenders()
+	if len(senders) == 0 {
 		return
 	}
 	head := a.v.log.Head()
 	if _, err := a.v.log.Sync(head); err != nil {
 		return
 	}
-	s.farewell(ctx, head)
+	var wg sync.WaitGroup
+	for _, s := range senders {
+		wg.Go(func() { s.farewell(ctx, head) })
+	}
+	wg.Wait()
 }
 
 // Close ends the agent without draining the front; Run does that. May be
@@ -268,7 +293,7 @@ func (a *Agent) Close() error {
 	if p != nil {
 		p.close()
 	}
-	a.stopSender()
+	a.stopSenders()
 	err := a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()

@@ -155,7 +155,7 @@ func (n *agentNode) kill() {
 		p.close()
 	}
 	a.front.Abort()
-	a.stopSender()
+	a.stopSenders()
 	_ = a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()
@@ -165,8 +165,13 @@ func (n *agentNode) kill() {
 
 func (n *agentNode) await(what string, ok func(s Status) bool) {
 	n.t.Helper()
+	n.awaitWithin(8*time.Second, what, ok)
+}
+
+func (n *agentNode) awaitWithin(long time.Duration, what string, ok func(s Status) bool) {
+	n.t.Helper()
 	var s Status
-	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if s = n.a.Status(); ok(s) {
 			return
 		}

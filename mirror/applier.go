@@ -70,7 +70,7 @@ func (v *Volume) background(ctx context.Context) {
 			}
 		}
 		if v.dirty.takeNews() {
-			if err := v.setFlags(0, 0); err != nil {
+			if err := v.noteFollowers(); err != nil {
 				return
 			}
 		}
@@ -140,7 +140,7 @@ func (v *Volume) applyLayer(l *layer) error {
 	}
 	tail, tailChain, move := v.chooseTail(l.end)
 	if move {
-		v.dirty.leave(tail, v.History())
+		v.dirty.leave(tail, v.Committed(), v.History())
 	}
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Applied, a.AppliedChain = l.end, chain
@@ -226,11 +226,8 @@ func (v *Volume) writeLayer(l *layer) error {
 // may.
 func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	head, tail, size := v.log.Head(), v.log.Tail(), v.log.Capacity()
-	limit := applied
 	v.stateMu.Lock()
-	if v.held.on {
-		limit = min(limit, v.held.at)
-	}
+	limit := min(applied, journal.LSN(v.holdMark.Load()))
 	waits := v.waiting > 0
 	v.stateMu.Unlock()
 	if limit <= tail {
@@ -257,7 +254,7 @@ func (v *Volume) relieve() error {
 	if !move {
 		return nil
 	}
-	v.dirty.leave(tail, v.History())
+	v.dirty.leave(tail, v.Committed(), v.History())
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Tail, a.TailChain = tail, chain
 		v.fillAnchor(a)
@@ -266,6 +263,15 @@ func (v *Volume) relieve() error {
 	}
 	v.changed()
 	return nil
+}
+
+// noteFollowers writes an anchor that tells of the followers, after what it
+// names of their bitmaps.
+func (v *Volume) noteFollowers() error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.dirty.leave(v.log.Tail(), v.Committed(), v.History())
+	return v.setFlags(0, 0)
 }
 
 // fillAnchor puts what the volume knows beside the log's positions.

@@ -46,12 +46,22 @@ type Config struct {
 	// Backups are the backup hosts in the order in which they take over, each
 	// with its addresses.
 	Backups [][]string
+	// HotBackups says, by index, which backups are fed all the time; the others
+	// get no connection before the data flow moves to them. Where any is hot the
+	// target is fed on, too, when the flow has left it.
+	HotBackups []bool
 	// Announced: paths are also made to the addresses that a target says it
 	// listens at, and go when those go.
 	Announced bool
 	// Local are local IP addresses to bind: for each path the one whose subnet
 	// holds the other end, else they take turns; empty lets the kernel choose.
 	Local []string
+	// Compress says how what this host sends is packed: none, s2, zstd or auto;
+	// empty means none.
+	Compress string
+	// Bandwidth limits what a source sends to each follower over all its paths, like
+	// "50MB/s" or "08:00-18:00=20MB/s,*=100MB/s"; empty means no limit.
+	Bandwidth string
 
 	Mode   Mode
 	Switch SwitchMode
@@ -76,6 +86,9 @@ type Config struct {
 	RetainTime  time.Duration
 	RetainBytes int64
 
+	// ScrubEvery is how often the log is read to look for rot; 0 is never.
+	ScrubEvery time.Duration
+
 	// UnreachableAfter is how long a target may be silent on all paths before
 	// it counts as unreachable; PathDownAfter the same for one path.
 	UnreachableAfter time.Duration
@@ -99,10 +112,11 @@ type Config struct {
 // DefaultConfig returns the defaults of every setting that has one.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
+		Compress: "none",
+		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
 		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
-		UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
+		ScrubEvery: 24 * time.Hour, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
 	}
 }
@@ -139,11 +153,20 @@ func (c *Config) Validate() error {
 	if len(c.Target) == 0 && len(c.Backups) > 0 {
 		return errors.New("backup: a mirror with backups needs a target first, --target HOST:PORT")
 	}
+	if err := validCompress(c.Compress); err != nil {
+		return fmt.Errorf("compress: %w", err)
+	}
+	if err := validBandwidth(c.Bandwidth); err != nil {
+		return err
+	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")
 	}
 	if c.ActivePaths < 0 {
 		return fmt.Errorf("active-paths %d: give the number of paths that carry data at once, 0 for all", c.ActivePaths)
+	}
+	if c.ScrubEvery != 0 && c.ScrubEvery < time.Minute {
+		return fmt.Errorf("scrub-every %v: at least a minute, or 0 for never", c.ScrubEvery)
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {
 		return errors.New("retain-time and retain-size must not be negative")

@@ -12,11 +12,14 @@
 //     applied once the log is committed up to its end, so what is applied is
 //     always the state after one LSN, and a block that an uncommitted record
 //     overwrites is still applied as it was before that record.
-//   - promise (promise.go): what a primary's writes and flushes wait for.
+//   - promise (promise.go): what a primary's writes and flushes wait for, by
+//     word (word.go), a pure state machine of all followers.
 //   - sender, receiver (sender.go, receiver.go, protocol.go): the two ends of
 //     one session. The bytes of the source's log travel as they are and lie at
 //     the same LSN in the follower's.
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
+//   - switchover.go: another follower becomes the active one. members.go,
+//     membersets.go: what the members know of each other.
 //   - resync.go, partial.go, staging.go: the fuzzy copy, of all blocks or of
 //     those that are dirty, and where it is built.
 //   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
@@ -28,6 +31,7 @@
 //     one's name, while everything goes on.
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
 //     log that has rotted. stamp.go: files that do not belong together.
+//   - network.go: bandwidth and keys, changed while the links are in use.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -82,6 +86,29 @@
 // they are answered alone (on-loss continue) or wait on (freeze). It counts
 // again once it is durable up to everything that a FLUSH was answered for.
 //
+// Several followers are fed at once, each by a connection, a session, a sender
+// and a hold of its own: the active one and all that are hot. The mode's word
+// is about the active one alone. A hot follower that is not active does what it
+// is sent as fast as the active one is asked to, but holds up no write and no
+// FLUSH: promoted, it has everything that it had received durably, which may
+// lack the last answers. (A quorum, to wait for two of three, is not wanted
+// yet: it would be another rule in word.go and nothing else.) When the flow
+// moves to it, a FLUSH waits until it has what was answered, and it counts from
+// then on. Where any backup is hot the target is too: it is fed on when the
+// flow has left it. A cold follower has no connection unless it is active; it
+// is told when it is left, and refuses to be promoted unforced from then on.
+//
+// The flow moves by itself (switch auto) when the active target is unreachable:
+// to the first one behind it in the list that is connected, if it is hot, or may
+// be tried, if it is cold; never back, and not by a restart either: the anchor
+// remembers the active one. A source that starts again opens its front when
+// all that it feeds have been asked for a higher generation, or one has and
+// UnreachableAfter has passed, or none has and StartWait has passed.
+//
+// Each follower has PushBack of its own; one that was outrun is tried again after
+// pauses that double, or it would hold writers up for most of the time. With
+// OnFullWait a hot follower, too, may hold writers for as long as it takes.
+//
 // A source that just started for the first time opens its front at once; one
 // that starts again asks its followers for a higher generation first.
 //
@@ -102,9 +129,16 @@
 // when the journal is a raw partition; when both are, nothing is tracked.
 // Marking goes a quarter of the ring beyond the new tail, so the file is
 // written at most once for that much of log. Followers are kept by their
-// first address, 8 at most; one whose address changed is new. A promotion
-// forgets them all. A bitmap that cannot be written costs a full resync later
-// and stops nothing.
+// first address, 8 at most; one whose address changed is new. A bitmap that
+// cannot be written costs a full resync later and stops nothing.
+//
+// A secondary keeps account of the other members in the same way, by what its
+// source tells of them about once a second, and so has bitmap files too. What
+// is told are LSNs that are durable at the source: no record below is ever
+// replaced. A base is never beyond a fork: a cut or a promotion lowers it first,
+// durably. A promotion keeps all of it, by the volumes' ids; the first handshake
+// gives an entry its follower's address. A follower whose log begins anew is told,
+// by the source, what those lack who have been away since before.
 //
 // A partial resync that was interrupted goes on with what the follower has
 // staged, which is compared by hash, since it may be of a history that ended.
@@ -139,11 +173,9 @@
 // the staged state is taken over, the device's space for it is allocated.
 //
 // Not seen here: rot in the backing device, and rot of a payload between its
-// append and its being applied. Only the active target is asked for what has
-// rotted at a source; who wants a backup asked names it as the target. The
-// way on from a target that cannot be repaired is promote --force, from before
-// the rot.
+// append and its being applied. Only followers that are fed are asked for what
+// has rotted at a source. The way on from a target that cannot be repaired is
+// promote --force, from before the rot.
 //
-// Not here yet: more than one follower at a
-// time, rejoin after a divergence.
+// Not here yet: rejoin after a divergence.
 package mirror

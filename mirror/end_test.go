@@ -48,7 +48,7 @@ func TestCloseTellsNoClient(t *testing.T) {
 		p := n.a.promise
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		early = p.closed
+		early = p.w.closed
 	}))
 	if err := n.a.Close(); err != nil {
 		t.Error(err)

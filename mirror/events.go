@@ -56,8 +56,6 @@ const (
 	portSessionUp     portEventKind = "session-up"
 	portSessionDown   portEventKind = "session-down"
 	portUnreachable   portEventKind = "target-unreachable"
-	portSwitching     portEventKind = "switching"
-	portSwitched      portEventKind = "switched"
 	portPeerRestarted portEventKind = "peer-restarted"
 	portPeerRefused   portEventKind = "peer-refused"
 	portSuspended     portEventKind = "suspended"
@@ -66,13 +64,14 @@ const (
 )
 
 type portEvent struct {
-	kind    portEventKind
-	link    link // nil when the event is about no session
-	session uint64
-	inbound bool
-	path    int
-	target  string
-	text    string
+	kind     portEventKind
+	link     link // nil when the event is about no session
+	session  uint64
+	inbound  bool
+	follower int // index; -1: of none, or of one that is not connected to any more
+	path     int
+	target   string
+	text     string
 
 	by         string // portFenced: the node that has seen
 	generation uint64 // this one

@@ -109,6 +109,11 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if lsn < v.Committed() {
 		return fmt.Errorf("cut at LSN %d below committed %d: %w", lsn, v.Committed(), journal.ErrCommitted)
 	}
+	if v.dirty.clamp(lsn) { // first: what comes to lie beyond is another history
+		if err := v.setFlags(0, 0); err != nil {
+			return err
+		}
+	}
 	if err := v.log.Cut(lsn); err != nil {
 		return v.journalError(err)
 	}
@@ -207,6 +212,9 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 		return journal.Generation{}, v.journalError(err)
 	}
 	first, chain := v.log.HeadChain()
+	if major {
+		v.dirty.promoted(first)
+	}
 	g := v.Generation()
 	g.First, g.Chain = first, chain
 	if major {
@@ -227,9 +235,6 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	v.stateMu.Lock()
 	v.generations = append(v.generations, g)
 	v.stateMu.Unlock()
-	if major {
-		v.dirty.keepOnly(nil)
-	}
 	err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		v.fillAnchor(a)
 		a.Role = uint8(RolePrimary)
@@ -238,6 +243,7 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 		}
 		if major {
 			a.State &^= stateFenced | stateLeft
+			withSidecar(a, func(s *sidecar) { s.active = "" }) // of a time when it was primary before
 		}
 	})
 	if err != nil {

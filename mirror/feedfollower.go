@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
-// The agent's side towards followers: which one is fed, by which session.
+// The agent's side towards followers: who is fed, by which session. Each
+// follower that is fed has a connection, a session, a sender and a hold of its
+// own; who is the active one is moved in switchover.go.
 
 const (
 	// retryRefused is how long a follower that refused is left alone.
@@ -16,16 +19,9 @@ const (
 	retryBroken = 200 * time.Millisecond
 )
 
-// transition moves the state of follower i (-1: the current one).
+// transition moves the state of follower i.
 func (a *Agent) transition(i int, e followerEvent, reason string) {
 	a.mu.Lock()
-	if i < 0 {
-		i = a.current
-	}
-	if i >= len(a.followers) {
-		a.mu.Unlock()
-		return
-	}
 	f := a.followers[i]
 	next := nextFollowerState(f.state, e)
 	changed := next != f.state
@@ -69,35 +65,24 @@ func (a *Agent) onPortEvent(e portEvent) {
 		}
 		return
 	}
+	if e.follower < 0 {
+		return // of a connection that was given up
+	}
 	switch e.kind {
 	case portSessionUp:
-		a.sessionUp(e)
+		a.sessionUp(e.follower, e.link, e.session)
+		a.goOn() // to one that was out of reach until now, perhaps
 	case portSessionDown:
 		a.sessionDown(e)
 	case portUnreachable:
-		a.unreachable(e.text)
-	case portSwitching:
-		a.stopSender()
-		a.transition(-1, followerLeave, "")
-		a.withPromise((*promise).giveUp)
-	case portSwitched:
-		a.mu.Lock()
-		current := min(a.transport.target(), len(a.followers)-1)
-		a.current = current
-		a.mu.Unlock()
-		for i := range a.followers {
-			if i != current { // resumed since it was left, perhaps
-				a.transition(i, followerLeave, "")
-			}
-		}
-		a.transition(current, followerDial, "")
+		a.unreachable(e.follower, e.text)
 	case portFenced:
 		reason := fmt.Sprintf("%s has seen generation %s, this is %s", e.by, rankString(portRank(e.generation)), rankString(a.v.Generation()))
-		a.transition(-1, followerRefuse, reason)
+		a.transition(e.follower, followerRefuse, reason)
 		a.spawn(func() { a.fence(reason) })
 	case portPeerRefused:
-		a.transition(-1, followerRefuse, e.text)
-		a.withPromise((*promise).giveUp)
+		a.transition(e.follower, followerRefuse, e.text)
+		a.withPromise(func(p *promise) { p.giveUp(e.follower) })
 	}
 }
 
@@ -110,39 +95,71 @@ func (a *Agent) withPromise(f func(*promise)) {
 	}
 }
 
-func (a *Agent) unreachable(reason string) {
-	a.transition(-1, followerUnreachable, reason)
-	a.withPromise((*promise).giveUp)
+func (a *Agent) unreachable(i int, reason string) {
+	a.mu.Lock()
+	a.followers[i].away = reason
+	a.mu.Unlock()
+	a.transition(i, followerUnreachable, reason)
+	a.withPromise(func(p *promise) { p.giveUp(i) })
+	a.goOn()
 }
 
-// sessionUp starts a sender for the current follower, after the one before it
-// has ended: hold, promise and the follower's state are one sender's at a time.
-func (a *Agent) sessionUp(e portEvent) {
-	current := a.transport.target()
+// fedLocked: follower i is one to be connected to.
+func (a *Agent) fedLocked(i int) bool { return i == a.current || a.followers[i].hot }
+
+// openFollowers connects to everybody who is fed.
+func (a *Agent) openFollowers() error {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed || len(a.followers) == 0 || a.promise == nil {
-		return
-	}
-	i := min(current, len(a.followers)-1)
-	a.current = i
-	f := a.followers[i]
-	if f.session == e.session && f.cancel != nil {
-		return // it is fed already
-	}
-	for _, f := range a.followers {
-		if f.cancel != nil {
-			f.cancel()
-			f.cancel = nil
+	var fed []int
+	for i := range a.followers {
+		if a.fedLocked(i) {
+			fed = append(fed, i)
 		}
 	}
-	f.session = e.session
+	a.mu.Unlock()
+	for _, i := range fed {
+		if err := a.connect(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connect begins to connect to follower i.
+func (a *Agent) connect(i int) error {
+	a.mu.Lock()
+	idle := a.followers[i].state == FollowerIdle
+	a.mu.Unlock()
+	if idle {
+		a.transition(i, followerDial, "")
+	}
+	return a.transport.open(i, a.followers[i].addresses)
+}
+
+// sessionUp starts a sender for follower i, after the one before it has ended:
+// its hold, its part of the promise and its state are one sender's at a time.
+func (a *Agent) sessionUp(i int, l link, session uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || a.promise == nil {
+		return
+	}
+	f := a.followers[i]
+	f.away, f.up = "", true
+	if f.session == session && f.cancel != nil {
+		return // it is fed already
+	}
+	if f.cancel != nil {
+		f.cancel()
+		f.cancel = nil
+	}
+	f.session = session
 	if a.suspended {
 		return
 	}
 	ctx, cancel := context.WithCancel(a.tasks)
-	before, done := a.feeding, make(chan struct{})
-	f.cancel, a.feeding = cancel, done
+	before, done := f.feeding, make(chan struct{})
+	f.cancel, f.feeding = cancel, done
 	a.wg.Add(1)
 	go func() {
 		defer a.wg.Done()
@@ -151,60 +168,63 @@ func (a *Agent) sessionUp(e portEvent) {
 		if before != nil {
 			<-before
 		}
-		a.feed(ctx, e.link, e.session, i)
+		a.feed(ctx, l, i)
 	}()
 }
 
 func (a *Agent) sessionDown(e portEvent) {
+	i := e.follower
 	a.mu.Lock()
-	i := -1
-	for k, f := range a.followers {
-		if f.session == e.session {
-			i = k
-			if f.cancel != nil {
-				f.cancel()
-			}
-		}
+	f := a.followers[i]
+	known := f.session == e.session
+	if known {
+		f.up = false
 	}
-	current := i == a.current
+	if known && f.cancel != nil {
+		f.cancel()
+	}
 	a.mu.Unlock()
-	if i < 0 {
+	if !known {
 		return
 	}
 	a.transition(i, followerLost, e.text)
-	if current {
-		a.withPromise(func(p *promise) { a.expect(p) })
-	}
+	a.withPromise(func(p *promise) { a.expect(p, p.lost(i)) })
 }
 
-// expect notes that the target is lost and gives it UnreachableAfter to come
-// back in sync; after that a FLUSH no longer waits for it.
-func (a *Agent) expect(p *promise) {
-	synced := p.lost()
+// expect gives the active target UnreachableAfter to come into sync; after
+// that a FLUSH does not wait for it any more.
+func (a *Agent) expect(p *promise, spell uint64) {
 	a.spawn(func() {
 		select {
 		case <-a.tasks.Done():
 		case <-time.After(a.c.UnreachableAfter):
-			p.expire(synced)
+			if p.expire(spell) == fellBehind {
+				a.mu.Lock()
+				i := a.current
+				a.mu.Unlock()
+				a.transition(i, followerBehind, "")
+			}
 		}
 	})
 }
 
-// feed runs senders over one session until it is gone: after a refusal or an
-// error it tries again.
-func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
+// feed runs senders over one session of follower i until it is gone: after a
+// refusal or an error it tries again.
+func (a *Agent) feed(ctx context.Context, l link, i int) {
+	outrun := 0
 	for fails := 0; ctx.Err() == nil; fails++ {
 		a.mu.Lock()
 		f := a.followers[i]
 		p, id := a.promise, a.uuid
 		s := newSender(a.v, l, p)
-		s.mirror, s.name, s.node, s.follower = id, a.c.Name, a.node, f.name
-		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(e) }
+		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
+		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
 		f.sender = s
 		a.mu.Unlock()
-		p.session()
-		p.setKick(s.poke)
+		p.session(i)
+		p.setKick(i, s.poke)
 		a.transition(i, followerConnected, "")
+		began := time.Now()
 		err := s.run(ctx)
 		a.mu.Lock()
 		f.last = s.lastAck()
@@ -232,16 +252,20 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 			return
 		case errors.As(err, &refused):
 			a.transition(i, followerRefuse, refused.reason)
-			p.giveUp()
-			a.signalVerdict()
+			p.giveUp(i)
+			a.signalVerdict(i)
 			wait = max(retryRefused, refused.retry)
 		case errors.Is(err, errOutrun):
 			a.transition(i, followerLost, err.Error())
-			p.giveUp() // by on-loss: nobody waits for it now
-			wait = retryRefused
+			p.giveUp(i) // by on-loss: nobody waits for it now
+			if time.Since(began) > outrunMemory {
+				outrun = 0
+			}
+			wait = min(retryRefused<<outrun, maxStageWait) // or a slow one would slow writers most of the time
+			outrun = min(outrun+1, 10)
 		default:
 			a.transition(i, followerLost, err.Error())
-			a.expect(p)
+			a.expect(p, p.lost(i))
 			if a.v.Err() != nil {
 				return // nothing more comes from here; the state says why
 			}
@@ -254,38 +278,71 @@ func (a *Agent) feed(ctx context.Context, l link, session uint64, i int) {
 	}
 }
 
-// signalStarted: the follower has no higher generation, the front may open.
-func (a *Agent) signalStarted(e followerEvent) {
+// outrunMemory is how long a follower has to have kept up for that its being
+// outrun is forgotten.
+const outrunMemory = 2 * time.Minute
+
+// signalStarted: follower i has no higher generation.
+func (a *Agent) signalStarted(i int, e followerEvent) {
 	if e == followerStream || e == followerNeedsResync {
-		a.signalVerdict()
+		a.signalVerdict(i)
 	}
 }
 
-// stopSender ends what feeds the current follower; the session stays. What
-// the follower acknowledges after it does not count.
-func (a *Agent) stopSender() {
+// stopSender ends what feeds follower i; the session stays. What it
+// acknowledges after that does not count.
+func (a *Agent) stopSender(i int) {
 	a.mu.Lock()
-	var senders []*sender
-	for _, f := range a.followers {
-		if f.cancel != nil {
-			f.cancel()
-			f.cancel = nil
-		}
-		if f.sender != nil {
-			senders = append(senders, f.sender)
-		}
+	f := a.followers[i]
+	if f.cancel != nil {
+		f.cancel()
+		f.cancel = nil
 	}
+	s := f.sender
 	a.mu.Unlock()
-	for _, s := range senders {
+	if s != nil {
 		s.stop()
 	}
 }
 
-// feedAgain starts the sender on the session that is up, after a suspension.
-func (a *Agent) feedAgain() {
-	if l, session := a.transport.session(); l != nil {
-		a.sessionUp(portEvent{kind: portSessionUp, link: l, session: session})
+func (a *Agent) stopSenders() {
+	for i := range a.followers {
+		a.stopSender(i)
 	}
+}
+
+// feedAgain starts the senders on the sessions that are up, after a suspension.
+func (a *Agent) feedAgain() {
+	for i := range a.followers {
+		if l, session := a.transport.session(i); l != nil {
+			a.sessionUp(i, l, session)
+		}
+	}
+}
+
+// streamingSender feeds the active follower right now, or is nil.
+func (a *Agent) streamingSender() *sender {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current >= len(a.followers) {
+		return nil
+	}
+	if s := a.followers[a.current].sender; s != nil && s.streaming.Load() {
+		return s
+	}
+	return nil
+}
+
+// streamingSenders feed those who have the log and follow it right now.
+func (a *Agent) streamingSenders() (ss []*sender) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, f := range a.followers {
+		if f.sender != nil && f.sender.streaming.Load() {
+			ss = append(ss, f.sender)
+		}
+	}
+	return ss
 }
 
 // onMessage takes a message of either side, in order per session.
@@ -296,12 +353,13 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	if in {
 		return a.onFollowerMessage(ctx, l, session, b)
 	}
+	if b[0] == kindFetch { // a follower's scrub has found rot
+		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	}
 	a.mu.Lock()
 	var s *sender
-	for _, f := range a.followers {
-		if f.session == session {
-			s = f.sender
-		}
+	if i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.session == session }); i >= 0 {
+		s = a.followers[i].sender
 	}
 	a.mu.Unlock()
 	if s == nil {
@@ -317,6 +375,8 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 			return nil, errMessage
 		}
 		s.acknowledged(x)
+	case kindVerified:
+		s.verified(b)
 	case kindBroken:
 		s.broken(string(b[1:min(len(b), 1024)]))
 	}

@@ -61,6 +61,9 @@ func (v *Volume) sizeReset(size int64) {
 	v.stateMu.Lock()
 	v.baseSize, v.resizes = size, nil
 	v.size.Store(size)
+	if v.dirty != nil { // else it is being opened
+		v.dirty.size.Store(size)
+	}
 	v.stateMu.Unlock()
 }
 

@@ -3,24 +3,25 @@ package mirror
 import (
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	"mirror-agent/journal"
 )
 
 // A connected follower holds the tail of the log at what it has durably, so
-// that the log is all that it needs when it comes back from anything. When
-// writers outrun it they are slowed to its pace (pacing.go). With OnFullTrack
-// that ends after PushBack: the follower loses its hold, the tail passes it,
-// and the tracker marks what it lacks.
+// that the log is all that it needs when it comes back from anything; the tail
+// waits for the slowest. When writers outrun one they are slowed to its pace
+// (pacing.go). With OnFullTrack that ends after PushBack: that follower loses
+// its hold, the tail passes it, and the tracker marks what it lacks.
 
-// heldTail is the hold of the one follower that is fed.
-type heldTail struct {
-	on     bool
-	lost   bool // it held writers up for too long, and may not hold again
-	at     journal.LSN
+// hold is that of one follower.
+type hold struct {
+	v      *Volume
+	who    string
 	giveUp func() // called once, when the hold is lost; must not block
 
+	at journal.LSN // guarded by the volume's stateMu, as all below
 	// Since when writers have been held up for it, and when they last were.
 	since, last time.Time
 }
@@ -33,26 +34,37 @@ const (
 	pushGap = 2 * time.Second
 )
 
-// startHold begins the hold of a follower that is about to be fed; giveUp is
+// newHold begins the hold of a follower that is about to be fed; giveUp is
 // called when it is lost.
-func (v *Volume) startHold(lsn journal.LSN, giveUp func()) {
+func (v *Volume) newHold(who string, lsn journal.LSN, giveUp func()) *hold {
+	h := &hold{v: v, who: who, giveUp: giveUp, at: lsn}
 	v.stateMu.Lock()
-	v.held = heldTail{on: true, at: lsn, giveUp: giveUp}
-	v.holdMark.Store(uint64(lsn))
+	v.holds = append(v.holds, h)
+	v.markHoldsLocked()
 	v.stateMu.Unlock()
+	return h
 }
 
-// hold moves the hold up to lsn, never down: the tail may not pass it.
-func (v *Volume) hold(lsn journal.LSN) {
-	v.stateMu.Lock()
-	if v.held.lost {
-		v.stateMu.Unlock()
-		return
+// markHoldsLocked notes where the slowest hold is.
+func (v *Volume) markHoldsLocked() {
+	mark := uint64(noHold)
+	for _, h := range v.holds {
+		mark = min(mark, uint64(h.at))
 	}
-	moved := !v.held.on || lsn > v.held.at
+	v.holdMark.Store(mark)
+}
+
+// move moves the hold up to lsn, never down: the tail may not pass it. One
+// that was lost or released stays so.
+func (h *hold) move(lsn journal.LSN) {
+	v := h.v
+	v.stateMu.Lock()
+	moved := lsn > h.at
 	if moved {
-		v.held.on, v.held.at = true, lsn
-		v.holdMark.Store(uint64(lsn))
+		before := v.holdMark.Load()
+		h.at = lsn
+		v.markHoldsLocked()
+		moved = v.holdMark.Load() != before
 	}
 	waits := v.waiting > 0
 	v.stateMu.Unlock()
@@ -62,12 +74,16 @@ func (v *Volume) hold(lsn journal.LSN) {
 }
 
 // release ends the hold.
-func (v *Volume) release() {
-	v.stateMu.Lock()
-	v.held = heldTail{}
-	v.holdMark.Store(noHold)
-	v.stateMu.Unlock()
-	v.poke()
+func (h *hold) release() {
+	h.v.stateMu.Lock()
+	h.v.dropHoldLocked(h)
+	h.v.stateMu.Unlock()
+	h.v.poke()
+}
+
+func (v *Volume) dropHoldLocked(h *hold) {
+	v.holds = slices.DeleteFunc(v.holds, func(o *hold) bool { return o == h })
+	v.markHoldsLocked()
 }
 
 // pinned is the LSN that the tail cannot pass now, and whether that is for a
@@ -77,31 +93,50 @@ func (v *Volume) pinned() (journal.LSN, bool) {
 	return min(applied, held), held < applied
 }
 
-// heldUp notes that a writer is slowed or waits. When that has been for a
-// follower for too long, the follower loses its hold.
-func (v *Volume) heldUp(now time.Time) {
-	if _, follower := v.pinned(); !follower {
-		return
-	}
+// slowest names the follower that holds the tail, "" when none does.
+func (v *Volume) slowest() (who string) {
 	v.stateMu.Lock()
-	h := &v.held
-	if !h.on {
-		v.stateMu.Unlock()
+	defer v.stateMu.Unlock()
+	mark := v.holdMark.Load()
+	for _, h := range v.holds {
+		if uint64(h.at) == mark {
+			who = h.who
+		}
+	}
+	return who
+}
+
+// heldUp notes that a writer is slowed or waits. That is put down to the
+// slowest follower, and to all others for which alone writers would be slowed.
+// Who did it for too long loses its hold.
+func (v *Volume) heldUp(now time.Time) {
+	slowest, follower := v.pinned()
+	if !follower {
 		return
 	}
-	if now.Sub(h.last) > pushGap {
-		h.since = now
+	head, most := v.log.Head(), journal.LSN(paceStart*float64(v.log.Capacity()))
+	var lost []*hold
+	v.stateMu.Lock()
+	for _, h := range v.holds {
+		if h.at > slowest && (h.at >= v.log.Applied() || head-min(head, h.at) <= most) {
+			continue
+		}
+		if now.Sub(h.last) > pushGap {
+			h.since = now
+		}
+		h.last = now
+		if v.opts.OnFull == OnFullTrack && now.Sub(h.since) >= v.opts.PushBack {
+			lost = append(lost, h)
+		}
 	}
-	h.last = now
-	var giveUp func()
-	if v.opts.OnFull == OnFullTrack && now.Sub(h.since) >= v.opts.PushBack {
-		giveUp = h.giveUp
-		*h = heldTail{lost: true}
-		v.holdMark.Store(noHold)
+	for _, h := range lost {
+		v.dropHoldLocked(h)
 	}
 	v.stateMu.Unlock()
-	if giveUp != nil {
-		giveUp()
+	for _, h := range lost {
+		h.giveUp()
+	}
+	if len(lost) > 0 {
 		v.poke()
 	}
 }

@@ -14,19 +14,19 @@ func TestWritersWaitInLine(t *testing.T) {
 	const writers = 12
 	for name, block := range map[string]func(t *testing.T, v *Volume) (release func()){
 		"the log is full": func(t *testing.T, v *Volume) func() {
-			v.hold(v.log.Tail())
+			h := v.newHold("somebody", v.log.Tail(), func() {})
 			filler := make([]byte, 32<<10)
 			for v.log.Free() >= int64(len(filler))+256 {
 				if _, err := v.WriteAt(filler, 128<<10); err != nil {
 					t.Fatal(err)
 				}
 			}
-			return v.release
+			return h.release
 		},
 		"the mode holds writes back": func(_ *testing.T, v *Volume) func() {
-			p := newPromise(ModeFlush, OnLossFreeze, true, 0)
+			p := newPromise(ModeFlush, OnLossFreeze, 1, 0)
 			v.gate.Store(&gateBox{p})
-			return func() { p.update(func() { p.counts = true }) }
+			return func() { p.acknowledge(0, 1, 1, 1) }
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,7 +70,7 @@ func TestWritersWaitInLine(t *testing.T) {
 // Who stands in line when the volume ends gets its error.
 func TestLineEndsWithTheVolume(t *testing.T) {
 	v := newHost(t, RolePrimary).mustOpen(t)
-	v.gate.Store(&gateBox{newPromise(ModeFlush, OnLossFreeze, true, 0)})
+	v.gate.Store(&gateBox{newPromise(ModeFlush, OnLossFreeze, 1, 0)})
 	p, _ := v.gate.Load().gate.(*promise)
 	done := make(chan error, 5)
 	for range cap(done) {
@@ -85,7 +85,7 @@ func TestLineEndsWithTheVolume(t *testing.T) {
 	if err := v.Abort(); err != nil {
 		t.Fatal(err)
 	}
-	p.update(func() { p.closed = true })
+	p.close()
 	for range cap(done) {
 		if err := <-done; err == nil {
 			t.Error("a write went into a volume that had ended")

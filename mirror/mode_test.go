@@ -14,7 +14,7 @@ import (
 // TestPromiseOfWrites: when a write is answered, by mode, policy and what the target has.
 func TestPromiseOfWrites(t *testing.T) {
 	has := func(received, durable journal.LSN) func(*promise) {
-		return func(p *promise) { p.acknowledge(100, 100, 100); p.acknowledge(received, durable, 200) }
+		return func(p *promise) { p.acknowledge(0, 100, 100, 100); p.acknowledge(0, received, durable, 200) }
 	}
 	then := func(fs ...func(*promise)) func(*promise) {
 		return func(p *promise) {
@@ -23,7 +23,7 @@ func TestPromiseOfWrites(t *testing.T) {
 			}
 		}
 	}
-	lost := func(p *promise) { p.lost() }
+	lost := func(p *promise) { p.lost(0) }
 	tests := []struct {
 		name   string
 		mode   Mode
@@ -39,15 +39,15 @@ func TestPromiseOfWrites(t *testing.T) {
 		{"target never there, continue", ModeReceive, OnLossContinue, func(*promise) {}, false},
 		{"target never there, freeze", ModeReceive, OnLossFreeze, func(*promise) {}, true},
 		{"lost and expected", ModeReceive, OnLossContinue, then(has(200, 200), lost), true},
-		{"given up, continue", ModeReceive, OnLossContinue, then(has(100, 100), (*promise).giveUp), false},
-		{"given up, freeze", ModeReceive, OnLossFreeze, then(has(200, 200), (*promise).giveUp), true},
-		{"a new session begins with nothing", ModeReceive, OnLossFreeze, then(has(200, 200), (*promise).session), true},
-		{"it counts with all of it", ModeReceive, OnLossContinue, then((*promise).giveUp, has(199, 199)), true},
+		{"given up, continue", ModeReceive, OnLossContinue, then(has(100, 100), func(p *promise) { p.giveUp(0) }), false},
+		{"given up, freeze", ModeReceive, OnLossFreeze, then(has(200, 200), func(p *promise) { p.giveUp(0) }), true},
+		{"a new session begins with nothing", ModeReceive, OnLossFreeze, then(has(200, 200), func(p *promise) { p.session(0) }), true},
+		{"it counts with all of it", ModeReceive, OnLossContinue, then(func(p *promise) { p.giveUp(0) }, has(199, 199)), true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPromise(tt.mode, tt.onLoss, true, 50)
+				p := newPromise(tt.mode, tt.onLoss, 1, 50)
 				tt.do(p)
 				done := make(chan error, 1)
 				go func() {
@@ -73,10 +73,10 @@ func TestPromiseOfWrites(t *testing.T) {
 // TestPromiseWeaker: who waits when the mode becomes weaker is let go, when it becomes stronger the next one waits.
 func TestPromiseWeaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPromise(ModeReceive, OnLossContinue, true, 50)
+		p := newPromise(ModeReceive, OnLossContinue, 1, 50)
 		kicks := 0
-		p.setKick(func() { kicks++ })
-		p.acknowledge(100, 100, 100)
+		p.setKick(0, func() { kicks++ })
+		p.acknowledge(0, 100, 100, 100)
 		done := make(chan error, 1)
 		wait := func() { _, err := p.written(context.Background(), 200); done <- err }
 		go wait()
@@ -94,7 +94,7 @@ func TestPromiseWeaker(t *testing.T) {
 		if len(done) > 0 || kicks != 2 {
 			t.Fatalf("answered without the target, or the follower was not told at once (%d kicks)", kicks)
 		}
-		p.acknowledge(200, 100, 200)
+		p.acknowledge(0, 200, 100, 200)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestPromiseWeaker(t *testing.T) {
 func TestModes(t *testing.T) {
 	src, dst := newHost(t, RolePrimary).mustOpen(t), newHost(t, RoleSecondary).mustOpen(t)
 	t.Cleanup(func() { _ = errors.Join(src.Close(), dst.Close()) })
-	p := newPromise(ModeAsync, OnLossContinue, true, 0)
+	p := newPromise(ModeAsync, OnLossContinue, 1, 0)
 	src.gate.Store(&gateBox{p})
 	s := connect(src, dst, p, inPlace(dst))
 	t.Cleanup(s.close)
@@ -142,7 +142,7 @@ func TestModes(t *testing.T) {
 func TestReceiveIsPrompt(t *testing.T) {
 	src, dst := newHost(t, RolePrimary).mustOpen(t), newHost(t, RoleSecondary).mustOpen(t)
 	t.Cleanup(func() { _ = errors.Join(src.Close(), dst.Close()) })
-	p := newPromise(ModeReceive, OnLossContinue, true, 0)
+	p := newPromise(ModeReceive, OnLossContinue, 1, 0)
 	src.gate.Store(&gateBox{p})
 	s := connect(src, dst, p, inPlace(dst))
 	t.Cleanup(s.close)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -45,57 +46,6 @@ func (a *Agent) SetMode(ctx context.Context, m Mode) error {
 	return nil
 }
 
-// Switch moves the data flow: "backup" (or "") to the next backup target,
-// "primary" back to the first target, or a target's address. It returns once
-// the port has switched; the follower may still be resynced after that.
-func (a *Agent) Switch(ctx context.Context, to string) error {
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if a.v.Role() != RolePrimary {
-		return fmt.Errorf("this volume is %s: switch is an order for the source; to take over here use promote", a.v.Role())
-	}
-	index := -1
-	switch to {
-	case "", "backup":
-		if len(a.c.Backups) == 0 {
-			return errors.New("no backup is configured: start the source with --backup HOST:PORT")
-		}
-	case "primary":
-		index = 0
-	default:
-		for i, f := range a.followers {
-			if f.target == to {
-				index = i
-			}
-		}
-		if index < 0 {
-			return fmt.Errorf("no target %q: choose backup, primary or one of the addresses that status shows", to)
-		}
-	}
-	s := a.streamingSender()
-	if s != nil {
-		s.leave(ctx)
-	}
-	err := a.transport.switchTo(ctx, index)
-	if err != nil && s != nil {
-		s.broken("the switch did not happen: " + err.Error()) // it shakes hands again, and is told by that
-	}
-	return err
-}
-
-// streamingSender feeds the active follower right now, or is nil.
-func (a *Agent) streamingSender() *sender {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.current >= len(a.followers) {
-		return nil
-	}
-	if s := a.followers[a.current].sender; s != nil && s.streaming.Load() {
-		return s
-	}
-	return nil
-}
-
 // Suspend stops the data flow to the followers, Resume starts it again.
 func (a *Agent) Suspend(context.Context) error { return a.setSuspended(true) }
 
@@ -115,63 +65,84 @@ func (a *Agent) setSuspended(on bool) error {
 	already := a.suspended == on
 	a.suspended = on
 	p := a.promise
-	current := a.current
 	a.mu.Unlock()
 	if already {
 		return nil
 	}
 	if on {
-		a.stopSender()
-		a.transition(-1, followerSuspend, "by the operator")
-		if p != nil {
-			p.giveUp()
-		}
-		return a.transport.suspend()
+		return a.suspendAll(p)
 	}
 	for i := range a.followers {
+		a.mu.Lock()
+		away, fed := a.followers[i].away, a.fedLocked(i)
+		a.mu.Unlock()
 		a.transition(i, followerResume, "")
-		if i != current { // suspended when it was the current one
+		switch {
+		case !fed: // suspended when it was the active one
 			a.transition(i, followerLeave, "")
+		case away != "":
+			a.transition(i, followerUnreachable, away)
 		}
 	}
-	if err := a.transport.resume(); err != nil {
+	if err := a.transport.suspend(false); err != nil {
 		return err
 	}
 	a.feedAgain()
+	a.goOn()
 	return nil
 }
 
-// ResetPath closes a path (its ID in Status) so that it is built anew.
+func (a *Agent) suspendAll(p *promise) error {
+	for i := range a.followers {
+		a.mu.Lock()
+		fed := a.fedLocked(i)
+		a.mu.Unlock()
+		if !fed {
+			continue
+		}
+		a.stopSender(i)
+		a.transition(i, followerSuspend, "by the operator")
+		if p != nil {
+			p.giveUp(i)
+		}
+	}
+	return a.transport.suspend(true)
+}
+
+// ResetPath closes a path to a follower (its ID in Status; "" is the active one) so that it is built anew.
 func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
-	if err := a.checkPathTarget(target); err != nil {
+	i, err := a.pathTarget(target)
+	if err != nil {
 		return err
 	}
-	return a.transport.resetPath(id)
+	return a.transport.resetPath(i, id)
 }
 
 // RemovePath takes a path (its ID in Status) away for good, once everything on it is acknowledged. The last one stays.
 func (a *Agent) RemovePath(_ context.Context, target string, id int) error {
-	if err := a.checkPathTarget(target); err != nil {
+	i, err := a.pathTarget(target)
+	if err != nil {
 		return err
 	}
-	return a.transport.removePath(id)
+	return a.transport.removePath(i, id)
 }
 
-func (a *Agent) checkPathTarget(target string) error {
+// pathTarget says which follower is meant.
+func (a *Agent) pathTarget(target string) (int, error) {
 	a.mu.Lock()
-	known := target == ""
-	for i, f := range a.followers {
-		known = known || f.target == target && i == a.current
+	defer a.mu.Unlock()
+	i := a.current
+	if target != "" {
+		i = slices.IndexFunc(a.followers, func(f *follower) bool { return f.target == target })
 	}
-	a.mu.Unlock()
-	if !known {
-		return fmt.Errorf("%s is not the active target: status shows its paths", target)
+	if i < 0 || i >= len(a.followers) {
+		return 0, fmt.Errorf("there is no target %s: status shows all and their paths", target)
 	}
-	return nil
+	return i, nil
 }
 
-// Resize makes the mirrored device size bytes long; 0 is as long as the backing device is by now. The active target enlarges
-// its device first, or says why it cannot; one that is away does it when it comes back. It returns the new size.
+// Resize makes the mirrored device size bytes long; 0 is as long as the backing device is by now. The followers that are fed
+// enlarge their devices first, or say why they cannot; one that is away does it when it comes back. It returns the new size.
 func (a *Agent) Resize(ctx context.Context, size int64) (int64, error) {
 	a.opMu.Lock()
 	defer a.opMu.Unlock()
@@ -180,9 +151,11 @@ func (a *Agent) Resize(ctx context.Context, size int64) (int64, error) {
 	if err != nil {
 		return old, err
 	}
-	if s := a.streamingSender(); s != nil && size > old {
-		if err := s.makeRoom(ctx, size); err != nil {
-			return old, err
+	if size > old {
+		for _, s := range a.streamingSenders() {
+			if err := s.makeRoom(ctx, size); err != nil {
+				return old, err
+			}
 		}
 	}
 	now, err := a.v.Grow(ctx, size)

@@ -134,6 +134,8 @@ type overlay struct {
 	active *layer
 	frozen []*layer
 
+	watches []*watch // see watch.go
+
 	absorbed int64 // device bytes that were never written, since a later record of the same layer was
 }
 
@@ -145,6 +147,9 @@ func (o *overlay) add(xs []extent, end journal.LSN, layerBytes int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, x := range xs {
+		for _, w := range o.watches {
+			w.markLocked(x)
+		}
 		o.active.insert(x)
 		o.active.added += x.len()
 	}

@@ -103,8 +103,8 @@ func TestPushBack(t *testing.T) {
 		v := h.mustOpen(t)
 		v.opts.OnFull, v.opts.PushBack = policy, 10*time.Second
 		lost := 0
-		hold := v.log.Tail()
-		v.startHold(hold, func() { lost++ })
+		at := v.log.Tail()
+		hold := v.newHold("slow", at, func() { lost++ })
 		if _, err := v.WriteAt(make([]byte, 8192), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -119,23 +119,23 @@ func TestPushBack(t *testing.T) {
 		for range 9 {
 			step(time.Second)
 		}
-		if lost != 0 || v.holdMark.Load() != uint64(hold) {
+		if lost != 0 || v.holdMark.Load() != uint64(at) {
 			t.Fatalf("%s: lost after less than 10 s on end", policy)
 		}
 		for range 20 {
 			step(time.Second)
 		}
-		v.hold(hold)
+		hold.move(at)
 		pinned, follower := v.pinned()
 		if policy == OnFullTrack {
 			if lost != 1 || follower || pinned != v.log.Applied() {
 				t.Fatalf("track: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
 			}
-		} else if lost != 0 || !follower || pinned != hold {
+		} else if lost != 0 || !follower || pinned != at {
 			t.Fatalf("wait: given up %d times, the tail is held at %d (%v)", lost, pinned, follower)
 		}
-		v.release()
-		v.startHold(hold, func() {})
+		hold.release()
+		v.newHold("slow", at, func() {})
 		if _, follower := v.pinned(); !follower {
 			t.Fatalf("%s: the next session cannot hold", policy)
 		}
@@ -155,7 +155,7 @@ func TestOutrun(t *testing.T) {
 		t.Fatal(err)
 	}
 	src.opts.OnFull, src.opts.PushBack = OnFullTrack, time.Nanosecond // the first writer held up is one too many
-	d.promise.update(func() { d.promise.mode = ModeAsync })           // or it is a flush that waits
+	d.promise.setMode(ModeAsync)                                      // or it is a flush that waits
 	d.session.receiver.busy.Lock()                                    // the follower hangs
 	err := d.apart(1, 300)
 	d.session.receiver.busy.Unlock()
@@ -167,4 +167,60 @@ func TestOutrun(t *testing.T) {
 	}
 	d.session.close()
 	d.mustRejoin(t, "")
+}
+
+// TestHolds: the tail waits for the slowest; who holds writers up for too long loses its hold, and only who does.
+func TestHolds(t *testing.T) {
+	_, v := quietVolume(t, RolePrimary)
+	v.opts.OnFull, v.opts.PushBack = OnFullTrack, 10*time.Second
+	start := v.log.Head()
+	lost := map[string]int{}
+	holds := map[string]*hold{}
+	for _, who := range []string{"slow", "slower", "quick"} {
+		holds[who] = v.newHold(who, start, func() { lost[who]++ })
+	}
+	var half journal.LSN
+	for int64(v.log.Head()-start) < v.log.Capacity()/10*7 {
+		if _, err := v.WriteAt(make([]byte, 16<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+		if half == 0 {
+			half = v.log.Head() // a little further than the slowest
+		}
+	}
+	if err := v.settle(); err != nil {
+		t.Fatal(err)
+	}
+	holds["slow"].move(half)
+	holds["quick"].move(v.log.Head())
+	if at, _ := v.pinned(); at != start || v.slowest() != "slower" {
+		t.Fatalf("pinned at %d by %s, the slowest is at %d", at, v.slowest(), start)
+	}
+	now := time.Now().Add(time.Hour) // the writes were slowed, too
+	for range 12 {
+		now = now.Add(time.Second)
+		v.heldUp(now)
+	}
+	if lost["slower"] != 1 || lost["slow"] != 1 || lost["quick"] != 0 {
+		t.Fatalf("lost their hold: %v", lost)
+	}
+	if at, follower := v.pinned(); follower || at != v.log.Applied() {
+		t.Fatalf("pinned at %d", at)
+	}
+	holds["slower"].move(v.log.Head()) // void
+	holds["quick"].release()
+	if len(v.holds) != 0 || v.holdMark.Load() != noHold {
+		t.Fatalf("%d holds are left", len(v.holds))
+	}
+	// One that does not slow anybody by itself is not blamed for another.
+	slow, near := v.newHold("slow", start, func() { lost["slow"]++ }), v.newHold("near", v.log.Head()-8, func() { lost["near"]++ })
+	for range 12 {
+		now = now.Add(time.Second)
+		v.heldUp(now)
+	}
+	if lost["slow"] != 2 || lost["near"] != 0 {
+		t.Fatalf("lost their hold: %v", lost)
+	}
+	slow.release()
+	near.release()
 }

@@ -72,13 +72,15 @@ func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*st
 				s.sender.acknowledged(x)
 			}
 			return nil, err
+		case kindVerified:
+			s.sender.verified(b)
 		case kindBroken:
 			s.sender.broken(string(b[1:]))
 		}
 		return nil, nil
 	})
-	p.session()
-	p.setKick(s.sender.poke)
+	p.session(0)
+	p.setKick(0, s.sender.poke)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.wg.Add(1)
@@ -113,14 +115,14 @@ func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*st
 func (s *session) cut() {
 	s.a.cut()
 	s.sender.stop() // or an acknowledgement that is being taken counts again after this
-	s.promise.giveUp()
+	s.promise.giveUp(0)
 }
 
 func (s *session) close() {
 	s.cut()
 	s.cancel()
 	s.wg.Wait()
-	s.promise.giveUp() // an acknowledgement may have come after cut
+	s.promise.giveUp(0) // an acknowledgement may have come after cut
 	s.receiver.close()
 }
 
@@ -197,7 +199,7 @@ func duoOf(t testing.TB, src, dst *host) *duo {
 
 func (d *duo) lead() {
 	v := d.v[srcHost]
-	d.promise = newPromise(ModeFlush, OnLossContinue, true, v.log.Durable())
+	d.promise = newPromise(ModeFlush, OnLossContinue, 1, v.log.Durable())
 	v.gate.Store(&gateBox{d.promise})
 }
 
@@ -258,11 +260,7 @@ func (d *duo) scenario(n int, enough func() bool) error {
 
 func never() bool { return false }
 
-func (d *duo) counts() bool {
-	d.promise.mu.Lock()
-	defer d.promise.mu.Unlock()
-	return d.promise.counts
-}
+func (d *duo) counts() bool { return d.promise.counts() }
 
 // change notes what the content is after an operation, before it is tried.
 func (d *duo) change(kind int, off int64, p []byte) {

@@ -41,7 +41,7 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	if err != nil {
 		return "", fmt.Errorf("resync: what %s lacks: %w", c.l.Peer(), c.v.journalError(err))
 	}
-	c.v.hold(c.sent)
+	c.hold.move(c.sent)
 	c.size = c.v.size.Load() // after sent, as for a full one
 	r, err := c.callResync(ctx, encodeJSON(kindResync, resyncBegin{
 		From: c.sent, Size: c.size,

@@ -144,7 +144,7 @@ func TestNotAnnounced(t *testing.T) {
 	source.start()
 	source.awaitState("in sync")
 	source.await("told of two addresses", func(Status) bool {
-		l, _ := source.a.transport.session()
+		l, _ := source.a.transport.session(0)
 		s, ok := l.(sessionLink)
 		return ok && len(s.PeerAddrs()) == 2
 	})

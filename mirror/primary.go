@@ -25,7 +25,7 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		return nil
 	}
 	if a.v.damageNow() != nil {
-		if err := a.transport.open(&a.c); err != nil {
+		if err := a.openFollowers(); err != nil {
 			return err
 		}
 		a.spawn(func() { a.repairFirst(a.tasks) })
@@ -37,7 +37,7 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 	if len(a.c.Target) == 0 {
 		return unlessFenced(a.serve(""))
 	}
-	if err := a.transport.open(&a.c); err != nil {
+	if err := a.openFollowers(); err != nil {
 		return err
 	}
 	if a.fresh {
@@ -79,14 +79,22 @@ func unlessFenced(err error) error {
 // lead makes the promise of a primary's mode the volume's gate.
 func (a *Agent) lead() {
 	a.tellGeneration()
-	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.c.Target) > 0, a.v.log.Durable())
+	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.followers), a.v.log.Durable())
+	active := parseSidecar(a.v.log.Anchor().Extra).active
+	current := 0
 	var names []string
-	for _, f := range a.followers {
+	for i, f := range a.followers {
 		names = append(names, f.name)
+		if f.name == active {
+			current = i
+		}
 	}
 	a.v.dirty.keepOnly(names)
+	if current > 0 {
+		p.activate(current, a.v.log.Head())
+	}
 	a.mu.Lock()
-	a.promise = p
+	a.promise, a.current = p, current
 	a.mu.Unlock()
 	a.v.gate.Store(&gateBox{p})
 }
@@ -104,7 +112,34 @@ func (a *Agent) rank() journal.Generation {
 	return a.v.Seen()
 }
 
-// askFirst opens the front of a restarted source once a follower has
+// allAsked: every follower that is fed has said what generation it knows.
+func (a *Agent) allAsked() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, f := range a.followers {
+		if a.fedLocked(i) && !f.asked {
+			return false
+		}
+	}
+	return true
+}
+
+// askOthers gives the others a while to answer, when one follower has.
+func (a *Agent) askOthers(ctx context.Context) {
+	enough := time.NewTimer(a.c.UnreachableAfter)
+	defer enough.Stop()
+	for !a.allAsked() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.verdict:
+		case <-enough.C:
+			return
+		}
+	}
+}
+
+// askFirst opens the front of a restarted source once its followers have
 // answered, or when none did in time and alone is allowed.
 func (a *Agent) askFirst(ctx context.Context) {
 	alone := time.NewTimer(a.c.StartWait)
@@ -113,6 +148,7 @@ func (a *Agent) askFirst(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	case <-a.verdict:
+		a.askOthers(ctx)
 	case <-alone.C:
 		if a.c.Alone == AloneRefuse {
 			a.mu.Lock()
@@ -216,10 +252,16 @@ func (a *Agent) fence(reason string) {
 		a.log.Error().Err(err).Msg("store that the volume is fenced")
 	}
 	a.event("fenced", "", "%s: the front is closed, nothing more is written here", reason)
-	a.signalVerdict()
+	a.signalVerdict(-1)
 }
 
-func (a *Agent) signalVerdict() {
+// signalVerdict: follower i has answered, or the start is decided otherwise (-1).
+func (a *Agent) signalVerdict(i int) {
+	if i >= 0 {
+		a.mu.Lock()
+		a.followers[i].asked = true
+		a.mu.Unlock()
+	}
 	select {
 	case a.verdict <- struct{}{}:
 	default:

@@ -6,7 +6,7 @@ import "fmt"
 //
 //	           connected             stream           caughtUp
 //	connecting ─────────→ handshake ────────→ catch-up ───────→ streaming
-//	    ↑  ↑                 │  │ resync         ↑ copied
+//	    ↑  ↑                 │  │ resync         ↑ copied  ←─ behind ─┘
 //	    │  │                 │  └──────→ resync ─┘
 //	    │  └── lost ─────────┴─ from any state with a session ─
 //	    │      refused: from handshake, resync, catch-up, streaming → refused
@@ -38,6 +38,7 @@ const (
 	followerNeedsResync followerEvent = "resync"
 	followerCopied      followerEvent = "copied"
 	followerCaughtUp    followerEvent = "caught-up"
+	followerBehind      followerEvent = "behind"
 	followerLost        followerEvent = "lost"
 	followerUnreachable followerEvent = "unreachable"
 	followerRefuse      followerEvent = "refuse"
@@ -64,6 +65,7 @@ var followerTransitions = map[FollowerState]map[followerEvent]FollowerState{
 		followerLost: FollowerConnecting, followerUnreachable: FollowerDown,
 	},
 	FollowerStreaming: {
+		followerBehind: FollowerCatchUp,
 		followerRefuse: FollowerRefused, followerLost: FollowerConnecting, followerUnreachable: FollowerDown,
 	},
 	FollowerDown:      {followerConnected: FollowerHandshake, followerDial: FollowerConnecting},

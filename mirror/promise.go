@@ -10,47 +10,44 @@ import (
 )
 
 // promise is the gate of a primary that has followers: it holds the mode's
-// word. A FLUSH is answered when the active target is durable up to it, a write
-// in ModeReceive when it has received it, in ModeDurable when it is durable; when
-// no target counts, on-loss decides. The log is in order, so what was answered
-// before the target counted is there too as soon as a later record is.
+// word (word.go) and lets wait who has to. A FLUSH is answered when the active
+// target is durable up to it, a write in ModeReceive when it has received it, in
+// ModeDurable when it is durable; when no target counts, on-loss decides.
 //
 // A target that was in sync and lost its connection is still expected: what
 // would break the word waits for it until it is given up (unreachable,
-// refused, suspended, or away for longer than a reconnect takes).
+// refused, suspended, or away for longer than a reconnect takes). Followers are
+// known by their index.
 type promise struct {
 	frozen atomic.Bool   // writes must wait: the fast path of admit
 	pushes atomic.Uint32 // recordsFlags of the mode: the fast path of written
 
-	mu       sync.Mutex // guards all below
-	mode     Mode
-	onLoss   OnLoss
-	remote   bool        // there is any target configured
-	counts   bool        // the active target is in sync
-	expected bool        // it was, and is not given up yet
-	durable  journal.LSN // the active target is durable up to here
-	received journal.LSN // and has this in its journal file
-	wanted   journal.LSN // a FLUSH waits for this
-	answered journal.LSN // a FLUSH was answered up to here
-	synced   uint64      // how often a target came into sync
-	closed   bool
-	moved    chan struct{} // closed when anything above changed
-	kick     func()        // wakes the sender; must not block
+	mu     sync.Mutex // guards all below; a leaf
+	w      word
+	wanted journal.LSN   // a FLUSH waits for this
+	moved  chan struct{} // closed when anything above changed
+	kicks  []func()      // wake the senders; must not block
 }
 
-func newPromise(mode Mode, onLoss OnLoss, remote bool, answered journal.LSN) *promise {
-	p := &promise{mode: mode, onLoss: onLoss, remote: remote, answered: answered, moved: make(chan struct{}), kick: func() {}}
-	p.update(func() {})
+// newPromise is for so many followers, the first of which is active.
+func newPromise(mode Mode, onLoss OnLoss, followers int, answered journal.LSN) *promise {
+	p := &promise{moved: make(chan struct{}), kicks: make([]func(), followers)}
+	p.w = word{mode: mode, onLoss: onLoss, answered: answered, members: make([]memberWord, followers)}
+	p.update(func(*word) {})
 	return p
 }
 
 // update changes the state under the lock and wakes who waits.
-func (p *promise) update(change func()) {
+func (p *promise) update(change func(w *word)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	change()
-	p.frozen.Store(p.remote && p.onLoss == OnLossFreeze && !p.counts)
-	p.pushes.Store(uint32(p.mode.pushes()))
+	p.updateLocked(change)
+}
+
+func (p *promise) updateLocked(change func(w *word)) {
+	change(&p.w)
+	p.frozen.Store(p.w.frozen())
+	p.pushes.Store(uint32(p.w.mode.pushes()))
 	close(p.moved)
 	p.moved = make(chan struct{})
 }
@@ -58,7 +55,7 @@ func (p *promise) update(change func()) {
 func (p *promise) admit(ctx context.Context) error {
 	for p.frozen.Load() {
 		p.mu.Lock()
-		moved, closed := p.moved, p.closed
+		moved, closed := p.moved, p.w.closed
 		p.mu.Unlock()
 		if closed {
 			return blockdev.ErrShutdown
@@ -77,23 +74,27 @@ func (p *promise) admit(ctx context.Context) error {
 
 func (p *promise) request(lsn journal.LSN) {
 	p.mu.Lock()
-	need := p.mode != ModeAsync && lsn > p.wanted
-	if need {
+	defer p.mu.Unlock()
+	if p.w.mode != ModeAsync && lsn > p.wanted {
 		p.wanted = lsn
+		p.kickLocked()
 	}
-	kick := p.kick
-	p.mu.Unlock()
-	if need {
-		kick()
+}
+
+func (p *promise) kickLocked() {
+	for _, kick := range p.kicks {
+		if kick != nil {
+			kick()
+		}
 	}
 }
 
 func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
 	return p.await(ctx, func() bool {
-		if !p.doneLocked(lsn) {
+		if !p.w.flushed(lsn) {
 			return false
 		}
-		p.answered = max(p.answered, lsn)
+		p.w.answer(lsn)
 		return true
 	})
 }
@@ -104,8 +105,8 @@ func (p *promise) written(ctx context.Context, lsn journal.LSN) (durable bool, e
 		return false, nil
 	}
 	err = p.await(ctx, func() bool {
-		durable = p.mode == ModeDurable
-		return durable || p.receivedLocked(lsn)
+		durable = p.w.mode == ModeDurable
+		return durable || p.w.written(lsn)
 	})
 	return durable, err
 }
@@ -118,7 +119,7 @@ func (p *promise) await(ctx context.Context, ok func() bool) error {
 			p.mu.Unlock()
 			return nil
 		}
-		if p.closed {
+		if p.w.closed {
 			p.mu.Unlock()
 			return blockdev.ErrShutdown
 		}
@@ -132,107 +133,80 @@ func (p *promise) await(ctx context.Context, ok func() bool) error {
 	}
 }
 
-// doneLocked: may a FLUSH up to lsn be answered, given that lsn is durable here?
-func (p *promise) doneLocked(lsn journal.LSN) bool {
-	switch {
-	case !p.remote:
-		return true
-	case p.counts:
-		return p.mode == ModeAsync || p.durable >= lsn
-	case p.onLoss == OnLossFreeze:
-		return false
-	case p.mode == ModeAsync:
-		return true
-	}
-	return !p.expected && !p.closed
-}
-
-// receivedLocked: may a write up to lsn be answered, which is in the log here?
-func (p *promise) receivedLocked(lsn journal.LSN) bool {
-	switch {
-	case !p.remote || p.mode != ModeReceive:
-		return true
-	case p.counts:
-		return p.received >= lsn
-	case p.onLoss == OnLossFreeze:
-		return false
-	}
-	return !p.expected && !p.closed
-}
-
-// acknowledge takes what a follower has. It starts to count once it has
-// everything that a FLUSH was answered for (behind: and not more than
-// maxBehind is missing). Reports whether it counts now.
-func (p *promise) acknowledge(received, durable, head journal.LSN) (counts, began bool) {
+// acknowledge takes what follower i has. Nobody waits for one that is not
+// active.
+func (p *promise) acknowledge(i int, received, durable, head journal.LSN) (news levelNews) {
 	p.mu.Lock()
-	was, news := p.counts, durable > p.durable || received > p.received && p.mode == ModeReceive
-	ready := was || durable >= p.answered && int64(head-min(head, durable)) <= maxBehindBytes
-	p.mu.Unlock()
-	if !news && ready == was {
-		return was, false
+	defer p.mu.Unlock()
+	if i != p.w.active {
+		return p.w.acknowledge(i, received, durable, head)
 	}
-	p.update(func() {
-		p.durable, p.received = max(p.durable, durable), max(p.received, received)
-		// answered may have moved since: decide again under the lock.
-		if !p.counts && ready && p.durable >= p.answered {
-			p.counts, p.expected, began = true, true, true
-			p.synced++
-		}
-		counts = p.counts
-	})
-	return counts, began
+	m, was := p.w.members[i], p.w.standing
+	news = p.w.acknowledge(i, received, durable, head)
+	if now := p.w.members[i]; p.w.standing != was || now.durable > m.durable || now.received > m.received && p.w.mode == ModeReceive {
+		p.updateLocked(func(*word) {})
+	}
+	return news
 }
 
-// maxBehindBytes: a follower that lacks more of the log than this is not yet
-// in sync; a FLUSH would wait for all of it.
-const maxBehindBytes = 16 << 20
-
-// session: a new session begins; what its follower has is not known yet.
-func (p *promise) session() {
-	p.update(func() { p.counts, p.durable, p.received = false, 0, 0 })
+// counts says whether the active follower does.
+func (p *promise) counts() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.w.standing == isCounting
 }
 
-// lost: the session is gone, the target still expected, until expire is
-// called with what lost returned.
-func (p *promise) lost() (synced uint64) {
-	p.update(func() { p.counts, p.durable, p.received, synced = false, 0, 0, p.synced })
-	return synced
+func (p *promise) session(i int) { p.update(func(w *word) { w.session(i) }) }
+
+func (p *promise) lost(i int) (spell uint64) {
+	p.update(func(w *word) { spell = w.lost(i) })
+	return spell
 }
 
-// expire: a target that has not been in sync since is not expected any more.
-func (p *promise) expire(synced uint64) {
-	p.update(func() {
-		if !p.counts && p.synced == synced {
-			p.expected = false
-		}
-	})
+func (p *promise) expire(spell uint64) (news levelNews) {
+	p.update(func(w *word) { news = w.expire(spell) })
+	return news
 }
 
-// giveUp: the target does not count until it is in sync again.
-func (p *promise) giveUp() {
-	p.update(func() { p.counts, p.expected, p.durable, p.received = false, false, 0, 0 })
+func (p *promise) giveUp(i int) { p.update(func(w *word) { w.giveUp(i) }) }
+
+// activate makes i the active follower; all learn what is asked of them now.
+func (p *promise) activate(i int, head journal.LSN) (spell uint64, news levelNews) {
+	p.update(func(w *word) { spell, news = w.activate(i, head) })
+	p.mu.Lock()
+	p.kickLocked()
+	p.mu.Unlock()
+	return spell, news
 }
 
 // close lets everybody go who waits; their flush is not answered.
-func (p *promise) close() { p.update(func() { p.closed = true }) }
+func (p *promise) close() { p.update(func(w *word) { w.closed = true }) }
 
-// flags are what the follower has to do at once.
-func (p *promise) flags() recordsFlags { return recordsFlags(p.pushes.Load()) }
-
-func (p *promise) want() journal.LSN {
+// orders are what follower i is to do: at once with what it is sent, and up to
+// where a FLUSH wants it durable.
+func (p *promise) orders(i int) (recordsFlags, journal.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.wanted
+	return p.w.flags(i), p.wanted
 }
 
 // setMode changes the mode; who waits is asked again.
 func (p *promise) setMode(m Mode) {
-	p.update(func() { p.mode = m })
+	p.update(func(w *word) { w.mode = m })
 	p.mu.Lock()
-	kick := p.kick
+	p.kickLocked()
 	p.mu.Unlock()
-	kick()
 }
 
-// setKick says whom a new wish wakes; f must not block.
-func (p *promise) setKick(f func()) { p.update(func() { p.kick = f }) }
+// setKick says what wakes the sender of follower i; f must not block.
+func (p *promise) setKick(i int, f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.kicks[i] = f
+}
+
+func (p *promise) isActive(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.w.active == i
+}

@@ -23,30 +23,30 @@ func waits(t *testing.T, p *promise, lsn journal.LSN) (bool, <-chan error) {
 
 // TestPromise: when a flush is answered, by mode, policy and what the target has.
 func TestPromise(t *testing.T) {
-	counting := func(p *promise) { p.acknowledge(100, 100, 100) }
+	counting := func(p *promise) { p.acknowledge(0, 100, 100, 100) }
 	tests := []struct {
-		name   string
-		mode   Mode
-		onLoss OnLoss
-		remote bool
-		do     func(*promise)
-		waits  bool
+		name      string
+		mode      Mode
+		onLoss    OnLoss
+		followers int
+		do        func(*promise)
+		waits     bool
 	}{
-		{"no target configured", ModeFlush, OnLossFreeze, false, nil, false},
-		{"target never there, continue", ModeFlush, OnLossContinue, true, nil, false},
-		{"target never there, freeze", ModeFlush, OnLossFreeze, true, nil, true},
-		{"target in sync and behind", ModeFlush, OnLossContinue, true, counting, true},
-		{"target in sync and behind, async", ModeAsync, OnLossContinue, true, counting, false},
-		{"target in sync and durable", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.acknowledge(200, 200, 200) }, false},
-		{"session lost, target expected", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.lost() }, true},
-		{"given up, continue", ModeFlush, OnLossContinue, true, func(p *promise) { counting(p); p.lost(); p.giveUp() }, false},
-		{"given up, freeze", ModeFlush, OnLossFreeze, true, func(p *promise) { counting(p); p.giveUp() }, true},
-		{"given up, async and freeze", ModeAsync, OnLossFreeze, true, func(p *promise) { counting(p); p.giveUp() }, true},
+		{"no target configured", ModeFlush, OnLossFreeze, 0, nil, false},
+		{"target never there, continue", ModeFlush, OnLossContinue, 1, nil, false},
+		{"target never there, freeze", ModeFlush, OnLossFreeze, 1, nil, true},
+		{"target in sync and behind", ModeFlush, OnLossContinue, 1, counting, true},
+		{"target in sync and behind, async", ModeAsync, OnLossContinue, 1, counting, false},
+		{"target in sync and durable", ModeFlush, OnLossContinue, 1, func(p *promise) { counting(p); p.acknowledge(0, 200, 200, 200) }, false},
+		{"session lost, target expected", ModeFlush, OnLossContinue, 1, func(p *promise) { counting(p); p.lost(0) }, true},
+		{"given up, continue", ModeFlush, OnLossContinue, 1, func(p *promise) { counting(p); p.lost(0); p.giveUp(0) }, false},
+		{"given up, freeze", ModeFlush, OnLossFreeze, 1, func(p *promise) { counting(p); p.giveUp(0) }, true},
+		{"given up, async and freeze", ModeAsync, OnLossFreeze, 1, func(p *promise) { counting(p); p.giveUp(0) }, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPromise(tt.mode, tt.onLoss, tt.remote, 50)
+				p := newPromise(tt.mode, tt.onLoss, tt.followers, 50)
 				if tt.do != nil {
 					tt.do(p)
 				}
@@ -66,24 +66,24 @@ func TestPromise(t *testing.T) {
 // TestPromiseCounts: a target counts only once it has everything that a flush
 // was answered for without it, and not while it is far behind.
 func TestPromiseCounts(t *testing.T) {
-	p := newPromise(ModeFlush, OnLossContinue, true, 1000)
-	if counts, _ := p.acknowledge(999, 999, 2000); counts {
+	p := newPromise(ModeFlush, OnLossContinue, 1, 1000)
+	if p.acknowledge(0, 999, 999, 2000); p.counts() {
 		t.Error("counts without what was answered before the start")
 	}
 	if err := p.wait(context.Background(), 3000); err != nil { // alone
 		t.Fatal(err)
 	}
-	if counts, _ := p.acknowledge(2999, 2999, 3000); counts {
+	if p.acknowledge(0, 2999, 2999, 3000); p.counts() {
 		t.Error("counts without what was answered alone")
 	}
-	if counts, _ := p.acknowledge(3000, 3000, 3000+maxBehindBytes+1); counts {
+	if p.acknowledge(0, 3000, 3000, 3000+maxBehindBytes+1); p.counts() {
 		t.Error("counts while it is far behind")
 	}
-	if counts, began := p.acknowledge(3001, 3001, 3000+maxBehindBytes+1); !counts || !began {
+	if news := p.acknowledge(0, 3001, 3001, 3000+maxBehindBytes+1); news != cameLevel || !p.counts() {
 		t.Error("does not count with all of it")
 	}
-	p.session()
-	if counts, _ := p.acknowledge(2000, 2000, 3000); counts {
+	p.session(0)
+	if p.acknowledge(0, 2000, 2000, 3000); p.counts() {
 		t.Error("a new session counts with an old acknowledgement")
 	}
 }
@@ -91,7 +91,7 @@ func TestPromiseCounts(t *testing.T) {
 // TestPromiseFreeze: with freeze, writes wait as long as no target counts.
 func TestPromiseFreeze(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPromise(ModeAsync, OnLossFreeze, true, 0)
+		p := newPromise(ModeAsync, OnLossFreeze, 1, 0)
 		done := make(chan error, 1)
 		go func() { done <- p.admit(context.Background()) }()
 		time.Sleep(time.Hour)
@@ -99,12 +99,12 @@ func TestPromiseFreeze(t *testing.T) {
 		if len(done) > 0 {
 			t.Fatal("a write was admitted without a target")
 		}
-		p.acknowledge(10, 10, 10)
+		p.acknowledge(0, 10, 10, 10)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		p.giveUp()
+		p.giveUp(0)
 		go func() { done <- p.admit(ctx) }()
 		synctest.Wait()
 		cancel()

@@ -83,7 +83,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	a.event("promoted", "", "primary of generation %s from LSN %d", rankString(g), g.First)
 	err = a.serve(o.NBD)
 	if len(a.c.Target) > 0 {
-		if err := a.transport.open(&a.c); err != nil {
+		if err := a.openFollowers(); err != nil {
 			a.event("failed", "", "followers: %v", err)
 		}
 	}

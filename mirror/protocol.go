@@ -39,6 +39,10 @@ const (
 	kindLeave     byte = 11 // Call: the source moves its data flow to another target
 	kindRoom      byte = 12 // Call, room → roomReply: see to it that the device can be so large
 	kindFetch     byte = 13 // Call, fetch → fetchReply: records for a source whose own log has rotted
+	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
+	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
+	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
+	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

@@ -21,11 +21,19 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	if err := v.readable(); err != nil {
 		return 0, err
 	}
+	if err := v.readOver(v.dev, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// readOver reads the newest of the log and, below that, of base.
+func (v *Volume) readOver(base io.ReaderAt, p []byte, off int64) error {
 	buf := piecePool.Get().(*[]extent)
 	defer func() { *buf = (*buf)[:0]; piecePool.Put(buf) }()
 	for {
 		*buf = v.overlay.lookup((*buf)[:0], off, off+int64(len(p)))
-		err := v.readPieces(p, off, *buf)
+		err := v.readPiecesOver(base, p, off, *buf)
 		if errors.Is(err, journal.ErrGone) {
 			// Applied and recycled while we read: the device has it now.
 			continue
@@ -33,19 +41,17 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 		if err == nil {
 			err = v.sound(*buf)
 		}
-		if err != nil {
-			return 0, err
-		}
-		return len(p), nil
+		return err
 	}
 }
 
-func (v *Volume) readPieces(p []byte, off int64, pieces []extent) error {
+// readPiecesOver takes from base what is not in the log.
+func (v *Volume) readPiecesOver(base io.ReaderAt, p []byte, off int64, pieces []extent) error {
 	for _, x := range pieces {
 		b := p[x.off-off : x.end-off]
 		switch {
 		case x.base:
-			if _, err := v.dev.ReadAt(b, x.off); err != nil && !errors.Is(err, io.EOF) {
+			if _, err := base.ReadAt(b, x.off); err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("read %d bytes of the device at %d: %w", len(b), x.off, err)
 			}
 		case x.zero:

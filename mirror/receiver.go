@@ -41,6 +41,8 @@ type receiver struct {
 	stageFailed func(error)
 	repaired    func() // the log, which had rotted, is whole again
 
+	verify *verifyServer
+
 	closed   bool     // guarded by busy
 	staging  *staging // while a resync runs
 	newStage func(size int64) (*staging, error)
@@ -61,6 +63,7 @@ type receiver struct {
 	resyncDone int64
 	resyncAll  int64
 	resyncAt   time.Time
+	told       members // by the source, last
 
 	wake chan struct{}
 	stop context.CancelFunc
@@ -71,6 +74,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
+		verify: &verifyServer{v: v, l: l},
 		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
@@ -88,6 +92,7 @@ func (r *receiver) closeLocked() {
 	r.stop()
 	<-r.done
 	r.closed = true
+	r.verify.close()
 	r.dropStaging()
 }
 
@@ -123,8 +128,14 @@ func (r *receiver) handle(ctx context.Context, b []byte) ([]byte, error) {
 		return r.beginResync(b[1:])
 	case kindRoom:
 		return r.room(b[1:])
+	case kindVerify:
+		return r.verify.handle(b, r.verifyRefusal())
 	case kindBye:
 		return nil, nil
+	case kindMembers:
+		return nil, r.membersTold(b[1:])
+	case kindMemberSet:
+		return nil, r.memberSetTold(b[1:])
 	case kindLeave:
 		if !started || r.staging != nil || r.v.Role() != RoleSecondary {
 			return nil, nil

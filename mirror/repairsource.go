@@ -18,7 +18,11 @@ func (a *Agent) repairFirst(ctx context.Context) {
 	why := errors.New("no target was reached")
 	late := false
 	for !late {
-		if l, _ := a.transport.session(); l != nil {
+		for i := range a.followers {
+			l, _ := a.transport.session(i)
+			if l == nil {
+				continue
+			}
 			done, err := a.repairFrom(ctx, l)
 			if done {
 				a.repaired(l.Peer())

@@ -78,7 +78,7 @@ func (a *Agent) primaryStateLocked() stateReport {
 	f := a.followers[min(a.current, len(a.followers)-1)]
 	switch f.state {
 	case FollowerStreaming:
-		return stateReport{state: "in sync", reason: f.target + " is streaming"}
+		return stateReport{state: "in sync", reason: f.target + " is streaming" + a.othersLocked()}
 	case FollowerResync:
 		return stateReport{state: "resync", reason: fmt.Sprintf("%s is being copied: %s", f.target, f.reason), next: "wait; the follower counts when the copy is complete"}
 	case FollowerCatchUp:
@@ -93,10 +93,51 @@ func (a *Agent) primaryStateLocked() stateReport {
 		s.reason += "; writes continue on this host only (on-loss: continue)"
 	}
 	s.next = "it is retried by itself"
-	if len(a.c.Backups) > 0 && a.c.Switch == SwitchManual {
+	switch ready := a.readyLocked(); {
+	case ready != "":
+		s.next += fmt.Sprintf("; or mirror-agent switch %s, which is in sync: nothing has to be copied", ready)
+	case a.current+1 < len(a.followers) && a.c.Switch == SwitchManual:
 		s.next += "; or mirror-agent switch backup"
+	case a.current > 0:
+		s.next += "; or mirror-agent switch primary"
 	}
 	return s
+}
+
+// readyLocked is what to say to switch to a follower that is in sync.
+func (a *Agent) readyLocked() string {
+	next := a.nextBackupLocked()
+	for i, f := range a.followers {
+		if i == a.current || f.state != FollowerStreaming {
+			continue
+		}
+		switch i {
+		case 0:
+			return "primary"
+		case next:
+			return "backup"
+		}
+		return f.target
+	}
+	return ""
+}
+
+// othersLocked counts the followers that are fed beside the active one.
+func (a *Agent) othersLocked() string {
+	var fed, good int
+	for i, f := range a.followers {
+		if i == a.current || !f.hot {
+			continue
+		}
+		fed++
+		if f.state == FollowerStreaming {
+			good++
+		}
+	}
+	if fed == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of %d others are in sync beside it", good, fed)
 }
 
 func (a *Agent) secondaryStateLocked() stateReport {
@@ -156,10 +197,12 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
+		s.Network = a.transport.network(a.current)
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
+	a.checksStatusLocked(&s, now)
 	return s
 }
 
@@ -174,7 +217,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			x.Durable = a.v.dirty.view(f.name).base
 		}
 		fs := FollowerStatus{
-			Target: f.target, Kind: f.kind, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
+			Target: f.target, Kind: f.kind, Hot: f.hot, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
 		if f.sender != nil {
@@ -182,8 +225,8 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		}
 		if i == a.current {
 			s.ActiveTarget = f.target
-			fs.Paths = append(fs.Paths, a.transport.paths()...)
 		}
+		fs.Paths = append(fs.Paths, a.transport.paths(i)...)
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)
@@ -220,11 +263,15 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 	r.mu.Lock()
 	s := &SourceStatus{
 		Peer: in.link.Peer(), Connected: true, LastSeen: r.lastSeen, Received: uint64(r.received),
-		Durable: uint64(a.v.log.Durable()), SourceHead: uint64(r.sourceHead), Paths: []PathStatus{},
+		Durable: uint64(a.v.log.Durable()), SourceHead: uint64(r.sourceHead), Active: r.told.Active, Paths: []PathStatus{},
+	}
+	for _, m := range r.told.Members {
+		s.Members = append(s.Members, MemberStatus{Name: m.Name, Durable: uint64(m.Durable)})
 	}
 	r.mu.Unlock()
 	s.Resync = r.progress()
 	s.Paths = append(s.Paths, linkPaths(in.link)...)
+	s.Network = linkNetwork(in.link)
 	return s
 }
 
@@ -234,7 +281,10 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {
-		if !f.Active || f.State != string(FollowerStreaming) {
+		if f.Hot && !f.Active && f.State != string(FollowerStreaming) && s.Role == RolePrimary.String() {
+			s.Alarms = append(s.Alarms, redundancyAlarm(&f))
+		}
+		if f.State != string(FollowerStreaming) {
 			continue
 		}
 		for _, p := range f.Paths {
@@ -273,11 +323,28 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	}
 }
 
+// redundancyAlarm: a follower that is to be fed all the time is not in sync.
+func redundancyAlarm(f *FollowerStatus) Alarm {
+	x := Alarm{
+		Name: "redundancy-reduced", Since: f.Since, Reason: fmt.Sprintf("%s, a hot %s, is %s%s: a switch-over to it would not be free", f.Target, f.Kind, f.State, reasonSuffix(f.Reason)),
+		NextStep: "it is retried by itself; look at that host and its links",
+	}
+	switch FollowerState(f.State) {
+	case FollowerSuspended:
+		x.NextStep = "mirror-agent resume"
+	case FollowerResync, FollowerCatchUp, FollowerHandshake:
+		x.NextStep = "wait; it gets what it lacks"
+	case FollowerIdle, FollowerConnecting, FollowerStreaming, FollowerDown, FollowerRefused:
+	}
+	return x
+}
+
 // heldAlarm: most of the log is kept for a follower that is too slow.
 func (a *Agent) heldAlarm(s *Status, held float64, now time.Time) Alarm {
+	who := a.v.slowest()
 	x := Alarm{
 		Name: "log-held", Since: now,
-		Reason:   fmt.Sprintf("%.0f %% of the log's %s are held for %s, which has not got them: writers are slowed to its pace", held*100, humanize.IBytes(uint64(s.Log.SizeBytes)), s.ActiveTarget),
+		Reason:   fmt.Sprintf("%.0f %% of the log's %s are held for %s, which has not got them: writers are slowed to its pace", held*100, humanize.IBytes(uint64(s.Log.SizeBytes)), who),
 		NextStep: fmt.Sprintf("after %s of that the mirror goes on without it and resyncs what it lacks later (on-full: track); give it a faster link or disk, or a larger --journal-size", a.c.PushBack),
 	}
 	if a.c.OnFull == OnFullWait {

@@ -178,7 +178,7 @@ func (v *Volume) shedHistory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.dirty.leave(limit, v.History())
+	v.dirty.leave(limit, v.Committed(), v.History())
 	err = v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Tail, a.TailChain = limit, chain
 		v.fillAnchor(a)

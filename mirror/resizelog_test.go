@@ -106,7 +106,7 @@ func TestResizeLogRefusals(t *testing.T) {
 		}
 	}
 	// A connected follower needs what is in the log.
-	a.v.hold(a.v.log.Tail())
+	h := a.v.newHold("somebody", a.v.log.Tail(), func() {})
 	p := make([]byte, 1<<20)
 	for i := range 30 {
 		if _, err := a.v.WriteAt(p, int64(i)<<20); err != nil {
@@ -123,7 +123,7 @@ func TestResizeLogRefusals(t *testing.T) {
 	if _, err := os.Stat(c.journalPath() + newJournalSuffix); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the new file is left behind: %v", err)
 	}
-	a.v.release()
+	h.release()
 	if err := a.ResizeLog(t.Context(), 16<<20); err != nil {
 		t.Errorf("released: %v", err)
 	}

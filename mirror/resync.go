@@ -61,7 +61,7 @@ func (s *sender) runResync(ctx context.Context, out outcome) error {
 	}
 	s.report(followerNeedsResync, out.reason)
 	s.sent = s.v.log.Head()
-	s.v.hold(s.sent)
+	s.hold.move(s.sent)
 	c.size = s.v.size.Load() // after sent: a resize that this has not seen is a record that follows, and ends the resync
 	begin := resyncBegin{From: s.sent, Size: c.size}
 	if _, err := s.callResync(ctx, encodeJSON(kindResync, begin)); err != nil {
@@ -88,7 +88,7 @@ func (s *sender) drainRecords(ctx context.Context) error {
 		if err := s.sendRecords(ctx); err != nil {
 			return err
 		}
-		s.v.hold(s.sent)
+		s.hold.move(s.sent)
 	}
 	// The log shows records an instant before reads do: a block must be read
 	// with all in it that was sent.

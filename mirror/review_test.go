@@ -53,8 +53,8 @@ func (l *line) feed() (s *sender, stop func()) {
 	l.mu.Lock()
 	l.s = s
 	l.mu.Unlock()
-	l.p.session()
-	l.p.setKick(s.poke)
+	l.p.session(0)
+	l.p.setKick(0, s.poke)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -88,7 +88,7 @@ func awaitPromise(p *promise, want func(*promise) bool) bool {
 	}
 }
 
-func counting(p *promise) bool { return p.counts }
+func counting(p *promise) bool { return p.w.standing == isCounting }
 
 // disconnected is a duo whose session has ended.
 func disconnected(t *testing.T) *duo {
@@ -132,14 +132,10 @@ func TestLateAcknowledgement(t *testing.T) {
 		t.Fatal("no sync")
 	}
 	stop()
-	d.promise.giveUp()
+	d.promise.giveUp(0)
 	head := d.v[srcHost].log.Head()
 	s.acknowledged(ack{Received: head, Durable: head, Applied: head})
-	v := d.v[srcHost]
-	v.stateMu.Lock()
-	holding := v.held.on
-	v.stateMu.Unlock()
-	if holding {
+	if _, holding := d.v[srcHost].pinned(); holding {
 		t.Error("the tail is held for a session that has ended")
 	}
 	if d.counts() {
@@ -452,11 +448,11 @@ func TestGenerationRecordIsChecked(t *testing.T) {
 // was given to it when it was lost before does not cut that short.
 func TestExpectation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPromise(ModeFlush, OnLossContinue, true, 0)
-		p.acknowledge(100, 100, 100)
-		first := p.lost()
-		p.acknowledge(100, 100, 100)
-		second := p.lost()
+		p := newPromise(ModeFlush, OnLossContinue, 1, 0)
+		p.acknowledge(0, 100, 100, 100)
+		first := p.lost(0)
+		p.acknowledge(0, 100, 100, 100)
+		second := p.lost(0)
 		p.expire(first)
 		got, done := waits(t, p, 200)
 		if !got {
@@ -473,7 +469,7 @@ func TestExpectation(t *testing.T) {
 // held back.
 func TestFrozenWritesEndUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPromise(ModeFlush, OnLossFreeze, true, 0)
+		p := newPromise(ModeFlush, OnLossFreeze, 1, 0)
 		done := make(chan error, 1)
 		go func() { done <- p.admit(t.Context()) }()
 		synctest.Wait()

@@ -28,6 +28,7 @@ type sender struct {
 	v       *Volume
 	l       link
 	promise *promise
+	member  int    // this follower's index in the promise
 	mirror  string // uuid
 	name    string
 	node    string
@@ -38,6 +39,8 @@ type sender struct {
 	follower string
 	id       [16]byte
 	track    trackView // at the handshake
+	members  memberTelling
+	hold     *hold // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -51,6 +54,7 @@ type sender struct {
 	trouble                    atomic.Uint32 // of the follower's device
 	told                       atomic.Uint64 // declared to the follower and sent
 	breaks                     chan string   // capacity 1: the follower cannot go on
+	answers                    chan []byte   // capacity 1: of a verify, see verify.go
 
 	// ackMu: an acknowledgement moves hold and promise as a whole, or not at
 	// all after stop. Taken before any lock of the volume, promise or agent.
@@ -71,7 +75,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), report: func(followerEvent, string) {}}
+	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}}
 }
 
 func (s *sender) poke() {
@@ -86,11 +90,11 @@ func (s *sender) poke() {
 func (s *sender) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer s.v.release()
-	defer s.stop()
 	defer s.buffers.drop()
 	// Nothing that this handshake may count on leaves the log under it.
-	s.v.startHold(s.v.log.Tail(), func() { cancel(errOutrun) })
+	s.hold = s.v.newHold(s.l.Peer(), s.v.log.Tail(), func() { cancel(errOutrun) })
+	defer s.hold.release()
+	defer s.stop() // before that
 	err := s.feed(ctx)
 	if errors.Is(context.Cause(ctx), errOutrun) {
 		return errOutrun
@@ -115,10 +119,13 @@ func (s *sender) feed(ctx context.Context) error {
 			return err
 		}
 		s.report(followerCopied, "")
+		if err := s.tellSets(ctx); err != nil {
+			return err
+		}
 	default:
 		return &refusedError{kind: out.kind, reason: out.reason}
 	}
-	s.v.hold(s.sent)
+	s.hold.move(s.sent)
 	s.lived = true
 	s.goLive()
 	// A generation's own record is part of every FLUSH: ask at once.
@@ -161,6 +168,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
 	s.ring, s.id = f.Ring, f.ID
+	s.v.dirty.adopt(s.follower, s.id)
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
@@ -201,7 +209,7 @@ func (s *sender) stream(ctx context.Context) error {
 			}
 			continue
 		}
-		if s.promise.want() > s.wanted || s.promise.flags() != s.flags {
+		if flags, wanted := s.promise.orders(s.member); wanted > s.wanted || flags != s.flags {
 			if err := s.sendHeader(ctx); err != nil {
 				return err
 			}
@@ -211,6 +219,9 @@ func (s *sender) stream(ctx context.Context) error {
 		case <-changed:
 		case <-s.kick:
 		case <-tick.C:
+			if err := s.tellMembers(ctx); err != nil {
+				return err
+			}
 			if s.v.log.Durable() > s.declared {
 				if err := s.sendHeader(ctx); err != nil {
 					return err
@@ -287,7 +298,8 @@ func (s *sender) sendHeader(ctx context.Context) error {
 }
 
 func (s *sender) sendMessage(ctx context.Context, buf []byte, n int) error {
-	h := recordsHeader{Flags: s.promise.flags(), From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head(), Wanted: s.promise.want()}
+	h := recordsHeader{From: s.sent, Declared: s.v.log.Durable(), Head: s.v.log.Head()}
+	h.Flags, h.Wanted = s.promise.orders(s.member)
 	h.put(buf)
 	r, err := s.l.Send(ctx, buf[:recordsHeaderBytes+n])
 	if err != nil {
@@ -359,9 +371,13 @@ func (s *sender) count() {
 	if s.follower != "" && s.v.dirty.acked(s.follower, s.id, durable) {
 		s.v.poke()
 	}
-	s.v.hold(durable)
-	if _, began := s.promise.acknowledge(journal.LSN(s.received.Load()), durable, s.v.log.Head()); began {
+	s.hold.move(durable)
+	switch s.promise.acknowledge(s.member, journal.LSN(s.received.Load()), durable, s.v.log.Head()) {
+	case cameLevel:
 		s.report(followerCaughtUp, "")
+	case fellBehind:
+		s.report(followerBehind, "")
+	case noNews:
 	}
 }
 
@@ -394,60 +410,3 @@ func (s *sender) leave(ctx context.Context) {
 	defer cancel()
 	_, _ = s.l.Call(ctx, []byte{kindLeave})
 }
-
-// bufferQueue holds the messages that the link still owns, oldest first, and
-// reuses their memory.
-type bufferQueue struct {
-	free  [][]byte
-	queue []queuedBuffer
-}
-
-type queuedBuffer struct {
-	buf []byte
-	r   receipt
-}
-
-// get returns a buffer of batchBytes and a header; it waits for the oldest
-// message when inFlightBatches are under way.
-func (q *bufferQueue) get(ctx context.Context, l link) ([]byte, error) {
-	for len(q.queue) > 0 {
-		if len(q.queue) < inFlightBatches {
-			select {
-			case <-q.queue[0].r.Done():
-			default:
-				return q.take(), nil
-			}
-		} else {
-			select {
-			case <-q.queue[0].r.Done():
-			case <-l.Done():
-				return nil, l.Err()
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		}
-		q.putBack(q.queue[0].buf)
-		q.queue = q.queue[1:]
-	}
-	return q.take(), nil
-}
-
-func (q *bufferQueue) take() []byte {
-	if n := len(q.free); n > 0 {
-		b := q.free[n-1]
-		q.free = q.free[:n-1]
-		return b
-	}
-	return make([]byte, recordsHeaderBytes+batchBytes)
-}
-
-func (q *bufferQueue) putBack(b []byte) {
-	if cap(b) >= recordsHeaderBytes+batchBytes && cap(b) <= 2*batchBytes {
-		q.free = append(q.free, b[:recordsHeaderBytes+batchBytes])
-	}
-}
-
-func (q *bufferQueue) put(b []byte, r receipt) { q.queue = append(q.queue, queuedBuffer{b, r}) }
-
-// drop forgets all: the link may still own what is queued.
-func (q *bufferQueue) drop() { q.free, q.queue = nil, nil }

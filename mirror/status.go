@@ -31,9 +31,12 @@ type Status struct {
 	Log          LogStatus        `json:"log"`
 	NBD          FrontStats       `json:"nbd"`
 	ActiveTarget string           `json:"active_target"`
+	Network      *NetworkStatus   `json:"network,omitempty"` // of a source
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
+	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
+	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
 }
 
 // DeviceStatus describes the backing device.
@@ -107,24 +110,36 @@ func (l *LogStatus) fill(s *VolumeStats) {
 
 // SourceStatus is what a secondary knows of the primary that feeds it.
 type SourceStatus struct {
-	Peer       string       `json:"peer"`
-	Connected  bool         `json:"connected"`
-	LastSeen   time.Time    `json:"last_seen"`
-	Received   uint64       `json:"received"`
-	Durable    uint64       `json:"durable"`
-	SourceHead uint64       `json:"source_head"`
-	Resync     *Progress    `json:"resync,omitempty"`
-	Paths      []PathStatus `json:"paths"`
+	Peer       string    `json:"peer"`
+	Connected  bool      `json:"connected"`
+	LastSeen   time.Time `json:"last_seen"`
+	Received   uint64    `json:"received"`
+	Durable    uint64    `json:"durable"`
+	SourceHead uint64    `json:"source_head"`
+	// Active: this host is the active target, whose word counts for the mode. Told, as Members are, about once a second.
+	Active  bool           `json:"active"`
+	Members []MemberStatus `json:"members,omitempty"`
+	Resync  *Progress      `json:"resync,omitempty"`
+	Paths   []PathStatus   `json:"paths"`
+
+	Network *NetworkStatus `json:"network,omitempty"`
+}
+
+// MemberStatus is another volume of the mirror, as the source has told of it.
+type MemberStatus struct {
+	Name    string `json:"name"`
+	Durable uint64 `json:"durable"`
 }
 
 // FollowerStatus is a follower as the primary sees it.
 type FollowerStatus struct {
 	Target     string       `json:"target"`
 	Kind       string       `json:"kind"` // target or backup
+	Hot        bool         `json:"hot"`  // fed all the time, not only while it is the active one
 	State      string       `json:"state"`
 	Reason     string       `json:"reason"`
 	Since      time.Time    `json:"since"`
-	Active     bool         `json:"active"`
+	Active     bool         `json:"active"` // its word counts for the mode
 	Received   uint64       `json:"received"`
 	Durable    uint64       `json:"durable"`
 	LagBytes   uint64       `json:"lag_bytes"`
@@ -141,6 +156,19 @@ type Progress struct {
 	TotalBytes int64     `json:"total_bytes"`
 	SentBytes  int64     `json:"sent_bytes"`
 	Started    time.Time `json:"started"`
+}
+
+// NetworkStatus is what a session does with the messages on its way. Bytes are
+// those of messages; packed ones as they are on the wire.
+type NetworkStatus struct {
+	Compress       string  `json:"compress"`        // what was asked for
+	InUse          string  `json:"compress_in_use"` // none, s2 or zstd
+	SentBytes      uint64  `json:"sent_bytes"`
+	SentPacked     uint64  `json:"sent_packed_bytes"`
+	ReceivedBytes  uint64  `json:"received_unpacked_bytes"` // of messages that came packed
+	ReceivedPacked uint64  `json:"received_packed_bytes"`
+	Bandwidth      string  `json:"bandwidth,omitempty"`
+	BandwidthNow   float64 `json:"bandwidth_bytes_per_second,omitempty"` // 0: no limit now
 }
 
 // PathStatus is one connection path to a peer.

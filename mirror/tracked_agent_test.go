@@ -107,7 +107,7 @@ func TestHeldAlarm(t *testing.T) {
 		source.c.OnFull = policy
 		source.start()
 		dev, v := source.awaitServing(), source.a.v
-		v.startHold(v.log.Tail(), func() {})
+		h := v.newHold("somebody", v.log.Tail(), func() {})
 		told := func() (found Alarm) {
 			for _, x := range source.a.Status().Alarms {
 				if x.Name == "log-held" {
@@ -129,7 +129,7 @@ func TestHeldAlarm(t *testing.T) {
 		if x := told(); !strings.Contains(x.Reason, "held for") || !strings.Contains(x.NextStep, next) {
 			t.Fatalf("%s: %+v", policy, x)
 		}
-		v.release()
+		h.release()
 		source.end()
 	}
 }

@@ -54,6 +54,7 @@ type tracked struct {
 	chain      uint64      // at base; of a tracked one
 	generation [16]byte
 	set        *dirtySet // nil: covered, or lost
+	fresh      bool      // the set came from elsewhere and is in no file yet
 	lost       string    // why
 }
 
@@ -94,11 +95,12 @@ func (t *tracker) followers() []journal.Follower {
 	return fs
 }
 
-// keepOnly forgets followers that are not configured any more.
+// keepOnly forgets followers that are not configured any more. Other members
+// stay (members.go).
 func (t *tracker) keepOnly(names []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.entries = slices.DeleteFunc(t.entries, func(e *tracked) bool { return !slices.Contains(names, e.name) })
+	t.entries = slices.DeleteFunc(t.entries, func(e *tracked) bool { return !e.member() && !slices.Contains(names, e.name) })
 }
 
 // restart: the log begins anew at lsn, fed by a source. Nobody follows.
@@ -140,12 +142,17 @@ func (t *tracker) acked(name string, id [16]byte, lsn journal.LSN) (news bool) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.adoptLocked(name, id)
+	return t.ackedLocked(name, id, lsn)
+}
+
+func (t *tracker) ackedLocked(name string, id [16]byte, lsn journal.LSN) (news bool) {
 	if lsn < t.boundary {
 		return false
 	}
 	e := t.find(name)
 	switch {
-	case e == nil && len(t.entries) == maxFollowers:
+	case e == nil && !t.roomLocked(name):
 		return false
 	case e == nil:
 		e = &tracked{name: name}
@@ -182,8 +189,9 @@ func (t *tracker) takeNews() bool {
 //
 // The log is marked further than it has to be, up to a quarter of the ring,
 // so that the file is written at most once for that much of log: a follower
-// that is resynced gets those blocks anyway.
-func (t *tracker) leave(tail journal.LSN, generations []journal.Generation) {
+// that is resynced gets those blocks anyway. But not beyond what is committed:
+// a secondary may have to cut that, and other records come to lie there.
+func (t *tracker) leave(tail, committed journal.LSN, generations []journal.Generation) {
 	t.mu.Lock()
 	t.boundary = max(t.boundary, tail)
 	version := t.version + 1
@@ -205,13 +213,17 @@ func (t *tracker) leave(tail journal.LSN, generations []journal.Generation) {
 			}
 			due = true
 		}
+		if n.fresh && !due {
+			from, due = tail, true
+		}
+		n.fresh = false
 		next = append(next, n)
 	}
 	t.mu.Unlock()
 	if !due {
 		return
 	}
-	sum, err := t.record(next, from, tail, version, generations)
+	sum, err := t.record(next, from, tail, committed, version, generations)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err == nil {
@@ -233,7 +245,7 @@ func (t *tracker) leave(tail journal.LSN, generations []journal.Generation) {
 
 // record marks what the log has from LSN from on in the sets of next, and
 // writes the file.
-func (t *tracker) record(next []tracked, from, tail journal.LSN, version uint64, generations []journal.Generation) (sum uint64, err error) {
+func (t *tracker) record(next []tracked, from, tail, committed journal.LSN, version uint64, generations []journal.Generation) (sum uint64, err error) {
 	if t.store == nil {
 		return 0, errNoStore
 	}
@@ -253,7 +265,7 @@ func (t *tracker) record(next []tracked, from, tail journal.LSN, version uint64,
 	}
 	ahead := tail + journal.LSN(t.log.Capacity()/4)
 	marked := from
-	err = t.log.Scan(from, max(tail, min(ahead, t.log.Durable())), func(r journal.Record) error {
+	err = t.log.Scan(from, max(tail, min(ahead, committed)), func(r journal.Record) error {
 		marked = r.End()
 		for i := range next {
 			if n := &next[i]; r.LSN >= n.upTo && n.upTo < tail {

@@ -177,9 +177,9 @@ func TestTrackerStates(t *testing.T) {
 	tr.acked("f", id, at1)
 	at2 := write(8192)
 	at3 := write(8192 + 4000) // into the next block
-	tr.leave(at1, v.History())
+	tr.leave(at1, v.Committed(), v.History())
 	is("the tail is at the base", at1, 0, false)
-	tr.leave(at2, v.History())
+	tr.leave(at2, v.Committed(), v.History())
 	is("the tail passes the base; all that is durable is marked", at1, 2*minDirtyBlock, false)
 	if w := tr.view("f"); w.upTo != at3 {
 		t.Fatalf("marked up to %d, the log has %d", w.upTo, at3)
@@ -190,7 +190,7 @@ func TestTrackerStates(t *testing.T) {
 	is("acknowledged where the tail is", at2, 0, false)
 	at4 := write(40960)
 	tr.store = nil
-	tr.leave(at3, v.History())
+	tr.leave(at3, v.Committed(), v.History())
 	is("no place for the bitmap", at2, 0, true)
 	if fs := tr.followers(); len(fs) != 1 || fs[0].Flags != followerLostTrack {
 		t.Fatalf("the anchor would say %+v", fs)

@@ -65,7 +65,7 @@ type Volume struct {
 	failed      error
 	trouble     *trouble // of the backing device, while it is tried again
 	closed      bool
-	held        heldTail
+	holds       []*hold       // of the connected followers
 	waiting     int           // writers that wait for room in the log
 	moved       chan struct{} // closed when applied, committed, declared or failed moved
 
@@ -73,7 +73,9 @@ type Volume struct {
 	stop    context.CancelFunc
 	stopped chan struct{}
 
-	holdMark atomic.Uint64 // the hold's LSN, or noHold
+	flushes, flushTook atomic.Uint64 // answered, and how long they took in all, ns
+
+	holdMark atomic.Uint64 // the slowest hold's LSN, or noHold
 	drain    drainMeter    // used by the first in line only
 
 	applyBuf []byte

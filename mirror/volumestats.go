@@ -34,12 +34,7 @@ func (v *Volume) Stats() VolumeStats {
 	_, _, s.OverlayExtents = v.overlay.pending()
 	s.OverlayBytes, s.AbsorbedBytes = v.overlay.volume()
 	tail, applied := v.log.Tail(), v.log.Applied() // the head only grows meanwhile, unless it is cut
-	pinned := applied
-	v.stateMu.Lock()
-	if v.held.on {
-		pinned = max(min(pinned, v.held.at), tail)
-	}
-	v.stateMu.Unlock()
+	pinned := max(min(applied, journal.LSN(v.holdMark.Load())), tail)
 	head := max(v.log.Head(), applied)
 	s.UnappliedBytes, s.UsedBytes, s.PinnedBytes = int64(head-applied), int64(head-tail), int64(head-pinned)
 	s.UnappliedAge = v.ageAt(applied, head, now)

@@ -43,7 +43,7 @@ func TestVolumeStats(t *testing.T) {
 	if s.UnappliedAge < time.Minute || s.UnappliedAge > time.Minute+time.Since(began) {
 		t.Errorf("age %v", s.UnappliedAge)
 	}
-	v.hold(firstLSN)
+	h := v.newHold("somebody", firstLSN, func() {})
 	if err := v.settle(); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestVolumeStats(t *testing.T) {
 	if s.UsedBytes != log || s.PinnedBytes != log {
 		t.Errorf("applied and held by a follower: %d used, %d pinned, want %d", s.UsedBytes, s.PinnedBytes, log)
 	}
-	v.release()
+	h.release()
 	if s = v.Stats(); s.PinnedBytes != 0 || s.FullIn >= 0 {
 		t.Errorf("released: %d pinned, full in %v", s.PinnedBytes, s.FullIn)
 	}

@@ -36,32 +36,37 @@ func (l sessionLink) Peer() string {
 
 // transport is what the agent asks of the data port.
 type transport interface {
-	open(c *Config) error
 	addresses() []string
 	announced() []string
 	listen(address string) (string, error)
 	unlisten(address string) error
 	generation(mirror [16]byte, g journal.Generation)
-	switchTo(ctx context.Context, target int) error // -1: the next one
-	target() int
-	suspend() error
-	resume() error
-	session() (link, uint64) // the current one towards a follower, or nil
-	paths() []PathStatus
-	resetPath(id int) error
-	removePath(id int) error
+	open(i int, addresses []string) error // begins to connect to follower i; nothing when that has begun
+	shut(i int)                           // ends that; may take a moment
+	suspend(on bool) error                // of all connections to followers
+	session(i int) (link, uint64)         // the present one with follower i, or nil
+	paths(i int) []PathStatus
+	resetPath(i, id int) error
+	removePath(i, id int) error
+	setBandwidth(spec string) error
+	setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error
+	network(i int) *NetworkStatus // of the connection to follower i; nil without one
 	close() error
 }
 
 // portTransport is the real one: a node with one registration and, on a
-// primary with targets, one port.
+// primary, a port for each follower that is fed. Who is fed, and who is the
+// active target, is the agent's business and not the port's.
 type portTransport struct {
 	node *dataport.Node
 	reg  *dataport.Registration
 	a    *Agent
+	c    *Config
 
-	mu   sync.Mutex // guards port; a leaf
-	port *dataport.Port
+	mu        sync.Mutex             // guards all below
+	ports     map[int]*dataport.Port // by the follower's index
+	suspended bool
+	bandwidth string
 }
 
 // registrationPrefix keeps the names of mirrors apart from other clients.
@@ -72,7 +77,7 @@ const registrationPrefix = "mirror/"
 func (a *Agent) openTransport(c *Config) error {
 	dc := dataport.DefaultConfig()
 	dc.Key, dc.Peers, dc.Insecure, dc.Log = c.Key, c.Peers, c.Insecure, c.Log
-	dc.LocalAddrs = c.Local
+	dc.LocalAddrs, dc.Compression = c.Local, dataport.Compression(c.Compress)
 	if c.NodeName != "" {
 		dc.Name = c.NodeName
 	}
@@ -84,8 +89,8 @@ func (a *Agent) openTransport(c *Config) error {
 	if err != nil {
 		return err
 	}
-	t := &portTransport{node: node, a: a}
-	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a}); err != nil {
+	t := &portTransport{node: node, a: a, c: c, bandwidth: c.Bandwidth, ports: map[int]*dataport.Port{}}
+	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a, t}); err != nil {
 		return errors.Join(err, node.Close())
 	}
 	a.transport = t
@@ -98,27 +103,56 @@ func (a *Agent) openTransport(c *Config) error {
 	return nil
 }
 
-func (t *portTransport) open(c *Config) error {
-	mode := dataport.Manual
-	if c.Switch == SwitchAuto {
-		mode = dataport.Auto
+func (t *portTransport) open(i int, addresses []string) error {
+	t.mu.Lock() // until the port is known: its events ask for it
+	defer t.mu.Unlock()
+	if t.ports[i] != nil {
+		return nil
+	}
+	limit, err := dataport.ParseBandwidth(t.bandwidth)
+	if err != nil {
+		return err
 	}
 	port, err := t.reg.Open(context.Background(), dataport.PortConfig{
-		Target: c.Target, Backups: c.Backups, Switch: mode, UseAnnounced: c.Announced, ActivePaths: c.ActivePaths,
+		Target: addresses, Switch: dataport.Manual, UseAnnounced: t.c.Announced, ActivePaths: t.c.ActivePaths,
+		Compression: dataport.Compression(t.c.Compress), Bandwidth: limit,
 	})
 	if err != nil {
 		return err
 	}
-	t.mu.Lock()
-	t.port = port
-	t.mu.Unlock()
+	t.ports[i] = port
+	if t.suspended {
+		return port.Suspend()
+	}
 	return nil
 }
 
-func (t *portTransport) thePort() *dataport.Port {
+func (t *portTransport) shut(i int) {
+	t.mu.Lock()
+	p := t.ports[i]
+	delete(t.ports, i)
+	t.mu.Unlock()
+	if p != nil {
+		_ = p.Close()
+	}
+}
+
+func (t *portTransport) port(i int) *dataport.Port {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.port
+	return t.ports[i]
+}
+
+// follower says whose port p is, -1 when it is nobody's any more.
+func (t *portTransport) follower(p *dataport.Port) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, o := range t.ports {
+		if o == p {
+			return i
+		}
+	}
+	return -1
 }
 
 func (t *portTransport) addresses() []string { return t.node.Addrs() }
@@ -149,55 +183,108 @@ func portRank(n uint64) journal.Generation {
 	return journal.Generation{Major: uint32(n >> 32), Minor: uint32(n)}
 }
 
+var errNotConnected = errors.New("there is no connection to this host: status shows the paths that there are")
+
 var errNoTarget = errors.New("no target is configured: give --target HOST:PORT")
 
-func (t *portTransport) switchTo(ctx context.Context, target int) error {
-	p := t.thePort()
-	if p == nil {
-		return errNoTarget
+func (t *portTransport) suspend(on bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.suspended = on
+	var err error
+	for _, p := range t.ports {
+		if on {
+			err = errors.Join(err, p.Suspend())
+		} else {
+			err = errors.Join(err, p.Resume())
+		}
 	}
-	return p.Switch(ctx, target)
+	return err
 }
 
-func (t *portTransport) target() int {
-	p := t.thePort()
-	if p == nil {
-		return 0
-	}
-	i, _ := p.Target()
-	return i
-}
-
-func (t *portTransport) suspend() error {
-	if p := t.thePort(); p != nil {
-		return p.Suspend()
-	}
-	return errNoTarget
-}
-
-func (t *portTransport) resume() error {
-	if p := t.thePort(); p != nil {
-		return p.Resume()
-	}
-	return errNoTarget
-}
-
-func (t *portTransport) resetPath(id int) error {
-	if p := t.thePort(); p != nil {
+func (t *portTransport) resetPath(i, id int) error {
+	if p := t.port(i); p != nil {
 		return p.ResetPath(dataport.PathID(id))
 	}
-	return errNoTarget
+	return errNotConnected
 }
 
-func (t *portTransport) removePath(id int) error {
-	if p := t.thePort(); p != nil {
+func (t *portTransport) removePath(i, id int) error {
+	if p := t.port(i); p != nil {
 		return p.RemovePath(dataport.PathID(id))
 	}
-	return errNoTarget
+	return errNotConnected
 }
 
-func (t *portTransport) session() (link, uint64) {
-	if p := t.thePort(); p != nil {
+func (t *portTransport) setBandwidth(spec string) error {
+	limit, err := dataport.ParseBandwidth(spec)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ports) == 0 {
+		return errNoTarget
+	}
+	t.bandwidth = spec
+	for _, p := range t.ports {
+		err = errors.Join(err, p.SetBandwidth(limit))
+	}
+	return err
+}
+
+func (t *portTransport) setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error {
+	if err := t.node.SetKey(key); err != nil {
+		return err
+	}
+	return t.node.SetPeers(peers)
+}
+
+func (t *portTransport) network(i int) *NetworkStatus {
+	p := t.port(i)
+	if p == nil {
+		return nil
+	}
+	st := p.Stats()
+	n := networkStatus(st.Session.Compression)
+	n.Bandwidth, n.BandwidthNow = st.Bandwidth.Limit.String(), st.Bandwidth.BytesPerSecond
+	return n
+}
+
+// linkNetwork is the same of a session that came in.
+func linkNetwork(l link) *NetworkStatus {
+	if s, ok := l.(sessionLink); ok {
+		return networkStatus(s.Stats().Compression)
+	}
+	return nil
+}
+
+func networkStatus(c dataport.CompressionStats) *NetworkStatus {
+	n := &NetworkStatus{
+		Compress: string(c.Mode), InUse: string(c.InUse), SentBytes: c.BytesBefore, SentPacked: c.BytesAfter,
+		ReceivedBytes: c.ReceivedUnpacked, ReceivedPacked: c.ReceivedPacked,
+	}
+	if n.InUse == "" {
+		n.InUse = string(dataport.CompressNone)
+	}
+	return n
+}
+
+func validBandwidth(spec string) error {
+	_, err := dataport.ParseBandwidth(spec)
+	return err
+}
+
+func validCompress(s string) error {
+	if s == "" {
+		return nil
+	}
+	_, err := dataport.ParseCompression(s)
+	return err
+}
+
+func (t *portTransport) session(i int) (link, uint64) {
+	if p := t.port(i); p != nil {
 		if s := p.Session(); s != nil {
 			return sessionLink{s}, uint64(s.ID())
 		}
@@ -205,8 +292,8 @@ func (t *portTransport) session() (link, uint64) {
 	return nil, 0
 }
 
-func (t *portTransport) paths() []PathStatus {
-	p := t.thePort()
+func (t *portTransport) paths(i int) []PathStatus {
+	p := t.port(i)
 	if p == nil {
 		return nil
 	}
@@ -237,7 +324,11 @@ func linkAlive(l link) bool {
 
 // shownKey is this node's public key as peers configure it.
 func shownKey(c *Config) string {
-	return dataport.FormatPublicKey(c.Key.Public().(ed25519.PublicKey))
+	return publicText(c.Key)
+}
+
+func publicText(k ed25519.PrivateKey) string {
+	return dataport.FormatPublicKey(k.Public().(ed25519.PublicKey))
 }
 
 func pathStatus(ps []dataport.PathStats) []PathStatus {
@@ -252,22 +343,25 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 }
 
 func (t *portTransport) close() error {
-	if p := t.thePort(); p != nil {
-		_ = p.Close()
-	}
-	t.reg.Close()
+	t.reg.Close() // and every port
 	return t.node.Close()
 }
 
 // portClient hands what the port says to the agent.
-type portClient struct{ a *Agent }
+type portClient struct {
+	a *Agent
+	t *portTransport
+}
 
 func (c portClient) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
 	return c.a.onMessage(ctx, sessionLink{m.Session}, uint64(m.Session.ID()), m.Session.Peer().Inbound, m.Payload)
 }
 
 func (c portClient) OnEvent(e dataport.Event) {
-	x := portEvent{text: e.Reason, target: e.Target, by: e.By, generation: e.Generation}
+	x := portEvent{text: e.Reason, target: e.Target, follower: -1, by: e.By, generation: e.Generation}
+	if e.Port != nil {
+		x.follower = c.t.follower(e.Port)
+	}
 	if e.Path != 0 {
 		x.path = int(e.Path)
 	}
@@ -286,7 +380,7 @@ var portEventKinds = map[dataport.EventKind]portEventKind{
 	dataport.PathUp: portPathUp, dataport.PathSuspect: portPathSuspect, dataport.PathDown: portPathDown,
 	dataport.PathIsStandby: portPathStandby, dataport.PathIsDraining: portPathDraining,
 	dataport.SessionUp: portSessionUp, dataport.SessionDown: portSessionDown,
-	dataport.TargetUnreachable: portUnreachable, dataport.Switching: portSwitching, dataport.Switched: portSwitched,
-	dataport.PeerRestarted: portPeerRestarted, dataport.PeerRefused: portPeerRefused,
+	dataport.TargetUnreachable: portUnreachable,
+	dataport.PeerRestarted:     portPeerRestarted, dataport.PeerRefused: portPeerRefused,
 	dataport.Suspended: portSuspended, dataport.Resumed: portResumed, dataport.Fenced: portFenced,
 }

@@ -171,7 +171,7 @@ func TestTailWaitsForFollower(t *testing.T) {
 	_, v := quietVolume(t, RolePrimary)
 	p := make([]byte, 40<<10)
 	held := v.log.Head()
-	v.hold(held)
+	h := v.newHold("somebody", held, func() {})
 	for v.log.Free() > 100<<10 {
 		if _, err := v.WriteAt(p, 0); err != nil {
 			t.Fatal(err)
@@ -187,7 +187,7 @@ func TestTailWaitsForFollower(t *testing.T) {
 			t.Fatalf("the tail moved to %d, a follower reads at %d", tail, held)
 		}
 	}
-	v.release()
+	h.release()
 	if err := v.relieve(); err != nil {
 		t.Fatal(err)
 	}

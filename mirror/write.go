@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -231,10 +232,16 @@ func (v *Volume) flush(ctx context.Context, lsn journal.LSN) error {
 	if err := v.writable(); err != nil {
 		return err
 	}
+	began := time.Now()
 	g := v.gate.Load()
 	g.request(lsn) // the followers' disks work while ours does
 	if _, err := v.log.Sync(lsn); err != nil {
 		return v.journalError(err)
 	}
-	return g.wait(ctx, lsn)
+	err := g.wait(ctx, lsn)
+	if err == nil {
+		v.flushTook.Add(uint64(time.Since(began)))
+		v.flushes.Add(1)
+	}
+	return err
 }

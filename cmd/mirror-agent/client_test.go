@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"mirror-agent/mirror"
 	"mirror-agent/mirror/control"
@@ -59,6 +60,14 @@ func (f *fakeAgent) Unlisten(_ context.Context, address string) error {
 	return f.note("unlisten " + address)
 }
 
+func (f *fakeAgent) SetBandwidth(_ context.Context, spec string) error {
+	f.state.Network = &mirror.NetworkStatus{Compress: "zstd", InUse: "zstd", SentBytes: 400 << 20, SentPacked: 100 << 20, Bandwidth: spec}
+	if spec != "none" {
+		f.state.Network.BandwidthNow = 20e6
+	}
+	return f.note("bandwidth " + spec)
+}
+
 func (f *fakeAgent) Resize(_ context.Context, size int64) (int64, error) {
 	f.state.Device.SizeBytes = size
 	return size, f.note(fmt.Sprintf("resize %d", size))
@@ -75,6 +84,38 @@ func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
 	f.state.Log.SizeBytes = bytes - 8192
 	return f.note("log resize " + strconv.FormatInt(bytes, 10))
+}
+
+func (f *fakeAgent) Verify(_ context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
+	f.state.Verify = verified()
+	return mirror.VerifyReport{State: mirror.VerifyRunning, Target: "10.1.0.9:7400"}, f.note(fmt.Sprintf("verify %q %d %t %t", o.Repair, o.RateBytes, o.Direct, o.Resume))
+}
+
+func (f *fakeAgent) StopVerify(context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyStopped, Target: "10.1.0.9:7400", DoneBytes: 1 << 30, TotalBytes: 4 << 30}, f.note("verify stop")
+}
+
+func (f *fakeAgent) VerifyReport(context.Context) (mirror.VerifyReport, error) {
+	if f.state.Verify == nil {
+		return mirror.VerifyReport{}, mirror.ErrNoVerify
+	}
+	return *f.state.Verify, nil
+}
+
+func (f *fakeAgent) Scrub(context.Context) error { return f.note("scrub") }
+
+// verified is a verify that found and repaired something.
+func verified() *mirror.VerifyReport {
+	return &mirror.VerifyReport{
+		State: mirror.VerifyDone, Target: "10.1.0.9:7400", Started: ago(10 * time.Minute), Ended: ago(2 * time.Minute),
+		TotalBytes: 64 << 30, DoneBytes: 64 << 30, ComparedBytes: 12 << 30, HoleBytes: 52 << 30, Exact: 17, FirstLSN: 4096, LastLSN: 8192,
+		SourceRead: "page cache", TargetRead: "disk",
+		DifferentBytes: 12288, RepairedBytes: 12288, Extents: 2,
+		Differences: []mirror.Difference{
+			{Offset: 1 << 20, Length: 8192, LSN: 5000, Kind: "differs", Repaired: "from the source"},
+			{Offset: 3 << 20, Length: 4096, LSN: 6000, Kind: "unreadable on the target", Repaired: "from the source"},
+		},
+	}
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
@@ -134,6 +175,12 @@ func TestCommands(t *testing.T) {
 		{"listen add 10.3.0.5:7400 --json", 0, "listen 10.3.0.5:7400", `"listen": [`},
 		{"listen add nowhere", 2, "", `address "nowhere": give HOST:PORT`},
 		{"listen remove 10.1.0.5:7400", 0, "unlisten 10.1.0.5:7400", "vol0: not listening at 10.1.0.5:7400 any more"},
+		{"bandwidth 20MB/s", 0, "bandwidth 20MB/s", "vol0: bandwidth 20 MB/s now"},
+		{"bandwidth 08:00-18:00=20MB/s,*=none", 0, "bandwidth 08:00-18:00=20MB/s,*=none", "20 MB/s now (08:00-18:00=20MB/s,*=none)"},
+		{"bandwidth none", 0, "bandwidth none", "vol0: bandwidth not limited"},
+		{"bandwidth none --json", 0, "bandwidth none", `"sent_packed_bytes": 104857600`},
+		{"bandwidth", 0, "", "vol0: bandwidth not limited"},
+		{"bandwidth 50", 2, "", "\"50\" is no rate: give one like 50MB/s"},
 		{"resize 200GiB", 0, "resize 214748364800", "vol0: the device has 200 GiB (214748364800 bytes)"},
 		{"resize", 0, "resize 0", "vol0: the device has"},
 		{"resize 0", 2, "", "must be more than 0"},
@@ -145,6 +192,18 @@ func TestCommands(t *testing.T) {
 		{"log resize 96MiB", 0, "log resize 100663296", "vol0: the log has 96 MiB now"},
 		{"log resize 8GiB --json", 0, "log resize 8589934592", `"size_bytes": 8589926400`},
 		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
+		{"verify", 0, `verify "" 0 false false`, "12,288 bytes in 2 places differed, all repaired"},
+		{"verify --repair --rate 50MiB --direct", 0, `verify "source" 52428800 true false`, "1.0 MiB"},
+		{"verify --repair=target --resume", 0, `verify "target" 0 false true`, "from the source"},
+		{"verify --json", 0, `verify "" 0 false false`, `"state": "done"`},
+		{"verify --background", 0, `verify "" 0 false false`, "vol0: verify of 10.1.0.9:7400 runs; mirror-agent verify --follow shows it"},
+		{"verify --stop", 0, "verify stop", "vol0: verify of 10.1.0.9:7400 is stopped, 1.0 GiB of 4.0 GiB were compared; mirror-agent verify --resume goes on"},
+		{"verify --show", 1, "", "no verify was run here yet: mirror-agent verify starts one"},
+		{"verify --follow", 1, "", "no verify was run here yet"},
+		{"verify --repair=mine", 2, "", `--repair "mine": choose source or target`},
+		{"verify --rate fast", 2, "", `size "fast"`},
+		{"verify --stop --repair", 2, "", "--stop goes with no other flag that orders something"},
+		{"scrub", 0, "scrub", "vol0: the log is being scrubbed"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},

@@ -62,6 +62,9 @@ func summary(s *settings) string {
 	line += ", target " + strings.Join(c.Target, ",")
 	for i, b := range c.Backups {
 		line += fmt.Sprintf(", backup %d %s", i+1, strings.Join(b, ","))
+		if i < len(c.HotBackups) && c.HotBackups[i] {
+			line += " (hot)"
+		}
 	}
 	return line + fmt.Sprintf(", switch %s", c.Switch)
 }

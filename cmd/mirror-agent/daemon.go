@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"mirror-agent/dataport"
@@ -41,7 +44,17 @@ func (a *app) daemonCommand(role mirror.Role, needed ...string) func(*cobra.Comm
 		if err := a.complete(&s, l); err != nil {
 			return err
 		}
-		return a.serve(c.Context(), s)
+		return a.serve(c.Context(), s, func() (settings, error) {
+			l, err := newLoader(a, c.Flags())
+			if err != nil {
+				return settings{}, err
+			}
+			s, err := l.load(role)
+			if err != nil {
+				return s, err
+			}
+			return s, a.loadKeys(&s)
+		})
 	}
 }
 
@@ -131,8 +144,8 @@ func (a *app) defaultKeyFile() string {
 }
 
 // serve runs the agent and its control server until ctx is cancelled (a clean
-// end, nil) or the mirror fails.
-func (a *app) serve(ctx context.Context, s settings) error {
+// end, nil) or the mirror fails. again loads the settings anew.
+func (a *app) serve(ctx context.Context, s settings, again func() (settings, error)) error {
 	if err := a.makeSocketDir(s.control); err != nil {
 		return err
 	}
@@ -172,6 +185,8 @@ func (a *app) serve(ctx context.Context, s settings) error {
 		}
 		served <- err
 	}()
+	ended := takeKeysAgain(log, agent, again)
+	defer ended()
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
 	front.Abort() // closed by the agent already, unless it failed
@@ -189,4 +204,31 @@ func (a *app) serve(ctx context.Context, s settings) error {
 		serveErr = fmt.Errorf("control socket %s: %w", s.control, serveErr)
 	}
 	return errors.Join(runErr, serveErr)
+}
+
+// takeKeysAgain has the agent take its keys, and those of the other hosts,
+// anew at every SIGHUP. What it returns ends that.
+func takeKeysAgain(log zerolog.Logger, agent *mirror.Agent, again func() (settings, error)) (end func()) {
+	hangups, stop, done := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-hangups:
+			}
+			s, err := again()
+			if err == nil {
+				err = agent.SetKeys(s.config.Key, s.config.Peers)
+			}
+			if err != nil {
+				log.Error().Err(err).Msg("SIGHUP: the keys stay as they were")
+				continue
+			}
+			log.Info().Int("peers", len(s.config.Peers)).Msg("SIGHUP: keys taken anew")
+		}
+	}()
+	return func() { signal.Stop(hangups); close(stop); <-done }
 }

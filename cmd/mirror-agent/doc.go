@@ -7,7 +7,7 @@
 //	keys.go       every setting once: flag, environment variable, key in the file
 //	load.go       flags, then MIRROR_AGENT_*, then the file → settings
 //	yamlfile.go   the file's keys with their lines; "did you mean"
-//	daemon.go     settings → mirror.Agent + NBD front + control server
+//	daemon.go     settings → mirror.Agent + NBD front + control server; keys anew at SIGHUP
 //	socket.go     where the control socket is, and which one is meant
 //	render.go     mirror.Status as text
 //	front.go      the NBD server and who may reach it; nbdtls.go: its certificates

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"time"
@@ -75,6 +76,7 @@ func (v view) explain(w io.Writer, st *mirror.Status) {
 	for i := range st.Followers {
 		v.explainFollower(row, &st.Followers[i])
 	}
+	v.explainChecks(row, st)
 	for _, a := range st.Alarms {
 		what := v.bad(a.Name)
 		if a.Reason != st.Reason {
@@ -135,8 +137,11 @@ func (v view) explainFollower(row rowWriter, f *mirror.FollowerStatus) {
 		label = "Backup"
 	}
 	s := fmt.Sprintf("%s: %s", f.Target, v.state(f.State))
-	if f.Active {
+	switch {
+	case f.Active:
 		s = fmt.Sprintf("%s (active): %s", f.Target, v.state(f.State))
+	case f.Hot:
+		s = fmt.Sprintf("%s (hot): %s", f.Target, v.state(f.State))
 	}
 	if !f.Since.IsZero() {
 		s += fmt.Sprintf(" since %s (%s)", f.Since.Format(time.TimeOnly), formatSpan(v.now.Sub(f.Since)))
@@ -167,8 +172,12 @@ func (v view) explainPaths(row rowWriter, paths []mirror.PathStatus) {
 // choices are the orders that make sense in a state.
 func choices(st *mirror.Status) []string {
 	list := []string{}
+	backup := "backup" // of the first behind the active one, then by address
 	for i := range st.Followers {
 		f := &st.Followers[i]
+		if f.Active {
+			backup = "backup"
+		}
 		if f.Active && f.State == "streaming" {
 			continue
 		}
@@ -176,7 +185,8 @@ func choices(st *mirror.Status) []string {
 		case f.Active:
 			list = append(list, fmt.Sprintf("wait (%s: %s)", f.Target, f.State))
 		case f.Kind == "backup" && !activeStreams(st):
-			list = append(list, fmt.Sprintf("`mirror-agent switch backup` (%s: %s, %s behind)", f.Target, f.State, formatSize(f.LagBytes)))
+			list = append(list, fmt.Sprintf("`mirror-agent switch %s` (%s: %s, %s behind)", cmp.Or(backup, f.Target), f.Target, f.State, formatSize(f.LagBytes)))
+			backup = ""
 		case f.Kind == "target" && f.State == "streaming":
 			list = append(list, fmt.Sprintf("`mirror-agent switch primary` (%s is back, %s behind)", f.Target, formatSize(f.LagBytes)))
 		}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
+	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 )
 
@@ -20,6 +23,8 @@ type settings struct {
 	control   string
 	keyFile   string
 	peerKeys  []string
+	backups   backupKind   // of the backups that do not say
+	kinds     []backupKind // of each backup, "" where it does not say
 	nbdTLS    nbdTLSFiles
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
@@ -27,7 +32,7 @@ type settings struct {
 }
 
 func defaultSettings() settings {
-	return settings{config: mirror.DefaultConfig(), logLevel: zerolog.InfoLevel, logFormat: logConsole}
+	return settings{config: mirror.DefaultConfig(), backups: coldBackup, logLevel: zerolog.InfoLevel, logFormat: logConsole}
 }
 
 // key is one setting: a flag, an environment variable, a key in the file.
@@ -54,8 +59,11 @@ var keys = []key{
 	list("listen", "`HOST:PORT[,...]` to be reached at by the other hosts, one for each path; 0.0.0.0 or [::] is every address of this host, as they come and go", hostPort, func(s *settings) *[]string { return &s.config.Listen }),
 	list("target", "`HOST:PORT[,...]` of the target, several addresses of this one host are its paths", hostPort, func(s *settings) *[]string { return &s.config.Target }),
 	{"announced", "one address of a target is enough: it says its others, and there is a path to each; false: only those given here", trueFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Announced })},
-	{"backup", "`HOST:PORT[,...]` of a backup target; give it again for the next backup", stringArray, setBackups},
+	{"backup", "`[hot:|cold:]HOST:PORT[,...]` of a backup target, see --backups; give it again for the next backup", stringArray, setBackups},
+	choice("backups", "hot (fed all the time like the target: a switch-over copies nothing) or cold (no connection before a switch-over)", parseBackupKind, func(s *settings) *backupKind { return &s.backups }),
 	list("local", "local `IP[,...]` to connect from: for each path the one in the other end's subnet (default the kernel's choice)", ipAddress, func(s *settings) *[]string { return &s.config.Local }),
+	checked("compress", "how what this host sends is packed: none, s2, zstd or auto (by what the link carries and packing costs)", func(w string) error { _, err := dataport.ParseCompression(w); return err }, func(s *settings) *string { return &s.config.Compress }),
+	checked("bandwidth", "`LIMIT` of what a source sends to each target over all its paths, like 50MB/s or 'Mon-Fri 08:00-18:00=20MB/s,*=100MB/s' (default none)", func(w string) error { _, err := dataport.ParseBandwidth(w); return err }, func(s *settings) *string { return &s.config.Bandwidth }),
 	choice("mode", "what writes and FLUSH wait for: async (this host), flush (a FLUSH for the target's disk too), receive (and a write until the target has it) or durable (a write for both disks)", mirror.ParseMode, func(s *settings) *mirror.Mode { return &s.config.Mode }),
 	choice("switch", "who starts the switch-over to a backup: manual or auto", mirror.ParseSwitchMode, func(s *settings) *mirror.SwitchMode { return &s.config.Switch }),
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
@@ -67,6 +75,7 @@ var keys = []key{
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
+	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
@@ -154,6 +163,12 @@ func choice[T any](name, usage string, parse func(string) (T, error), field func
 	return key{name, usage, valueFlag("word", fmt.Sprint(*field(&s)), check), parsed(parse, field)}
 }
 
+// checked is a text that has to make sense.
+func checked(name, usage string, check func(string) error, field func(*settings) *string) key {
+	s := defaultSettings()
+	return key{name, usage, valueFlag("word", *field(&s), check), parsed(func(w string) (string, error) { return w, check(w) }, field)}
+}
+
 // list is a comma separated list; its flag may also be repeated.
 func list(name, usage string, check func(string) error, field func(*settings) *[]string) key {
 	return key{name, usage, stringArray, func(s *settings, words []string) error {
@@ -188,20 +203,59 @@ func commas(w string, check func(string) error) ([]string, error) {
 	return parts, nil
 }
 
+// backupKind says when a backup is fed.
+type backupKind string
+
+const (
+	hotBackup  backupKind = "hot"
+	coldBackup backupKind = "cold"
+)
+
+func parseBackupKind(w string) (backupKind, error) {
+	switch k := backupKind(strings.ToLower(w)); k {
+	case hotBackup, coldBackup:
+		return k, nil
+	}
+	return "", fmt.Errorf("backups %q: choose hot or cold", w)
+}
+
 // setBackups takes one host for each word; within one word (an environment
 // variable) blanks separate hosts.
 func setBackups(s *settings, words []string) error {
-	s.config.Backups = nil
+	s.config.Backups, s.kinds = nil, nil
 	for _, w := range words {
 		for host := range strings.FieldsSeq(strings.ReplaceAll(w, ", ", ",")) {
+			kind, host := splitBackup(host)
 			addrs, err := commas(host, hostPort)
 			if err != nil {
 				return err
 			}
-			s.config.Backups = append(s.config.Backups, addrs)
+			s.config.Backups, s.kinds = append(s.config.Backups, addrs), append(s.kinds, kind)
 		}
 	}
 	return nil
+}
+
+// splitBackup takes the kind off that may stand before the addresses; "hot:7400" is a host of that name.
+func splitBackup(w string) (backupKind, string) {
+	for _, k := range []backupKind{hotBackup, coldBackup} {
+		if rest, ok := strings.CutPrefix(w, string(k)+":"); ok && strings.Contains(rest, ":") {
+			return k, rest
+		}
+	}
+	return "", w
+}
+
+// hotBackups says which backups are hot, nil when none is.
+func (s *settings) hotBackups() []bool {
+	hot := make([]bool, len(s.kinds))
+	for i, k := range s.kinds {
+		hot[i] = cmp.Or(k, s.backups) == hotBackup
+	}
+	if !slices.Contains(hot, true) {
+		return nil
+	}
+	return hot
 }
 
 func setPeerKeys(s *settings, words []string) error {

@@ -84,6 +84,7 @@ func (l *loader) load(role mirror.Role) (settings, error) {
 			return s, err
 		}
 	}
+	s.config.HotBackups = s.hotBackups()
 	return s, nil
 }
 

@@ -40,7 +40,8 @@ listen: 10.1.0.5:7400
 target: [10.1.0.9:7400, 10.2.0.9:7400]
 backup:
   - [10.3.0.9:7400, 10.4.0.9:7400]
-  - 10.5.0.9:7400
+  - cold:10.5.0.9:7400
+backups: hot
 local: 10.1.0.5,10.2.0.5
 mode: async
 switch: auto
@@ -53,11 +54,14 @@ journal: /log/vol0
 journal-size: 1G
 retain-time: 10m
 retain-size: 256MiB
+scrub-every: 6h
 control: /run/c.sock
 key: /k
 peer-key: [ed25519:a, ed25519:b]
 insecure: true
 announced: false
+compress: zstd
+bandwidth: 08:00-18:00=20MB/s,*=100MB/s
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
@@ -78,12 +82,15 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Adopt, c.Announced = true, false
 	c.NodeName, c.Listen = "nyc1", []string{"10.1.0.5:7400"}
 	c.Target = []string{"10.1.0.9:7400", "10.2.0.9:7400"}
-	c.Backups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}
+	c.Backups, c.HotBackups = [][]string{{"10.3.0.9:7400", "10.4.0.9:7400"}, {"10.5.0.9:7400"}}, []bool{true, false}
+	want.backups, want.kinds = hotBackup, []backupKind{"", coldBackup}
 	c.Local = []string{"10.1.0.5", "10.2.0.5"}
 	c.Mode, c.Switch, c.OnLoss, c.Alone = mirror.ModeAsync, mirror.SwitchAuto, mirror.OnLossFreeze, mirror.AloneRefuse
 	c.OnFull, c.PushBack = mirror.OnFullWait, 25*time.Second
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
+	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
+	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	c.ActivePaths = 1
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
@@ -156,6 +163,27 @@ func TestLoadBackups(t *testing.T) {
 	s, err = load(t, a, mirror.RolePrimary)
 	if err != nil || !reflect.DeepEqual(s.config.Backups, want) {
 		t.Errorf("environment: %q, %v", s.config.Backups, err)
+	}
+	for _, tt := range []struct {
+		args []string
+		hot  []bool
+	}{
+		{[]string{"--backup", "10.0.0.1:1", "--backup", "10.0.0.3:3"}, nil},
+		{[]string{"--backups", "hot", "--backup", "10.0.0.1:1", "--backup", "10.0.0.3:3"}, []bool{true, true}},
+		{[]string{"--backup", "10.0.0.1:1", "--backup", "hot:10.0.0.3:3,10.0.0.4:4"}, []bool{false, true}},
+		{[]string{"--backup", "cold:10.0.0.1:1", "--backup", "[::1]:3", "--backups", "hot"}, []bool{false, true}},
+		{[]string{"--backup", "hot:10"}, nil}, // a host of that name
+		{[]string{"--backups", "hot"}, nil},
+	} {
+		s, err := load(t, newTestApp(t), mirror.RolePrimary, tt.args...)
+		if err != nil || !reflect.DeepEqual(s.config.HotBackups, tt.hot) {
+			t.Errorf("%q: hot %v, %v", tt.args, s.config.HotBackups, err)
+		}
+		for _, b := range s.config.Backups {
+			if err := hostPort(b[0]); err != nil || strings.HasPrefix(b[0], "hot:1") && len(b[0]) > 6 {
+				t.Errorf("%q: address %q", tt.args, b[0])
+			}
+		}
 	}
 }
 

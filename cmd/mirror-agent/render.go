@@ -42,6 +42,9 @@ func (v view) status(w io.Writer, st *mirror.Status) {
 	if st.NBD.Address != "" {
 		fmt.Fprintf(w, "  clients   %s\n", v.clients(&st.NBD))
 	}
+	if s := network(st.Network); s != "" {
+		fmt.Fprintf(w, "  network   %s\n", s)
+	}
 	if st.Source != nil {
 		v.source(w, st.Source)
 	}
@@ -55,6 +58,7 @@ func (v view) status(w io.Writer, st *mirror.Status) {
 		}
 		v.follower(w, label, f)
 	}
+	v.checks(w, st)
 	v.alarms(w, st)
 	if st.NextStep != "" {
 		fmt.Fprintf(w, "  next      %s\n", st.NextStep)
@@ -132,6 +136,9 @@ func (v view) source(w io.Writer, s *mirror.SourceStatus) {
 		fmt.Fprintf(w, "   %s behind", formatSize(s.SourceHead-s.Durable))
 	}
 	fmt.Fprintln(w)
+	if n := network(s.Network); n != "" {
+		fmt.Fprintf(w, "    network %s\n", n)
+	}
 	v.resync(w, s.Resync)
 	v.paths(w, s.Paths)
 }
@@ -140,6 +147,9 @@ func (v view) follower(w io.Writer, label string, f *mirror.FollowerStatus) {
 	fmt.Fprintf(w, "  %-9s %s   %s", label, f.Target, v.state(f.State))
 	if f.Active {
 		fmt.Fprint(w, ", active")
+	}
+	if f.Hot && !f.Active {
+		fmt.Fprint(w, ", hot")
 	}
 	if f.Durable == 0 {
 		fmt.Fprint(w, "   nothing there yet")
@@ -169,6 +179,49 @@ func (v view) resync(w io.Writer, p *mirror.Progress) {
 		fmt.Fprintf(w, "   %s/s   %s left", formatSize(uint64(rate)), formatSpan(left))
 	}
 	fmt.Fprintln(w)
+}
+
+// network says how messages are packed and what limits them; nothing when neither is asked for.
+func network(n *mirror.NetworkStatus) string {
+	if n == nil {
+		return ""
+	}
+	var parts []string
+	if n.Compress != "none" {
+		how := n.Compress
+		if n.InUse != n.Compress {
+			how += ", " + n.InUse + " now"
+		}
+		parts = append(parts, "compress "+how+packedTo(n.SentBytes, n.SentPacked, "sent"))
+	}
+	if n.ReceivedPacked > 0 {
+		parts = append(parts, "packed"+packedTo(n.ReceivedBytes, n.ReceivedPacked, "received"))
+	}
+	if n.Bandwidth != "" && n.Bandwidth != "none" {
+		parts = append(parts, bandwidthNow(n))
+	}
+	return strings.Join(parts, gap(3))
+}
+
+func packedTo(before, after uint64, what string) string {
+	if before == 0 {
+		return ""
+	}
+	return fmt.Sprintf(": %s %s as %s (%.0f %%)", formatSize(before), what, formatSize(after), float64(after)/float64(before)*100)
+}
+
+func bandwidthNow(n *mirror.NetworkStatus) string {
+	if n == nil || n.Bandwidth == "" || n.Bandwidth == "none" {
+		return "bandwidth not limited"
+	}
+	s := "bandwidth not limited now"
+	if n.BandwidthNow > 0 {
+		s = "bandwidth " + humanize.SI(n.BandwidthNow, "B/s") + " now"
+	}
+	if strings.Contains(n.Bandwidth, "=") {
+		s += " (" + n.Bandwidth + ")"
+	}
+	return s
 }
 
 // paths lists the connections and how the load is shared among them.

@@ -83,8 +83,39 @@ func secondary() *mirror.Status {
 	}
 }
 
+// afterVerify has a verify under way that has found something, and a scrub that has mended something.
+func afterVerify() *mirror.Status {
+	st := healthy()
+	r := verified()
+	left := 71.0
+	r.State, r.DoneBytes, r.Ended, r.LeftSeconds, r.Yields, r.RateBytes, r.RepairedBytes = mirror.VerifyRunning, 21<<30, time.Time{}, &left, true, 48<<20, 0
+	st.Verify = r
+	st.Scrub = &mirror.ScrubStatus{Ended: ago(3 * time.Hour), Next: testNow.Add(21 * time.Hour), DoneBytes: 1400 << 20, TotalBytes: 1400 << 20, Found: 1, Mended: 1}
+	st.Alarms = []mirror.Alarm{{Name: "verify-differs", Since: r.Started, Reason: "verify of 10.1.0.9:7400: " + r.Found(), NextStep: "wait for its end (mirror-agent verify --follow)"}}
+	st.Followers = st.Followers[:1]
+	return st
+}
+
+func TestRenderVerified(t *testing.T) {
+	var b strings.Builder
+	r := verified()
+	r.Differences[1].Repaired, r.Differences[1].Why = "", "the source's disk does not give it"
+	r.RepairedBytes = 8192
+	r.Extents = 7
+	view{now: testNow}.verified(&b, "vol0", r)
+	b.WriteString("--- in the status\n")
+	st := healthy()
+	st.Verify = r
+	view{now: testNow}.checks(&b, st)
+	r.State, r.Reason = mirror.VerifyWaiting, "the target is not in sync"
+	view{now: testNow}.checks(&b, st)
+	r.State, r.Reason = mirror.VerifyInterrupted, "the agent ended"
+	view{now: testNow}.checks(&b, st)
+	golden(t, "verified.txt", b.String())
+}
+
 func TestRender(t *testing.T) {
-	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "standby": standingBy(), "secondary": secondary()} {
+	for name, st := range map[string]*mirror.Status{"healthy": healthy(), "degraded": degraded(), "resync": resyncing(), "standby": standingBy(), "secondary": secondary(), "checked": afterVerify()} {
 		t.Run(name, func(t *testing.T) {
 			v := view{now: testNow}
 			var b strings.Builder

@@ -15,7 +15,9 @@ flushed and applied, exit status 0), a second signal at once.
 
 Addresses of one host are written with commas: each is a path, all are used at
 once, and when one fails the others carry on. Each --backup is a further host
-that takes over, in the order given, when the target is out of reach.
+that takes over, in the order given, when the target is out of reach. With
+--backups hot they get every write all the time, as the target does, and take
+over without a copy; with cold (the default) they get no connection before.
 
 NBD at a TCP address off loopback needs TLS: --nbd-tls-cert and --nbd-tls-key,
 and --nbd-tls-ca for whom to let in. TCP clients without TLS are refused then. A

@@ -20,7 +20,7 @@ func newSwitch(a *app) *cobra.Command {
 		Long: `Moves the flow of data: to the next backup target (the default), back to the
 first target ("primary"), or to the target with this address. Clients go on
 undisturbed. What the new target lacks is sent to it; until then the state says
-so. With --switch auto the source does this by itself when the target is out of
+so. A hot backup that is in sync (--backups hot) lacks nothing. With --switch auto the source does this by itself when the target is out of
 reach; it never goes back by itself.`,
 		Example:   examples("mirror-agent switch", "mirror-agent switch primary", "mirror-agent switch 10.3.0.9:7400"),
 		ValidArgs: []string{"backup", "primary"},

@@ -2,333 +2,332 @@ package dataporttest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"net"
-	"os"
 	"sync"
 	"time"
 )
 
-// Net is a network in memory. Addresses are HOST:PORT of any text; each listening address is one link, with its own faults.
+// Net is a network in memory. Addresses are HOST:PORT of any text; each is one link, with its own faults, whether or
+// not anybody listens there by now. All methods may be called by several goroutines.
 type Net struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards everything in this network
+	rnd   *rand.Rand
 	links map[string]*link
 }
 
-// NewNet returns an empty network.
-func NewNet() *Net { return &Net{links: map[string]*link{}} }
-
-type link struct {
-	net   *Net
-	addr  string
-	queue chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-
-	// guarded by net.mu
-	black  Direction
-	refuse bool
-	delay  time.Duration
-	conns  map[*memConn]struct{} // the dialling ends
+// NewNet returns an empty network. Its jitter is the same every time.
+func NewNet() *Net {
+	return &Net{rnd: rand.New(rand.NewPCG(1, 2)), links: map[string]*link{}}
 }
+
+// link is what leads to one address. Everything is guarded by net.mu.
+type link struct {
+	net        *Net
+	addr       string
+	listener   *listener
+	refuse     bool
+	retransmit bool
+	slow       time.Duration // of Accept
+	dialled    int
+	ways       [3]way  // by Direction
+	ends       []*conn // of the connections that are not over
+}
+
+// way is one direction of a link.
+type way struct {
+	black, stalled bool
+	delay, jitter  time.Duration
+	rate           int // bytes per second, of all connections together; 0: no limit
+	free           time.Time
+	carried        int64
+	damage         []damage
+	tap            func(conn int, b []byte)
+}
+
+func (n *Net) link(addr string) *link {
+	l := n.links[addr]
+	if l == nil {
+		l = &link{net: n, addr: addr}
+		n.links[addr] = l
+	}
+	return l
+}
+
+// set changes a link, brings what is under way in line, and wakes everybody.
+func (n *Net) set(addr string, f func(l *link)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.link(addr)
+	f(l)
+	l.reschedule(time.Now())
+}
+
+func (l *link) each(d Direction, f func(w *way)) {
+	for _, one := range [...]Direction{Forward, Backward} {
+		if d&one != 0 {
+			f(&l.ways[one])
+		}
+	}
+}
+
+// Blackhole drops what goes over the link to addr in the directions d from now on, and what has not arrived yet; 0: nothing.
+func (n *Net) Blackhole(addr string, d Direction) {
+	n.set(addr, func(l *link) {
+		now := time.Now()
+		for _, one := range [...]Direction{Forward, Backward} {
+			w := &l.ways[one]
+			began := d&one != 0 && !w.black
+			w.black = d&one != 0
+			for _, c := range l.ends {
+				if began && c.out.way == w {
+					c.out.holeBegins(now)
+				}
+			}
+		}
+	})
+}
+
+// Retransmit says whether TCP brings after a hole what was lost in it. Set it before the hole begins.
+func (n *Net) Retransmit(addr string, on bool) { n.set(addr, func(l *link) { l.retransmit = on }) }
+
+// Stall stops the link in the directions d: nothing moves and nothing is lost; 0: it goes on.
+func (n *Net) Stall(addr string, d Direction) {
+	n.set(addr, func(l *link) {
+		for _, one := range [...]Direction{Forward, Backward} {
+			l.ways[one].stalled = d&one != 0
+		}
+	})
+}
+
+// Refuse makes dialling addr fail.
+func (n *Net) Refuse(addr string, on bool) { n.set(addr, func(l *link) { l.refuse = on }) }
+
+// SlowAccept lets a new connection wait for d until it is accepted. The side that dials is not told: the kernel has taken it.
+func (n *Net) SlowAccept(addr string, d time.Duration) { n.set(addr, func(l *link) { l.slow = d }) }
+
+// Delay adds d to everything that is sent from now on, in each direction.
+func (n *Net) Delay(addr string, d time.Duration) { n.Jitter(addr, d, 0) }
+
+// Jitter adds between d and d+jitter to every write; the order within a connection stays.
+func (n *Net) Jitter(addr string, d, jitter time.Duration) {
+	n.set(addr, func(l *link) { l.each(Both, func(w *way) { w.delay, w.jitter = d, jitter }) })
+}
+
+// Rate limits the directions d to so many bytes per second each, over all connections of the link; 0: no limit. It also
+// holds for what waits already.
+func (n *Net) Rate(addr string, d Direction, bytesPerSecond int) {
+	n.set(addr, func(l *link) { l.each(d, func(w *way) { w.rate, w.free = bytesPerSecond, time.Time{} }) })
+}
+
+// Cut resets all connections of the link; bytes on their way, and those not yet read, are lost.
+func (n *Net) Cut(addr string) {
+	n.set(addr, func(l *link) {
+		for _, c := range append([]*conn(nil), l.ends...) {
+			c.reset()
+		}
+	})
+}
+
+// HalfClose ends the directions d of the present connections as if the sender had shut them down: the reader gets an
+// end of file, and what is written goes nowhere.
+func (n *Net) HalfClose(addr string, d Direction) {
+	n.set(addr, func(l *link) {
+		for _, c := range l.ends {
+			if c.out.dir&d != 0 {
+				c.out.finish(time.Now())
+				c.out.dead = true
+			}
+		}
+	})
+}
+
+// Carried returns the bytes written to the link in the directions d.
+func (n *Net) Carried(addr string, d Direction) (sum int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.link(addr).each(d, func(w *way) { sum += w.carried })
+	return sum
+}
+
+// Connections returns how many there are now and how many ever were dialled successfully.
+func (n *Net) Connections(addr string) (now, ever int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.link(addr)
+	return len(l.ends) / 2, l.dialled
+}
+
+// Tap shows f what is written in direction d, before any damage, with the number of the connection (from 1). f must not call Net.
+func (n *Net) Tap(addr string, d Direction, f func(conn int, b []byte)) {
+	n.set(addr, func(l *link) { l.each(d, func(w *way) { w.tap = f }) })
+}
+
+type listener struct {
+	l       *link
+	backlog []pending
+	closed  bool
+	change  notice
+}
+
+type pending struct {
+	c  *conn
+	at time.Time
+}
+
+const backlogMax = 16
 
 // Listen is for Config.ListenFunc.
 func (n *Net) Listen(addr string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if l := n.links[addr]; l != nil {
-		select {
-		case <-l.done:
-		default:
-			return nil, fmt.Errorf("listen %s: address in use", addr)
+	l := n.link(addr)
+	if l.listener != nil {
+		return nil, fmt.Errorf("listen %s: address in use", addr)
+	}
+	l.listener = &listener{l: l}
+	return l.listener, nil
+}
+
+// Dial is for Config.Dial. Into a hole it waits for ctx and tries again after 1, 3, 7… seconds, as a SYN would. The local
+// address is what the other side sees; "" makes one up.
+func (n *Net) Dial(ctx context.Context, local, remote string) (net.Conn, error) {
+	if local == "" {
+		local = "dialler"
+	}
+	wait := time.Second
+	for {
+		n.mu.Lock()
+		l := n.link(remote)
+		f, b := &l.ways[Forward], &l.ways[Backward]
+		trip := f.delay + b.delay
+		lost := f.black || b.black || f.stalled || b.stalled
+		n.mu.Unlock()
+		if !lost {
+			if err := sleep(ctx, trip); err != nil {
+				return nil, err
+			}
+			n.mu.Lock()
+			switch {
+			case l.refuse || l.listener == nil:
+				n.mu.Unlock()
+				return nil, fmt.Errorf("dial %s: connection refused", remote)
+			case len(l.listener.backlog) < backlogMax: // a full one drops the SYN
+				c := l.connect(local)
+				n.mu.Unlock()
+				return c, nil
+			}
+			n.mu.Unlock()
 		}
+		if err := sleep(ctx, wait); err != nil {
+			return nil, err
+		}
+		wait *= 2
 	}
-	l := &link{net: n, addr: addr, queue: make(chan net.Conn, 16), done: make(chan struct{}), conns: map[*memConn]struct{}{}}
-	if old := n.links[addr]; old != nil {
-		l.black, l.refuse, l.delay = old.black, old.refuse, old.delay
-	}
-	n.links[addr] = l
-	return l, nil
 }
 
-// Dial is for Config.Dial. Through a hole it waits for ctx, as a SYN would.
-func (n *Net) Dial(ctx context.Context, _, remote string) (net.Conn, error) {
-	n.mu.Lock()
-	l := n.links[remote]
-	if l != nil && l.black != 0 {
-		n.mu.Unlock()
-		<-ctx.Done()
-		return nil, ctx.Err()
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
 	}
-	if l == nil || l.refuse {
-		n.mu.Unlock()
-		return nil, fmt.Errorf("dial %s: connection refused", remote)
-	}
-	a, b := newConnPair(l)
-	l.conns[a] = struct{}{}
-	n.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
 	select {
-	case l.queue <- b:
-		return a, nil
-	case <-l.done:
-		return nil, fmt.Errorf("dial %s: connection refused", remote)
+	case <-t.C:
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
-func (n *Net) change(addr string, f func(l *link)) {
+// connect makes the two ends. net.mu is held.
+func (l *link) connect(local string) *conn {
+	l.dialled++
+	there := &stream{l: l, way: &l.ways[Forward], dir: Forward, id: l.dialled}
+	back := &stream{l: l, way: &l.ways[Backward], dir: Backward, id: l.dialled}
+	a := &conn{l: l, in: back, out: there, local: memAddr(local), remote: memAddr(l.addr)}
+	b := &conn{l: l, in: there, out: back, local: memAddr(l.addr), remote: memAddr(local)}
+	a.peer, b.peer = b, a
+	there.from, there.to, back.from, back.to = a, b, b, a
+	l.ends = append(l.ends, a, b)
+	l.listener.backlog = append(l.listener.backlog, pending{b, time.Now().Add(l.slow)})
+	l.listener.change.tell()
+	return a
+}
+
+func (s *listener) Accept() (net.Conn, error) {
+	n := s.l.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	l := n.links[addr]
-	if l == nil {
-		panic("dataporttest: nobody listens on " + addr)
-	}
-	f(l)
-}
-
-// Blackhole drops what goes over the link to addr in the directions d from now on; 0: nothing. Bytes dropped leave a
-// hole that TCP would fill and this network cannot: such a connection stays dead in that direction.
-func (n *Net) Blackhole(addr string, d Direction) { n.change(addr, func(l *link) { l.black = d }) }
-
-// Refuse makes dialling addr fail.
-func (n *Net) Refuse(addr string, on bool) { n.change(addr, func(l *link) { l.refuse = on }) }
-
-// Delay adds d to every write over the link, in each direction.
-func (n *Net) Delay(addr string, d time.Duration) { n.change(addr, func(l *link) { l.delay = d }) }
-
-// Cut resets all connections of the link; bytes on their way are lost.
-func (n *Net) Cut(addr string) {
-	n.change(addr, func(l *link) {
-		for c := range l.conns {
-			c.in.fail(errReset)
-			c.out.fail(errReset)
-			delete(l.conns, c)
+	for {
+		if s.closed {
+			return nil, net.ErrClosed
 		}
-	})
-}
-
-var errReset = errors.New("connection reset by peer")
-
-func (l *link) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.queue:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
+		var until time.Time
+		if len(s.backlog) > 0 {
+			first := s.backlog[0]
+			if !first.at.After(time.Now()) {
+				s.backlog = s.backlog[1:]
+				return first.c, nil
+			}
+			until = first.at
+		}
+		s.change.wait(&n.mu, until)
 	}
 }
 
-func (l *link) Close() error {
-	l.once.Do(func() { close(l.done) })
+// Close frees the address; who was not accepted yet is reset.
+func (s *listener) Close() error {
+	n := s.l.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	s.l.listener = nil
+	for _, p := range s.backlog {
+		p.c.reset()
+	}
+	s.backlog = nil
+	s.change.tell()
 	return nil
 }
 
-func (l *link) Addr() net.Addr { return memAddr(l.addr) }
+func (s *listener) Addr() net.Addr { return memAddr(s.l.addr) }
 
 type memAddr string
 
 func (memAddr) Network() string  { return "mem" }
 func (a memAddr) String() string { return string(a) }
 
-// stream is one direction of a connection: a bounded queue of writes, each with the time it arrives.
-type stream struct {
-	l *link
-	d Direction
+// notice wakes who waits for a change. It is guarded by the network's mutex.
+type notice struct{ ch chan struct{} }
 
-	mu     sync.Mutex
-	parts  []part
-	bytes  int
-	err    error         // after what is queued; errReset at once
-	lost   bool          // has a hole
-	change chan struct{} // closed and replaced at every change
+func (n *notice) tell() {
+	if n.ch != nil {
+		close(n.ch)
+		n.ch = nil
+	}
 }
 
-type part struct {
-	b  []byte
-	at time.Time
-}
-
-const streamBytes = 256 << 10
-
-func newStream(l *link, d Direction) *stream { return &stream{l: l, d: d, change: make(chan struct{})} }
-
-func (s *stream) changed() {
-	close(s.change)
-	s.change = make(chan struct{})
-}
-
-func (s *stream) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil || errors.Is(err, errReset) {
-		s.err = err
-		if errors.Is(err, errReset) {
-			s.parts, s.bytes = nil, 0
+// wait gives up mu until tell, or until a time that is not zero.
+func (n *notice) wait(mu *sync.Mutex, until time.Time) {
+	if n.ch == nil {
+		n.ch = make(chan struct{})
+	}
+	ch := n.ch
+	mu.Unlock()
+	if until.IsZero() {
+		<-ch
+	} else {
+		t := time.NewTimer(time.Until(until))
+		select {
+		case <-ch:
+		case <-t.C:
 		}
-		s.changed()
+		t.Stop()
 	}
-}
-
-func (s *stream) write(p []byte, deadline *deadline) (int, error) {
-	for {
-		s.l.net.mu.Lock()
-		black, delay := s.l.black&s.d != 0, s.l.delay
-		s.l.net.mu.Unlock()
-		s.mu.Lock()
-		s.lost = s.lost || black
-		switch {
-		case s.err != nil:
-			err := s.err
-			s.mu.Unlock()
-			if errors.Is(err, io.EOF) {
-				err = errReset
-			}
-			return 0, err
-		case s.lost:
-			s.mu.Unlock()
-			return len(p), nil
-		case s.bytes == 0 || s.bytes+len(p) <= streamBytes:
-			s.parts = append(s.parts, part{append([]byte(nil), p...), time.Now().Add(delay)})
-			s.bytes += len(p)
-			s.changed()
-			s.mu.Unlock()
-			return len(p), nil
-		}
-		change := s.change
-		s.mu.Unlock()
-		if err := deadline.wait(change, 0); err != nil {
-			return 0, err
-		}
-	}
-}
-
-func (s *stream) read(p []byte, deadline *deadline) (int, error) {
-	for {
-		s.mu.Lock()
-		wait := time.Duration(0)
-		if len(s.parts) > 0 {
-			if wait = time.Until(s.parts[0].at); wait <= 0 {
-				n := copy(p, s.parts[0].b)
-				s.parts[0].b = s.parts[0].b[n:]
-				s.bytes -= n
-				if len(s.parts[0].b) == 0 {
-					s.parts = s.parts[1:]
-				}
-				s.changed()
-				s.mu.Unlock()
-				return n, nil
-			}
-		} else if s.err != nil && !(s.lost && errors.Is(s.err, io.EOF)) { // an end does not pass a hole either
-			err := s.err
-			s.mu.Unlock()
-			return 0, err
-		}
-		change := s.change
-		s.mu.Unlock()
-		if err := deadline.wait(change, wait); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// deadline is one direction's; setting it wakes who waits.
-type deadline struct {
-	mu     sync.Mutex
-	at     time.Time
-	closed bool
-	change chan struct{}
-}
-
-func (d *deadline) set(at time.Time, closed bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.at, d.closed = at, d.closed || closed
-	close(d.change)
-	d.change = make(chan struct{})
-}
-
-// wait waits for change, at most long (0: no limit), and reports the deadline or a close.
-func (d *deadline) wait(change <-chan struct{}, long time.Duration) error {
-	d.mu.Lock()
-	at, closed, moved := d.at, d.closed, d.change
-	d.mu.Unlock()
-	if closed {
-		return net.ErrClosed
-	}
-	if !at.IsZero() {
-		left := time.Until(at)
-		if left <= 0 {
-			return os.ErrDeadlineExceeded
-		}
-		if long == 0 || left < long {
-			long = left
-		}
-	}
-	var after <-chan time.Time
-	if long > 0 {
-		t := time.NewTimer(long)
-		defer t.Stop()
-		after = t.C
-	}
-	select {
-	case <-change:
-	case <-moved:
-	case <-after:
-	}
-	return nil
-}
-
-type memConn struct {
-	l       *link
-	in, out *stream
-	rd, wd  *deadline
-	name    string
-	twin    *memConn
-}
-
-func newConnPair(l *link) (dials, accepts *memConn) {
-	there, back := newStream(l, Forward), newStream(l, Backward)
-	mk := func(in, out *stream, name string) *memConn {
-		return &memConn{l: l, in: in, out: out, name: name, rd: &deadline{change: make(chan struct{})}, wd: &deadline{change: make(chan struct{})}}
-	}
-	dials, accepts = mk(back, there, "dialler"), mk(there, back, l.addr)
-	dials.twin, accepts.twin = accepts, dials
-	return dials, accepts
-}
-
-func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p, c.rd) }
-func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p, c.wd) }
-
-func (c *memConn) CloseWrite() error {
-	c.out.fail(io.EOF)
-	return nil
-}
-
-func (c *memConn) Close() error {
-	c.rd.set(time.Time{}, true)
-	c.wd.set(time.Time{}, true)
-	c.out.fail(io.EOF)
-	c.in.fail(net.ErrClosed)
-	return nil
-}
-
-func (c *memConn) LocalAddr() net.Addr  { return memAddr(c.name) }
-func (c *memConn) RemoteAddr() net.Addr { return memAddr(c.twin.name) }
-func (c *memConn) SetDeadline(t time.Time) error {
-	c.rd.set(t, false)
-	c.wd.set(t, false)
-	return nil
-}
-
-func (c *memConn) SetReadDeadline(t time.Time) error {
-	c.rd.set(t, false)
-	return nil
-}
-
-func (c *memConn) SetWriteDeadline(t time.Time) error {
-	c.wd.set(t, false)
-	return nil
+	mu.Lock()
 }

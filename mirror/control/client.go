@@ -121,6 +121,11 @@ func (c *Client) RemovePath(ctx context.Context, target string, id int) (mirror.
 	return c.command(ctx, "/v1/path/remove", pathRequest{target, id})
 }
 
+// SetBandwidth limits what the agent sends to its followers; "none" lifts the limit.
+func (c *Client) SetBandwidth(ctx context.Context, limit string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/bandwidth", bandwidthRequest{limit})
+}
+
 // Resize makes the mirrored device larger; 0 is as large as the source's backing device is.
 func (c *Client) Resize(ctx context.Context, size int64) (mirror.Status, error) {
 	return c.command(ctx, "/v1/resize", resizeRequest{size})

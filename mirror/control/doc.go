@@ -16,6 +16,12 @@
 //	POST /v1/path/remove {"target": "", "id": 1}      mirror.Status
 //	POST /v1/listen/add     {"address": "HOST:PORT"}  mirror.Status
 //	POST /v1/listen/remove  {"address": "HOST:PORT"}  mirror.Status
+//	POST /v1/bandwidth   {"limit": "50MB/s"}          mirror.Status
+//	POST /v1/verify      {"repair": "", "rate_bytes": 0, "no_yield": false, "direct": false, "resume": false}
+//	                                                  mirror.VerifyReport; it runs on
+//	POST /v1/verify/stop {}                           mirror.VerifyReport
+//	GET  /v1/verify                                   mirror.VerifyReport, with the differences
+//	POST /v1/scrub       {}                           mirror.Status
 //
 // An error is {"error": "why, and what to do"} with a status that tells what
 // kind it is: 400 the request makes no sense, 404 and 405 there is no such

@@ -112,6 +112,10 @@ func (a *fakeAgent) Unlisten(ctx context.Context, address string) error {
 	return a.order(ctx, "unlisten %s", address)
 }
 
+func (a *fakeAgent) SetBandwidth(ctx context.Context, spec string) error {
+	return a.order(ctx, "bandwidth %s", spec)
+}
+
 func (a *fakeAgent) Resize(ctx context.Context, size int64) (int64, error) {
 	return size, a.order(ctx, "resize %d", size)
 }
@@ -127,6 +131,20 @@ func (a *fakeAgent) Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error
 func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
 	return a.order(ctx, "log resize %d", bytes)
 }
+
+func (a *fakeAgent) Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyRunning, Options: o}, a.order(ctx, "verify %+v", o)
+}
+
+func (a *fakeAgent) StopVerify(ctx context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyStopped}, a.order(ctx, "verify stop")
+}
+
+func (a *fakeAgent) VerifyReport(ctx context.Context) (mirror.VerifyReport, error) {
+	return mirror.VerifyReport{State: mirror.VerifyDone, Differences: []mirror.Difference{{Offset: 4096, Length: 4096, Kind: "differs"}}}, a.order(ctx, "verify report")
+}
+
+func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scrub") }
 
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)

@@ -29,6 +29,9 @@ type (
 	listenRequest struct {
 		Address string `json:"address"`
 	}
+	bandwidthRequest struct {
+		Limit string `json:"limit"` // "none": no limit
+	}
 	resizeRequest struct {
 		SizeBytes int64 `json:"size_bytes"` // of the device: 0 is as large as the backing device is
 	}
@@ -49,6 +52,9 @@ func (s *Server) routes() http.Handler {
 	allowed := map[string]string{}
 	handle := func(method, path string, h http.Handler) {
 		mux.Handle(method+" "+path, h)
+		if m := allowed[path]; m != "" {
+			method = m + ", " + method
+		}
 		allowed[path] = method
 	}
 	handle("GET", "/v1/status", s.answer(o.CommandTimeout, func(*http.Request) (any, error) { return s.status(), nil }))
@@ -65,10 +71,12 @@ func (s *Server) routes() http.Handler {
 		return err
 	})))
 	handle("POST", "/v1/listen/remove", s.answer(o.CommandTimeout, s.listen(s.agent.Unlisten)))
+	handle("POST", "/v1/bandwidth", s.answer(o.CommandTimeout, s.setBandwidth))
 	handle("POST", "/v1/resize", s.answer(o.CommandTimeout, s.resize))
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
+	s.checks(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -236,6 +244,20 @@ func (s *Server) listen(command func(context.Context, string) error) handler {
 		}
 		return s.status(), nil
 	}
+}
+
+func (s *Server) setBandwidth(r *http.Request) (any, error) {
+	var q bandwidthRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Limit == "" {
+		return nil, badRequestf(http.StatusBadRequest, `bandwidth: say the "limit", like "50MB/s" or "none"`)
+	}
+	if err := s.agent.SetBandwidth(r.Context(), q.Limit); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
 }
 
 func (s *Server) resize(r *http.Request) (any, error) {

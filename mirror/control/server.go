@@ -30,10 +30,15 @@ type Agent interface {
 	RemovePath(ctx context.Context, target string, id int) error
 	Listen(ctx context.Context, address string) (string, error)
 	Unlisten(ctx context.Context, address string) error
+	SetBandwidth(ctx context.Context, spec string) error
 	Resize(ctx context.Context, size int64) (int64, error)
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
 	ResizeLog(ctx context.Context, bytes int64) error
+	Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error)
+	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
+	VerifyReport(ctx context.Context) (mirror.VerifyReport, error)
+	Scrub(ctx context.Context) error
 }
 
 // Options of a Server; start from DefaultOptions.

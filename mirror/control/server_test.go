@@ -48,6 +48,12 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.RemovePath(ctx, "10.1.0.9:7400", 1); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := c.SetBandwidth(ctx, "50MB/s"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SetBandwidth(ctx, ""); err == nil || !strings.Contains(err.Error(), "none") {
+		t.Fatalf("no limit said: %v", err)
+	}
 	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +72,20 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if ps, err := c.Checkpoints(ctx); err != nil || len(ps) != 1 || ps[0].Name != "noon" {
 		t.Fatalf("Checkpoints: %+v, %v", ps, err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints"}
+	o := mirror.VerifyOptions{Repair: "target", RateBytes: 1 << 20, NoYield: true, Direct: true}
+	if r, err := c.Verify(ctx, o); err != nil || r.State != mirror.VerifyRunning || r.Options != o {
+		t.Fatalf("Verify: %+v, %v", r, err)
+	}
+	if r, err := c.StopVerify(ctx); err != nil || r.State != mirror.VerifyStopped {
+		t.Fatalf("StopVerify: %+v, %v", r, err)
+	}
+	if r, err := c.VerifyReport(ctx); err != nil || len(r.Differences) != 1 || r.Differences[0].Offset != 4096 {
+		t.Fatalf("VerifyReport: %+v, %v", r, err)
+	}
+	if _, err := c.Scrub(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
@@ -108,6 +127,9 @@ func TestErrors(t *testing.T) {
 		{"nowhere to switch", post("/v1/switch", `{}`), nil, 400, "backup"},
 		{"too long", post("/v1/mode", `{"mode":"`+strings.Repeat("x", maxBodyBytes)+`"}`), nil, 413, "longer than"},
 		{"wrong method", "GET /v1/mode HTTP/1.0\r\n\r\n", nil, 405, "use POST"},
+		{"wrong method of two", "PUT /v1/verify HTTP/1.0\r\n\r\n", nil, 405, "use POST, GET"},
+		{"verify: whose bytes", post("/v1/verify", `{"repair":"mine"}`), nil, 400, "source"},
+		{"verify: negative rate", post("/v1/verify", `{"rate_bytes":-1}`), nil, 400, "negative"},
 		{"unknown path", "GET /v2/status HTTP/1.0\r\n\r\n", nil, 404, "/v2/status"},
 		{"bad after", "GET /v1/events?after=-1 HTTP/1.0\r\n\r\n", nil, 400, "after"},
 		{"bad follow", "GET /v1/events?follow=perhaps HTTP/1.0\r\n\r\n", nil, 400, "follow"},

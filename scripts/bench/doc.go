@@ -24,7 +24,12 @@
 // have to be idle again, and the CPU time that they need until then counts for the run before: a journal that is applied
 // later is not free. What is durable when a flush returns differs and is printed with the table.
 //
-// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror] [-rounds 5] [-seconds 3] [-size 512]
-// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by
+// The data port (-only port): source and target as processes of their own, over loopback beside io.Copy over one TCP
+// connection and beside crypto/tls; and, as root, between network namespaces: links of 100 and 20 Mbit/s (tbf), a link
+// with delay (scripts/netns/wire), and three links of which one falls silent under load (nft).
+//
+// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror|port] [-rounds 5] [-seconds 3] [-size 512]
+// [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-port-rounds 5] [-port-time 1s]
+// [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by
 // pid, also on Ctrl-C; its files are removed.
 package main

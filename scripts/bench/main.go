@@ -28,13 +28,15 @@ type options struct {
 	volumeRounds int
 	volumeTime   time.Duration
 	journalDir   string
+	portRounds   int
+	portTime     time.Duration
 	readme       string
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.agent, "agent", "bin/mirror-agent", "the binary")
-	flag.StringVar(&o.only, "only", "", "front: the NBD server; volume: log and volume, not mirrored; mirror: the mirror; default all")
+	flag.StringVar(&o.only, "only", "", "front: the NBD server; volume: log and volume, not mirrored; mirror: the mirror; port: the data port; default all")
 	flag.IntVar(&o.rounds, "rounds", 5, "turns; each runs every peer with every load once")
 	flag.IntVar(&o.seconds, "seconds", 3, "length of each run")
 	flag.IntVar(&o.sizeMiB, "size", 512, "device in MiB")
@@ -46,18 +48,28 @@ func main() {
 	flag.IntVar(&o.volumeRounds, "volume-rounds", 5, "turns of log and volume")
 	flag.DurationVar(&o.volumeTime, "volume-time", 3*time.Second, "length of each of their runs")
 	flag.StringVar(&o.journalDir, "journal-dir", "", "where the log of log and volume goes (default -dir)")
-	flag.StringVar(&o.readme, "readme", "", "a `FILE` whose sections front and volume are written anew")
+	flag.IntVar(&o.portRounds, "port-rounds", 5, "turns of the data port")
+	flag.DurationVar(&o.portTime, "port-time", time.Second, "length of each of its runs over loopback; the others take longer")
+	flag.StringVar(&o.readme, "readme", "", "a `FILE` whose sections front, volume and port are written anew")
 	serve := flag.String("serve", "", "internal: be one of the servers that are measured")
 	flag.Parse()
-	if !slices.Contains([]string{"", "front", "volume", "mirror"}, o.only) {
-		fmt.Fprintf(os.Stderr, "bench: -only %s: say front, volume or mirror\n", o.only)
+	if !slices.Contains([]string{"", "front", "volume", "mirror", "port"}, o.only) {
+		fmt.Fprintf(os.Stderr, "bench: -only %s: say front, volume, mirror or port\n", o.only)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	do := func() error { return run(ctx, o) }
 	if *serve != "" {
-		do = func() error { return runServer(ctx, *serve, flag.Args()) }
+		do = func() error {
+			switch *serve {
+			case "port-target":
+				return runPortTarget(ctx, flag.Args())
+			case "port-source":
+				return runPortSource(ctx)
+			}
+			return runServer(ctx, *serve, flag.Args())
+		}
 	}
 	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -87,14 +99,16 @@ func run(ctx context.Context, o options) (err error) {
 
 	b := &bench{o: o, dir: dir, sockets: sockets}
 	defer b.end()
-	progress("filling %d MiB", o.sizeMiB)
-	if err := b.fill(); err != nil {
-		return err
+	if o.only != "port" {
+		progress("filling %d MiB", o.sizeMiB)
+		if err := b.fill(); err != nil {
+			return err
+		}
 	}
 	for _, section := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"front", b.front}, {"volume", b.volume}, {"mirror", b.mirrored}} {
+	}{{"front", b.front}, {"volume", b.volume}, {"mirror", b.mirrored}, {"port", b.port}} {
 		if o.only == "" || o.only == section.name {
 			if err := section.run(ctx); err != nil {
 				return err

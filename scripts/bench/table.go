@@ -11,11 +11,12 @@ import (
 
 // table is a result: for the terminal, and for the README between the marks of its section.
 type table struct {
-	section string // front, volume
+	section string // front, volume, port
+	one     string // what a bar of length one is; "": nbdkit
 	caption string
 	head    []string
 	rows    [][]string
-	plot    []plotted // one line for each row: how many times as fast as nbdkit
+	plot    []plotted // one line for each row: how many times as fast as what it is compared with
 	notes   []string  // the commands; not for the README
 }
 
@@ -54,7 +55,7 @@ func (b *bench) show(t table) error {
 	return os.WriteFile(b.o.readme, []byte(changed), 0o644)
 }
 
-// Bars: so many characters are nbdkit's speed, longer ones end at the most.
+// Bars: so many characters are the other's speed, longer ones end at the most.
 const (
 	barOfOne = 16
 	barMost  = 4 * barOfOne
@@ -65,7 +66,11 @@ func (t *table) bars(w io.Writer) {
 	for _, p := range t.plot {
 		widest = max(widest, utf8.RuneCountInString(p.label))
 	}
-	fmt.Fprintf(w, "%-*s  nbdkit%*s\n", widest, "", barOfOne-6+1, "▼")
+	one := t.one
+	if one == "" {
+		one = "nbdkit"
+	}
+	fmt.Fprintf(w, "%-*s  %s%*s\n", widest, "", one, barOfOne-len(one)+1, "▼")
 	for _, p := range t.plot {
 		n := int(p.ratio*barOfOne + 0.5)
 		end := ""
