@@ -65,6 +65,7 @@ const (
 	frameClose // payload: reason; ends the session, with flagDrain this path only
 	frameAddrs // payload: where the sender listens now: addresses as in hello
 	frameGone  // sequence: id of a path that the side that dials has removed; the other one answers the same
+	frameBatch // a data frame of several messages, see batch.go
 	frameTypeEnd
 )
 
@@ -99,7 +100,9 @@ type header struct {
 	payloadHash uint64
 }
 
-func (h *header) sequenced() bool { return h.typ == frameData || h.typ == frameReply }
+func (h *header) sequenced() bool {
+	return h.typ == frameData || h.typ == frameReply || h.typ == frameBatch
+}
 
 // encode fills b[:headerBytes], checksum included.
 func (h *header) encode(b []byte) {

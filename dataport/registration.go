@@ -25,6 +25,7 @@ type Client interface {
 type Message struct {
 	Session *Session
 	Seq     uint64 // sequence of the message's last frame; grows with every message of the session
+	Index   int    // in its batch (SendBatch), from 0; the messages of a batch have one Seq
 	Payload []byte // valid until OnMessage returns
 	Call    bool
 }

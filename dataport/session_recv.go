@@ -1,6 +1,7 @@
 package dataport
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -64,7 +65,7 @@ func (s *Session) receive(p *path, h *header, buf *buffer) error {
 	}
 	var err error
 	switch h.typ {
-	case frameData, frameReply:
+	case frameData, frameReply, frameBatch:
 		err = s.receiveData(p, h, buf)
 	case framePing:
 		if len(p.pongs) < 4 {
@@ -241,8 +242,12 @@ func (s *Session) deliver() {
 			return
 		}
 		s.tasks.leave()
-		reply, err := s.reg.client.OnMessage(s.ctx, Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0})
+		reply, messages, err := s.hand(m)
 		s.tasks.enter()
+		if broken := (*brokenError)(nil); errors.As(err, &broken) {
+			s.fail(broken.Error(), broken.why)
+			return
+		}
 		var packed *buffer
 		if m.flags&flagCall != 0 && len(reply) > 0 && err == nil {
 			if packed = s.packReply(reply); packed == nil {
@@ -250,15 +255,18 @@ func (s *Session) deliver() {
 			}
 		}
 		size := len(m.buf.data)
+		if m.typ == frameBatch {
+			size -= 4 + 4*messages
+		}
 		m.buf.release()
-		if e := s.consumed(m, size, reply, packed, err); e != nil {
+		if e := s.consumed(m, messages, size, reply, packed, err); e != nil {
 			s.fail(e.Error(), endProtocol)
 			return
 		}
 	}
 }
 
-func (s *Session) consumed(m *inMsg, size int, reply []byte, packed *buffer, err error) error {
+func (s *Session) consumed(m *inMsg, messages, size int, reply []byte, packed *buffer, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -266,7 +274,7 @@ func (s *Session) consumed(m *inMsg, size int, reply []byte, packed *buffer, err
 		return nil
 	}
 	s.in.busy = nil
-	s.counts.MessagesReceived++
+	s.counts.MessagesReceived += uint64(messages)
 	s.counts.BytesReceived += uint64(size)
 	s.in.consumedCost += m.cost
 	s.settle()

@@ -53,7 +53,7 @@ type call struct {
 // Send queues one message made of parts and returns its receipt. It blocks while the send window is full, until ctx
 // ends. The port owns the parts until the receipt is done. Messages of one goroutine go out in the order of its calls.
 func (s *Session) Send(ctx context.Context, parts ...[]byte) (*Receipt, error) {
-	m, err := s.send(ctx, parts, nil)
+	m, err := s.send(ctx, parts, nil, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *Session) Send(ctx context.Context, parts ...[]byte) (*Receipt, error) {
 // there is a *RemoteError. When ctx ends first the message stays on its way and the port keeps the parts until the session ends.
 func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
 	c := &call{done: make(chan struct{})}
-	m, err := s.send(ctx, parts, c)
+	m, err := s.send(ctx, parts, c, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,8 @@ func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
 	return c.reply, c.err
 }
 
-func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, error) {
+// send queues parts as one message; batch: as so many.
+func (s *Session) send(ctx context.Context, parts [][]byte, c *call, batch int) (*outMsg, error) {
 	size := 0
 	for _, p := range parts {
 		size += len(p)
@@ -105,6 +106,10 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 		return nil, err
 	}
 	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, parts: parts, size: size, typ: frameData}
+	messages, payload := max(batch, 1), size
+	if batch > 0 {
+		m.typ, payload = frameBatch, size-len(parts[0])
+	}
 	need := min(size+frameCost, s.node.conf.SendWindowBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,8 +139,8 @@ func (s *Session) send(ctx context.Context, parts [][]byte, c *call) (*outMsg, e
 		m.flags |= flagCall
 		s.out.calls[m.call] = c
 	}
-	s.counts.MessagesSent++
-	s.counts.BytesSent += uint64(size)
+	s.counts.MessagesSent += uint64(messages)
+	s.counts.BytesSent += uint64(payload)
 	s.enqueue(m)
 	s.dispatch()
 	return m, nil

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,12 +33,14 @@ type portTarget struct {
 
 // portOrder asks the source for one run.
 type portOrder struct {
-	Kind      string // port, tcp or tls
-	To        []string
-	Key       string // of the target: with TLS
-	Paths     int
-	Size      int
-	Batch     int // so many messages are sent before the receipts of the last so many are waited for; 0: no waiting
+	Kind  string // port, tcp or tls
+	To    []string
+	Key   string // of the target: with TLS
+	Paths int
+	Size  int
+	Batch int // so many messages go as one batch
+
+	Single    bool // they are sent one by one instead, and the receipt of the last is waited for
 	Scheduler string
 	Warm, For time.Duration
 }
@@ -307,6 +310,7 @@ func (o *portOrder) runPort(ctx context.Context) (r portResult, err error) {
 func (o *portOrder) send(ctx context.Context, p *dataport.Port, count *atomic.Int64, stop chan struct{}) error {
 	b := make([]byte, o.Size)
 	batch := max(o.Batch, 1)
+	msgs := slices.Repeat([][]byte{b}, batch)
 	open := make(chan *dataport.Receipt, 1<<16/batch)
 	failed := make(chan error, 1)
 	go func() {
@@ -327,13 +331,19 @@ func (o *portOrder) send(ctx context.Context, p *dataport.Port, count *atomic.In
 		default:
 		}
 		var last *dataport.Receipt
-		for range batch {
-			r, err := p.Send(ctx, b)
-			if err != nil {
-				close(open)
-				return errors.Join(err, <-failed)
+		var err error
+		if o.Batch > 0 && !o.Single {
+			last, err = p.SendBatch(ctx, msgs...)
+		} else {
+			for range batch {
+				if last, err = p.Send(ctx, b); err != nil {
+					break
+				}
 			}
-			last = r
+		}
+		if err != nil {
+			close(open)
+			return errors.Join(err, <-failed)
 		}
 		select {
 		case open <- last:
