@@ -242,9 +242,10 @@ func runAgent(t testing.TB, args ...string) result {
 
 func runAgentWithin(t testing.TB, limit time.Duration, args ...string) result {
 	t.Helper()
+	bin := program(t) // the first call builds it
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program(t), args...)
+	cmd := exec.CommandContext(ctx, bin, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.WaitDelay = time.Second
