@@ -46,15 +46,15 @@ func (a *agent) verify(args ...string) (r verifyReport, code int) {
 // TestVerifyUnderFio: three verifies while fio writes all over the device, with flushes, find nothing; fio goes on meanwhile.
 func TestVerifyUnderFio(t *testing.T) {
 	needTools(t, "fio")
-	m := newMirror(t, layout{size: 64 << 20, paths: 2})
+	m := newMirror(t, layout{size: 32 << 20, paths: 2})
 	m.start()
 	for _, args := range [][]string{
 		{"--rw=randwrite", "--bsrange=512-64k", "--blockalign=512", "--iodepth=16", "--fsync=32"},
 		{"--rw=randwrite", "--bs=4k", "--iodepth=4", "--random_distribution=zipf:1.3", "--fsync=4"}, // the same blocks again and again
 	} {
 		args = append([]string{
-			"--size=64m", "--time_based", "--runtime=100",
-			"--rate=,16m", // two cores are for all of this
+			"--thread", "--size=32m", "--time_based", "--runtime=100",
+			"--rate=,8m", // two cores are for all of this
 		}, args...)
 		cmd := exec.Command("fio", fioArgs(m.source.nbd, args...)...)
 		cmd.Dir = t.TempDir()
@@ -76,7 +76,7 @@ func TestVerifyUnderFio(t *testing.T) {
 		for range 3 {
 			before = writes()
 			r, code := m.source.verify("--no-yield")
-			if code != 0 || r.State != "done" || r.DifferentBytes != 0 || len(r.Differences) != 0 || r.ComparedBytes+r.HoleBytes != 64<<20 {
+			if code != 0 || r.State != "done" || r.DifferentBytes != 0 || len(r.Differences) != 0 || r.ComparedBytes+r.HoleBytes != 32<<20 {
 				t.Errorf("fio %v: exit status %d: %+v", args, code, r)
 			}
 			if writes() == before {

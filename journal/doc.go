@@ -5,9 +5,10 @@
 //
 // # Main types
 //
-//   - Log: an open journal. Append (group commit), AppendRaw (a follower: the source's bytes at the source's LSN), Sync
+//   - Log: an open journal. Append (group commit), AppendUnless (the same, on a condition that is asked in its turn), AppendRaw (a follower: the source's bytes at the source's LSN), Sync
 //     (one fdatasync for all who wait), WriteAnchor, Cut, Reset, MoveTo (another
-//     file, another size); readers: ReadRaw, ReadData, Scan, Verify, ChainAt.
+//     file, another size); readers: ReadRaw, ReadData, Scan, Verify, ChainAt;
+//     Scrub looks for rot on the disk, Mend puts a copy's records over it.
 //   - Entry: one change on its way in. Record: a decoded header (format.go has the picture).
 //   - Anchor: what lies outside the ring: where the log starts, what is applied, what is promised (anchor.go).
 //   - Recovery: what Open found. CorruptError: what it refused.
@@ -16,7 +17,7 @@
 //
 // format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
 // raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go;
-// recover.go; repair.go; move.go; stats.go, histogram.go.
+// recover.go; repair.go; scrub.go; move.go; stats.go, histogram.go.
 //
 // # Invariants
 //

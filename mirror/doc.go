@@ -32,6 +32,10 @@
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
 //     log that has rotted. stamp.go: files that do not belong together.
 //   - network.go: bandwidth and keys, changed while the links are in use.
+//   - comparer (verify.go, verifyrepair.go, verifyread.go), verifyServer
+//     (verifyserve.go), their messages (verifywire.go), watch (watch.go): both
+//     sides of a verify; verifyjob.go, verifypace.go, verifyreport.go, checks.go:
+//     what the agent makes of it. scrub.go: rot in the log, found early.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -172,9 +176,32 @@
 // volume as it was and is held back for longer and longer ("resync held"). Before
 // the staged state is taken over, the device's space for it is allocated.
 //
-// Not seen here: rot in the backing device, and rot of a payload between its
-// append and its being applied. Only followers that are fed are asked for what
-// has rotted at a source. The way on from a target that cannot be repaired is
+// # Verify and scrub
+//
+// A verify compares what both sides would read, the newest of log and backing
+// device, by a keyed BLAKE3 of 16 bytes; the key is new for every session. No
+// write in flight is an alarm: a block counts as different only when both sides
+// were seen at one LSN. Most blocks are read beside the stream and found
+// untouched since; the others are looked at exactly: the source notes which LSN
+// its bytes are of and puts what its log has from there on over them, up to the
+// LSN that the follower, in the order of the stream, answers from. Nothing waits
+// for a verify but what the follower's delivery does while it reads 256 KiB.
+//
+// A repair is an ordinary record: the bytes that count, once more, entered only
+// if nothing was written there since they were read (journal.AppendUnless). So
+// G1 to G4 hold for it as for any write, for every follower. By default the
+// source's bytes count, since applications have seen them; what one disk does not
+// give comes from the other side. A verify goes on over sessions, resyncs and
+// growth, and ends with a promotion, a fence or a switch to another target.
+//
+// The log's live records are scrubbed once a day, from the disk, at 8 MiB/s or
+// within a quarter of the time between two. What has rotted is fetched from the
+// other side, whichever that is, and written in place after it was proved, by the
+// chain before and behind it, to be what was there.
+//
+// Not seen: rot in the backing device between two verifies, and in a block
+// that is cached, unless with --direct. Only followers that are fed are asked for
+// what has rotted at a source. The way on from a target that cannot be repaired is
 // promote --force, from before the rot.
 //
 // Not here yet: rejoin after a divergence.

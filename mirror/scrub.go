@@ -63,12 +63,9 @@ func (a *Agent) Scrub(context.Context) error {
 	return nil
 }
 
-// scrubDue is when the next scrub begins: a while after the last, and not at once after a start.
+// scrubDue is when the next scrub begins: a while after the last one has ended, and not at once after a start.
 func scrubDue(last, now time.Time, every time.Duration) time.Time {
 	due := last.Add(every)
-	if last.IsZero() {
-		due = now.Add(every)
-	}
 	if soon := now.Add(min(scrubStart, every)); due.Before(soon) {
 		due = soon
 	}
@@ -110,9 +107,10 @@ func (a *Agent) runScrub(ctx context.Context) {
 	if every := a.c.ScrubEvery; every > 0 {
 		speed = max(speed, float64(end-at)*scrubShare/every.Seconds())
 	}
-	a.scrubbing(func(s *ScrubStatus) {
-		*s = ScrubStatus{Running: true, Started: time.Now(), TotalBytes: int64(end - at)}
+	a.scrubbing(func(s *ScrubStatus) { // what stays rotten is an alarm meanwhile, too
+		*s = ScrubStatus{Running: true, Started: time.Now(), TotalBytes: int64(end - at), Rot: s.Rot, RotLSN: s.RotLSN}
 	})
+	stays := false
 	begin, moved, mended := at, 0, journal.LSN(0)
 	for at < end && ctx.Err() == nil && a.v.Err() == nil && moved < maxScrubMoves {
 		next, err := log.Scrub(at, end, scrubSlice)
@@ -122,6 +120,8 @@ func (a *Agent) runScrub(ctx context.Context) {
 		case errors.As(err, &rot):
 			if next = a.rotMet(ctx, rot, mended == rot.LSN); next == rot.LSN {
 				mended = next
+			} else {
+				stays = true
 			}
 		case errors.Is(err, journal.ErrNotBoundary): // the log has begun anew
 			next, moved = log.Tail(), moved+1
@@ -130,7 +130,7 @@ func (a *Agent) runScrub(ctx context.Context) {
 		case next == at:
 			a.scrubbing(func(s *ScrubStatus) { s.Found++ })
 			a.rotStays(at, fmt.Sprintf("it cannot be read at LSN %d: %v", at, err))
-			next = a.boundaryBehind(at)
+			next, stays = a.boundaryBehind(at), true
 		}
 		at, end = next, min(end, max(log.Durable(), log.Tail()))
 		a.scrubbing(func(s *ScrubStatus) { s.DoneBytes = int64(at - begin) })
@@ -143,7 +143,12 @@ func (a *Agent) runScrub(ctx context.Context) {
 		return // the next start begins again
 	}
 	var s ScrubStatus
-	a.scrubbing(func(x *ScrubStatus) { x.Running, x.Ended = false, time.Now(); s = *x })
+	a.scrubbing(func(x *ScrubStatus) {
+		if x.Running, x.Ended = false, time.Now(); !stays {
+			x.Rot, x.RotLSN = "", 0
+		}
+		s = *x
+	})
 	a.keepChecks()
 	a.event("scrub-done", "", "%d bytes of the log are read: %s", s.DoneBytes, s.Verdict())
 }

@@ -6,8 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"runtime"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"mirror-agent/journal"
 )
@@ -22,7 +25,7 @@ import (
 //	what was written since H is marked here
 //
 // A block that is marked on neither side was read as it was at L, here and there. What is marked, and what differs, is looked
-// at again, a block at a time and exactly: the source reads it as it is at E, the follower, in the order of the stream, as it is at
+// at again, a few blocks at a time and exactly: the source reads it as it is at E, the follower, in the order of the stream, as it is at
 // L ≥ E, and the source puts what its log has in [E, L) over what it read. That ends, however often the block is written, and
 // tells which 4 KiB differ. Nothing here keeps a writer waiting.
 //
@@ -91,17 +94,33 @@ func (c *comparer) step(ctx context.Context, off int64, may func() (int64, error
 	if err != nil {
 		return off, err
 	}
-	for i, suspect := range suspects {
-		if !suspect {
-			continue
-		}
-		from := max(off, (off/verifyBlockBytes+int64(i))*verifyBlockBytes)
-		if err := c.settle(ctx, from, min((from/verifyBlockBytes+1)*verifyBlockBytes, end)); err != nil {
-			return off, err
-		}
+	if err := c.settle(ctx, suspects, off, end); err != nil {
+		return off, err
 	}
 	c.tally.compared(end - off)
 	return end, nil
+}
+
+// exactBlocks are looked at by one request: as much as one message of the stream may hold.
+const exactBlocks = batchBytes / verifyBlockBytes
+
+// runs are the suspects among the blocks of [off, end), some that adjoin at a time.
+func runs(suspects []bool, off, end int64) iter.Seq2[int64, int64] {
+	edge := func(i int) int64 { return min(max(off, (off/verifyBlockBytes+int64(i))*verifyBlockBytes), end) }
+	return func(yield func(from, to int64) bool) {
+		for i := 0; i < len(suspects); i++ {
+			k := i
+			for k < len(suspects) && suspects[k] && k-i < exactBlocks {
+				k++
+			}
+			if k > i {
+				if !yield(edge(i), edge(k)) {
+					return
+				}
+				i = k - 1
+			}
+		}
+	}
 }
 
 // holes passes over what is a hole on both sides.
@@ -257,7 +276,7 @@ const (
 	unitUnreadable // on both sides
 )
 
-// exactly compares [off, end), at most a block, on both sides as it was at the LSN that it returns.
+// exactly compares [off, end), at most exactBlocks, on both sides as it was at the LSN that it returns.
 func (c *comparer) exactly(ctx context.Context, off, end int64) (vs []verdict, at journal.LSN, err error) {
 	for {
 		if vs, at, err = c.exactlyOnce(ctx, off, end); !errors.Is(err, errAgain) {
@@ -267,7 +286,7 @@ func (c *comparer) exactly(ctx context.Context, off, end int64) (vs []verdict, a
 }
 
 func (c *comparer) exactlyOnce(ctx context.Context, off, end int64) ([]verdict, journal.LSN, error) {
-	p, bad, from, err := c.r.capture(ctx, off, end, verifyUnitBytes)
+	p, bad, from, err := newVerifyReader(c.v, c.r.below).capture(ctx, off, end, verifyUnitBytes)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -308,30 +327,64 @@ func (c *comparer) exactlyOnce(ctx context.Context, off, end int64) ([]verdict, 
 	return vs, r.at, nil
 }
 
-// settle looks at one block exactly, and tells of every run of units that is not as it should be.
-func (c *comparer) settle(ctx context.Context, off, end int64) error {
-	vs, at, err := c.exactly(ctx, off, end)
-	if err != nil {
+// exactAtOnce requests are under way at a time: each waits behind the records that were sent before it.
+const exactAtOnce = 8
+
+// settle looks at the suspects exactly, and tells of every run of units that is not as it should be.
+func (c *comparer) settle(ctx context.Context, suspects []bool, off, end int64) error {
+	var found []*exactRun
+	g, each := errgroup.WithContext(ctx)
+	g.SetLimit(exactAtOnce)
+	for from, to := range runs(suspects, off, end) {
+		x := &exactRun{off: from, end: to}
+		found = append(found, x)
+		g.Go(func() (err error) {
+			x.units, x.at, err = c.exactly(each, x.off, x.end)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	c.tally.exactly(1)
-	edge := func(i int) int64 { return min(max(off, (off/verifyUnitBytes+int64(i))*verifyUnitBytes), end) }
-	for i := 0; i < len(vs); {
-		k := i + 1
-		for k < len(vs) && vs[k] == vs[i] {
-			k++
-		}
-		if vs[i] != unitEqual {
-			d := Difference{Offset: edge(i), Length: edge(k) - edge(i), LSN: uint64(at), Kind: kindOf[vs[i]]}
+	for _, x := range found {
+		c.tally.exactly(int64(units(x.off, x.end, verifyBlockBytes)))
+		for d, v := range x.differences() {
+			var err error
 			if c.repair != 0 {
-				if err := c.mend(ctx, &d, vs[i]); err != nil {
-					c.tally.add(d)
-					return err
-				}
+				err = c.mend(ctx, &d, v)
 			}
 			c.tally.add(d)
+			if err != nil {
+				return err
+			}
 		}
-		i = k
 	}
 	return nil
+}
+
+// exactRun is what an exact look at [off, end) has shown.
+type exactRun struct {
+	off, end int64
+	at       journal.LSN
+	units    []verdict
+}
+
+// differences are the units that are not equal, those of one kind that adjoin as one.
+func (x *exactRun) differences() iter.Seq2[Difference, verdict] {
+	edge := func(i int) int64 {
+		return min(max(x.off, (x.off/verifyUnitBytes+int64(i))*verifyUnitBytes), x.end)
+	}
+	return func(yield func(Difference, verdict) bool) {
+		for i := 0; i < len(x.units); {
+			k := i + 1
+			for k < len(x.units) && x.units[k] == x.units[i] {
+				k++
+			}
+			d := Difference{Offset: edge(i), Length: edge(k) - edge(i), LSN: uint64(x.at), Kind: kindOf[x.units[i]]}
+			if x.units[i] != unitEqual && !yield(d, x.units[i]) {
+				return
+			}
+			i = k
+		}
+	}
 }

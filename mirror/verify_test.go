@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -360,4 +361,27 @@ func TestVerifyTargetLost(t *testing.T) {
 	if r := tally.report(true, time.Now()); r.DifferentBytes != 0 {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestVerifyRuns: every suspect is in a run, nothing else is, and none is longer than what one request may ask for.
+func TestVerifyRuns(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		off := rapid.Int64Range(0, 1<<20).Draw(rt, "off")
+		end := off + rapid.Int64Range(1, 1<<20).Draw(rt, "length")
+		suspects := rapid.SliceOfN(rapid.Bool(), units(off, end, verifyBlockBytes), units(off, end, verifyBlockBytes)).Draw(rt, "suspects")
+		seen := make([]bool, len(suspects))
+		last := off
+		for from, to := range runs(suspects, off, end) {
+			if from < last || to <= from || to > end || to-from > exactBlocks*verifyBlockBytes {
+				rt.Fatalf("[%d, %d) after %d", from, to, last)
+			}
+			for at := from; at < to; at = (at/verifyBlockBytes + 1) * verifyBlockBytes {
+				seen[at/verifyBlockBytes-off/verifyBlockBytes] = true
+			}
+			last = to
+		}
+		if !slices.Equal(seen, suspects) {
+			rt.Errorf("%v of %v", seen, suspects)
+		}
+	})
 }

@@ -37,23 +37,9 @@ func (a *Agent) Verify(_ context.Context, o VerifyOptions) (VerifyReport, error)
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	k := &a.checks
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	r := VerifyReport{Started: time.Now()}
-	if k.verify != nil {
-		last := k.verify.report(true, time.Now())
-		switch {
-		case last.running():
-			return VerifyReport{}, fmt.Errorf("refused: a verify is under way, %s of %s: mirror-agent verify --follow shows it, --stop ends it",
-				humanize.IBytes(uint64(last.DoneBytes)), humanize.IBytes(uint64(last.TotalBytes)))
-		case o.Resume && (last.State == VerifyDone || last.Target != target):
-			return VerifyReport{}, fmt.Errorf("refused: the last verify, of %s, is %s: there is nothing to resume; mirror-agent verify begins a new one", last.Target, last.State)
-		case o.Resume:
-			r = last
-		}
-	} else if o.Resume {
-		return VerifyReport{}, errors.New("refused: there was no verify before: there is nothing to resume; mirror-agent verify begins one")
+	r, err := a.checks.before(target, o)
+	if err != nil {
+		return VerifyReport{}, err
 	}
 	r.State, r.Reason, r.Target, r.Options, r.Ended = VerifyRunning, "", target, o, time.Time{}
 	r.TotalBytes = a.v.size.Load()
@@ -66,7 +52,10 @@ func (a *Agent) Verify(_ context.Context, o VerifyOptions) (VerifyReport, error)
 	}
 	ctx, cancel := context.WithCancelCause(a.tasks)
 	done := make(chan struct{})
+	k := &a.checks
+	k.mu.Lock()
 	k.verify, k.stop, k.done = t, cancel, done
+	k.mu.Unlock()
 	a.event("verify-started", target, "the device is compared with that of %s from byte %d on", target, r.DoneBytes)
 	a.spawn(func() {
 		defer close(done)
@@ -74,6 +63,28 @@ func (a *Agent) Verify(_ context.Context, o VerifyOptions) (VerifyReport, error)
 		a.runVerify(ctx, t, side)
 	})
 	return t.report(false, time.Now()), nil
+}
+
+// before is what a new verify begins with: nothing, or what the last one left to be resumed.
+func (k *checks) before(target string, o VerifyOptions) (VerifyReport, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var last VerifyReport
+	if k.verify != nil {
+		last = k.verify.report(true, time.Now())
+	}
+	switch {
+	case last.running():
+		return last, fmt.Errorf("refused: a verify is under way, %s of %s: mirror-agent verify --follow shows it, --stop ends it",
+			humanize.IBytes(uint64(last.DoneBytes)), humanize.IBytes(uint64(last.TotalBytes)))
+	case !o.Resume:
+		return VerifyReport{Started: time.Now()}, nil
+	case k.verify == nil:
+		return last, errors.New("refused: there was no verify before: there is nothing to resume; mirror-agent verify begins one")
+	case last.State == VerifyDone || last.Target != target:
+		return last, fmt.Errorf("refused: the last verify, of %s, is %s: there is nothing to resume; mirror-agent verify begins a new one", last.Target, last.State)
+	}
+	return last, nil
 }
 
 func (o *VerifyOptions) side() (verifySide, error) {

@@ -423,7 +423,7 @@ func TestScrubDue(t *testing.T) {
 	now := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 	const every = 24 * time.Hour
 	for name, c := range map[string]struct{ last, want time.Time }{
-		"never":           {time.Time{}, now.Add(every)},
+		"never":           {time.Time{}, now.Add(scrubStart)},
 		"an hour ago":     {now.Add(-time.Hour), now.Add(every - time.Hour)},
 		"last week":       {now.Add(-7 * every), now.Add(scrubStart)},
 		"in the future":   {now.Add(time.Hour), now.Add(every + time.Hour)},

@@ -6,7 +6,7 @@
 // A unified diff of few context lines under a header:
 //
 //	Fault: what it breaks
-//	Guarantee: G2                  (one of mirror/doc.go, or TLS, or NBD)
+//	Guarantee: G2                  (one of mirror/doc.go, or TLS, or NBD, or verify)
 //	Packages: ./mirror             (whose tests have to see it)
 //	Run: ^TestCrashStates$         (which of them; chosen to be quick)
 //	Timeout: 60s                   (a test that hangs is red, too)
