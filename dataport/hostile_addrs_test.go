@@ -169,3 +169,45 @@ func TestPathNumbersDoNotRunOut(t *testing.T) {
 		t.Errorf("%d records, the first is of path %d", len(s.recs), s.recs[0].id)
 	}
 }
+
+// A peer may join as soon as it has read our answer, before its first path is one here: it is the second all the same.
+func TestAJoinWaitsForTheFirstPath(t *testing.T) {
+	n := plainNode(t, nil)
+	id := SessionID(randomID())
+	s := newSession(n, n.client("test"), sessionSetup{id: id, maxMessage: 1 << 20, peer: PeerInfo{Name: "early", Inbound: true}})
+	n.mu.Lock()
+	n.sessions[id] = s
+	n.mu.Unlock()
+	connect := func() (*wire, net.Conn) {
+		c, err := net.Dial("tcp", n.Addrs()[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		w, err := n.secure(t.Context(), c, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w, c
+	}
+	w, _ := connect()
+	h := n.helloFor(helloJoin, nil, id, 2)
+	h.client, h.incarnation = "test", randomID()
+	h.proof = joinProof(s.secret, roleDials, w.bound(h.nonce), id, 2)
+	if _, err := w.ask(h); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // for one that does not wait to be seen; one that does passes without it too
+	if s.hasPaths() {
+		t.Error("the second path is here before the first")
+	}
+	first, _ := connect()
+	if _, err := s.addPath(first, &record{id: 1}, s.start); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); len(s.Stats().Paths) < 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the second path never came")
+		}
+	}
+}

@@ -285,6 +285,40 @@ func TestASlowPathHoldsUpNothing(t *testing.T) {
 	}
 }
 
+// While a path is so slow that windows would be empty before it has delivered one frame it gets no frame of its own, only
+// a copy of one now and then: that is how it is noticed that it has become as fast as the other.
+func TestAProbeFindsAFastPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, size = 1_000_000, 4 << 10
+		w := newLanes(t, dataport.PortConfig{}, func(c *dataport.Config) {
+			c.SendWindowBytes, c.ReceiveWindowBytes = 512<<10, 512<<10
+		}, rate, 10_000)
+		defer w.close()
+		stop := w.load(t, size)
+		time.Sleep(30 * time.Second) // it gets rid of what it was given before anything was known
+		before, rescued := w.lane[1].taken.Load(), w.port.Session().Stats().RescuedFrames
+		alone := w.during(t, 5*time.Second)
+		if alone < 5*rate/size*95/100 {
+			t.Errorf("%d messages in 5 s, the fast path alone carries %d", alone, 5*rate/size*97/100)
+		}
+		// Heartbeats are 4 KB/s, and a probe every half a second 8.
+		if got := w.lane[1].taken.Load() - before; got > 5*13_000 {
+			t.Errorf("the slow path was given %d bytes in 5 s", got)
+		}
+		if got := w.port.Session().Stats().RescuedFrames - rescued; got > 0 {
+			t.Errorf("%d frames had to be rescued from it: it should have had none", got)
+		}
+		w.lane[1].rate.Store(rate)
+		time.Sleep(3 * time.Second)
+		if both := w.during(t, 5*time.Second); both < alone*18/10 {
+			t.Errorf("%d messages in 5 s when both are fast, %d by one", both, alone)
+		}
+		if n := stop(); w.delivered(t) != n {
+			t.Errorf("%d delivered, %d sent", w.delivered(t), n)
+		}
+	})
+}
+
 // A frame in the middle of a write on a path of 10 KB/s: the message is there by the other path, and its receipt must not
 // wait until the slow write has gone through its bytes.
 func TestASlowWriteHoldsNoReceipt(t *testing.T) {

@@ -135,14 +135,14 @@ func TestPathAlarms(t *testing.T) {
 // TestNotAnnounced: with --announced=false there are the paths that were
 // configured and no others.
 func TestNotAnnounced(t *testing.T) {
-	target := newAgentNode(t, RoleSecondary).start()
+	target := newAgentNode(t, RoleSecondary)
+	target.c.Listen = append(target.c.Listen, "127.0.0.1:0")
+	target.start()
 	source := newAgentNode(t, RolePrimary, target)
+	source.c.Target = source.c.Target[:1]
 	source.c.Announced = false
 	source.start()
 	source.awaitState("in sync")
-	if _, err := target.a.Listen(t.Context(), "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
 	source.await("told of two addresses", func(Status) bool {
 		l, _ := source.a.transport.session(0)
 		s, ok := l.(sessionLink)
