@@ -269,6 +269,7 @@ func TestHandshakeDeadline(t *testing.T) {
 			t.Fatal(err)
 		}
 		start := time.Now()
+		_ = c.SetReadDeadline(start.Add(time.Minute))
 		if n, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(start) != 2*time.Second {
 			t.Errorf("%d bytes, %v after %v", n, err, time.Since(start))
 		}
