@@ -178,7 +178,7 @@ func TestHotPromoted(t *testing.T) {
 		if err := ld.stop(); err != nil {
 			t.Fatal(err)
 		}
-		m.source.untilFedAll("backup")             // what was flushed until now is there
+		m.source.untilFedAll("backup")            // what was flushed until now is there
 		ld = l.startLoad(c, newRand(t), 8, 0)     // nothing is flushed any more
 		m.toBackup[0].Delay(5 * time.Millisecond) // it lags
 		ld.untilAnswered(t, 800)

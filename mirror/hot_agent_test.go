@@ -31,8 +31,6 @@ func (n *agentNode) awaitAll(state string) {
 	})
 }
 
-func (n *agentNode) follower(i int) FollowerStatus { return n.a.Status().Followers[i] }
-
 // resyncs counts those of followers that were not empty.
 func (n *agentNode) resyncs() (all, partial int) {
 	n.t.Helper()
@@ -306,5 +304,27 @@ func TestSlowHotBackup(t *testing.T) {
 	if all, partial := source.resyncs(); all == 0 || all != partial {
 		t.Errorf("%d resyncs, %d of them by bitmap", all, partial)
 	}
-	fs[1].holds(source.write(9))
+	p := source.write(9)
+	source.await("the backup has it", func(s Status) bool { return s.Followers[1].LagBytes == 0 })
+	fs[1].holds(p)
+}
+
+// TestNotAloneInBetween: with switch auto and a hot backup in sync no FLUSH is answered alone while the flow moves: whatever was
+// answered at any moment is durable at one of the two.
+func TestNotAloneInBetween(t *testing.T) {
+	source, fs := hotMirror(t, 1, func(c *Config) { c.Switch = SwitchAuto })
+	dev, p := source.awaitServing(), source.a.promise
+	fs[0].kill()
+	for range 100 {
+		if _, err := dev.WriteAt([]byte{1, 2, 3}, 0); err != nil {
+			t.Fatal(err)
+		}
+		order(t, dev.Sync())
+		p.mu.Lock()
+		standing, active, answered := p.w.standing, p.w.active, p.w.answered
+		p.mu.Unlock()
+		if durable := fs[1].a.v.log.Durable(); active != 1 || standing != isCounting || durable < answered {
+			t.Fatalf("a FLUSH was answered up to %d, the backup is durable up to %d (active %d, standing %d)", answered, durable, active, standing)
+		}
+	}
 }
