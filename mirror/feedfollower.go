@@ -100,8 +100,8 @@ func (a *Agent) unreachable(i int, reason string) {
 	a.followers[i].away = reason
 	a.mu.Unlock()
 	a.transition(i, followerUnreachable, reason)
+	a.goOn() // first: a FLUSH that waits for this one is to wait for the next, and not be answered alone in between
 	a.withPromise(func(p *promise) { p.giveUp(i) })
-	a.goOn()
 }
 
 // fedLocked: follower i is one to be connected to.
@@ -192,12 +192,17 @@ func (a *Agent) sessionDown(e portEvent) {
 }
 
 // expect gives the active target UnreachableAfter to come into sync; after
-// that a FLUSH does not wait for it any more.
+// that a FLUSH does not wait for it any more. Where the flow moves by itself the
+// word that the target is unreachable, which moves it, is given a little more.
 func (a *Agent) expect(p *promise, spell uint64) {
+	wait := a.c.UnreachableAfter
+	if a.c.Switch == SwitchAuto && len(a.c.Backups) > 0 {
+		wait += wait / 4
+	}
 	a.spawn(func() {
 		select {
 		case <-a.tasks.Done():
-		case <-time.After(a.c.UnreachableAfter):
+		case <-time.After(wait):
 			if p.expire(spell) == fellBehind {
 				a.mu.Lock()
 				i := a.current

@@ -31,8 +31,6 @@ func (n *agentNode) awaitAll(state string) {
 	})
 }
 
-func (n *agentNode) follower(i int) FollowerStatus { return n.a.Status().Followers[i] }
-
 // resyncs counts those of followers that were not empty.
 func (n *agentNode) resyncs() (all, partial int) {
 	n.t.Helper()
@@ -306,5 +304,33 @@ func TestSlowHotBackup(t *testing.T) {
 	if all, partial := source.resyncs(); all == 0 || all != partial {
 		t.Errorf("%d resyncs, %d of them by bitmap", all, partial)
 	}
-	fs[1].holds(source.write(9))
+	p := source.write(9)
+	source.await("the backup has it", func(s Status) bool { return s.Followers[1].LagBytes == 0 })
+	fs[1].holds(p)
+}
+
+// TestNotAloneInBetween: with switch auto and a hot backup in sync no FLUSH is answered alone while the flow moves. One that
+// waited for the target waits for the backup, which hangs here until it may go on.
+func TestNotAloneInBetween(t *testing.T) {
+	source, fs := hotMirror(t, 1, func(c *Config) { c.Switch, c.UnreachableAfter = SwitchAuto, 2*time.Second })
+	dev, backup := source.awaitServing(), fs[1].a
+	fs[0].kill()
+	backup.feedMu.Lock()
+	if _, err := dev.WriteAt([]byte{1, 2, 3}, 0); err != nil {
+		t.Fatal(err)
+	}
+	lsn, done := source.a.v.log.Head(), make(chan error, 1)
+	go func() { done <- dev.Sync() }()
+	source.await("the backup is active", func(s Status) bool { return s.Followers[1].Active })
+	select {
+	case err := <-done:
+		t.Errorf("a FLUSH was answered when nobody had it (%v)", err)
+		done <- err
+	default:
+	}
+	backup.feedMu.Unlock()
+	order(t, <-done)
+	if durable := backup.v.log.Durable(); durable < lsn {
+		t.Errorf("a FLUSH was answered up to %d, the backup is durable up to %d", lsn, durable)
+	}
 }

@@ -108,10 +108,10 @@ func TestMembersMeetByDelta(t *testing.T) {
 			source.await("in sync with the target", func(s Status) bool { return s.State == "in sync" })
 			source.write(8)
 			target.knows(id)
-			source.overwrite(90)
 			target.kill() // what it was told is on its disk
 			target.start()
 			source.await("in sync with the target again", func(s Status) bool { return s.State == "in sync" })
+			source.overwrite(90)
 			source.write(8)
 		}, 1},
 	} {
