@@ -73,7 +73,7 @@ type Volume struct {
 	stop    context.CancelFunc
 	stopped chan struct{}
 
-	flushes, flushTook atomic.Uint64 // answered, and how long they took in all, ns
+	flushes, flushTook atomic.Uint64 // that have ended, and how long they took in all, ns
 
 	holdMark atomic.Uint64 // the slowest hold's LSN, or noHold
 	drain    drainMeter    // used by the first in line only
