@@ -104,6 +104,9 @@ func TestPromote(t *testing.T) {
 		t.Errorf("promote beside a live source: exit status %d, it has to be refused\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	checkOneLine(t, r.stderr, "--force")
+	if r := m.target.command("promote", "--dry-run"); r.code != 1 || !strings.Contains(r.stderr, "alive") {
+		t.Errorf("a dry run beside a live source does not say that it would be refused: %+v", r)
+	}
 
 	// On a slow link much is under way at any time: what was flushed must not be.
 	m.toTarget[0].Delay(10 * time.Millisecond)
@@ -118,6 +121,13 @@ func TestPromote(t *testing.T) {
 		t.Fatal(err)
 	}
 	ordered := time.Now()
+	eventually(t, 10*time.Second, "a dry run is accepted", func() (bool, string) {
+		r := m.target.command("promote", "--dry-run")
+		return r.code == 0 && strings.Contains(r.stdout, "was last heard of") && strings.Contains(r.stdout, "nothing was changed"), r.stdout + r.stderr
+	})
+	if role := m.target.mustStatus().Role; role != "secondary" {
+		t.Fatalf("a dry run has made the target %s", role)
+	}
 	eventually(t, 10*time.Second, "promote is accepted", func() (bool, string) {
 		r := m.target.command("promote")
 		return r.code == 0, r.stderr

@@ -61,6 +61,7 @@ type Agent struct {
 	held       resyncHold          // why no resync is taken now
 	receivers  map[uint64]*inbound // by session
 	inbound    *inbound            // the one that feeds this volume
+	source     heard               // who fed it last
 	state      stateReport
 	tasks      context.Context
 	stopTasks  context.CancelFunc

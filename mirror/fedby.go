@@ -104,6 +104,7 @@ func (a *Agent) dropReceiver(session uint64) {
 	delete(a.receivers, session)
 	lost := a.inbound != nil && a.inbound.session == session
 	if lost {
+		a.noteHeard(in)
 		a.inbound = nil
 	}
 	a.mu.Unlock()
@@ -135,6 +136,9 @@ func (a *Agent) closeInbound() map[uint64]*inbound {
 	a.mu.Lock()
 	all := a.receivers
 	a.receivers = map[uint64]*inbound{}
+	if a.inbound != nil {
+		a.noteHeard(a.inbound)
+	}
 	a.inbound = nil
 	a.mu.Unlock()
 	for _, in := range all {

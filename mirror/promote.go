@@ -16,6 +16,8 @@ type PromoteOptions struct {
 	Force bool `json:"force"`
 	// NBD is the address to serve at; empty means Config.NBD.
 	NBD string `json:"nbd"`
+	// DryRun changes nothing: it says whether the promotion would be refused, and what would be missing.
+	DryRun bool `json:"dry_run"`
 }
 
 // PromoteResult tells what a promotion did.
@@ -25,6 +27,8 @@ type PromoteResult struct {
 	NBD        string  `json:"nbd"`
 	NBDTLS     bool    `json:"nbd_tls"` // clients have to use TLS
 	Seconds    float64 `json:"seconds"` // from the order to the open front
+	DryRun     bool    `json:"dry_run,omitempty"`
+	Missing    Missing `json:"missing"`
 }
 
 // Promote makes this secondary a primary of a new generation, durable before
@@ -58,6 +62,11 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if peer, alive := a.sourceAlive(); alive && !o.Force {
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
 	}
+	missing := a.missing(time.Now())
+	if o.DryRun {
+		head := a.v.log.Head()
+		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(head), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing}, nil
+	}
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
@@ -80,7 +89,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, fmt.Errorf("promote: %w", err)
 	}
 	a.lead()
-	a.event("promoted", "", "primary of generation %s from LSN %d", rankString(g), g.First)
+	a.event("promoted", "", "primary of generation %s from LSN %d; %s", rankString(g), g.First, missing)
 	err = a.serve(o.NBD)
 	if len(a.c.Target) > 0 {
 		if err := a.openFollowers(); err != nil {
@@ -95,6 +104,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	}
 	return PromoteResult{
 		Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, NBDTLS: a.front.Stats().TLS, Seconds: time.Since(began).Seconds(),
+		Missing: missing,
 	}, nil
 }
 
@@ -109,6 +119,9 @@ func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, e
 	}
 	if serving {
 		return PromoteResult{}, errors.New("refused: this volume is already primary and serves")
+	}
+	if o.DryRun {
+		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: Missing{Known: true}}, nil
 	}
 	if err := a.serve(o.NBD); err != nil {
 		return PromoteResult{}, err

@@ -122,7 +122,7 @@ func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.
 	if !o.Force {
 		return mirror.PromoteResult{}, errors.New("refused: the source was seen 0.2 s ago; end it first, or use --force")
 	}
-	return mirror.PromoteResult{Generation: "4.0", LSN: 4096, NBD: o.NBD, Seconds: 0.21}, f.note("promote")
+	return mirror.PromoteResult{Generation: "4.0", LSN: 4096, NBD: o.NBD, Seconds: 0.21, DryRun: o.DryRun, Missing: mirror.Missing{Known: true, Source: "nyc1", Bytes: 3 << 20, Seconds: 4}}, f.note("promote")
 }
 
 // agentAt serves f at the app's default place under name.
@@ -205,7 +205,8 @@ func TestCommands(t *testing.T) {
 		{"verify --stop --repair", 2, "", "--stop goes with no other flag that orders something"},
 		{"scrub", 0, "scrub", "vol0: the log is being scrubbed"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
-		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
+		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  nyc1 was last heard of 4s ago: 3.0 MiB of its log that it had then are missing; what it wrote since then is not known\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
+		{"promote --force --dry-run --nbd unix:/x", 0, "promote", "promote would go on from LSN 4096 and serve at unix:/x; nothing was changed\n  nyc1 was last heard of"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

@@ -20,12 +20,14 @@ the target, after the source is gone. Hosts of the old generation are refused
 from then on.
 
 Refused while the source seems alive, or another host is further: --force
-promotes all the same. What only the other hosts had is then not in this copy.
+promotes all the same. What only the other hosts had is then not in this copy;
+--dry-run says beforehand what that is, as far as this host can know.
 
 TLS is the target's: a TCP address off loopback is refused, and nothing is
 promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		Example: examples(
 			"mirror-agent promote",
+			"mirror-agent promote --dry-run",
 			"mirror-agent promote --nbd unix:/run/mirror-agent/vol0.nbd --json",
 		),
 		Args: arguments(),
@@ -49,7 +51,11 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 			if asJSON {
 				return a.printJSON(r)
 			}
-			a.printf("primary now: generation %s at LSN %d, after %s\n", r.Generation, r.LSN, formatSeconds(r.Seconds))
+			if r.DryRun {
+				a.printf("promote would go on from LSN %d and serve at %s; nothing was changed\n  %s\n", r.LSN, r.NBD, r.Missing)
+				return nil
+			}
+			a.printf("primary now: generation %s at LSN %d, after %s\n  %s\n", r.Generation, r.LSN, formatSeconds(r.Seconds), r.Missing)
 			if r.NBD != "" {
 				a.printf("  clients connect to %s   (nbdinfo '%s')\n", r.NBD, nbdURI(r.NBD, r.NBDTLS))
 			}
@@ -58,6 +64,7 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 	}
 	addControlFlags(c)
 	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive or another host is further")
+	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "say whether it would be refused, and what would be missing; change nothing")
 	c.Flags().StringVar(&o.NBD, "nbd", "", "`ADDR` to serve at (default the target's --nbd)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c

@@ -147,7 +147,7 @@ func (a *fakeAgent) VerifyReport(ctx context.Context) (mirror.VerifyReport, erro
 func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scrub") }
 
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
-	err := a.order(ctx, "promote force=%t nbd=%s", o.Force, o.NBD)
+	err := a.order(ctx, "promote force=%t nbd=%s dry=%t", o.Force, o.NBD, o.DryRun)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
 }
 
