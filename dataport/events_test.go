@@ -269,7 +269,8 @@ func TestStalledClientHoldsUpOnlyItself(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.clients[1].stall(true)
-		w.clients[0].slow = make(chan struct{})
+		slow := make(chan struct{})
+		w.clients[0].change(func(l *witness) { l.slow = slow })
 		ctx, cancel := context.WithCancel(context.Background())
 		stuck := newCourier(ctx, 1)
 		stuck.jobs <- job{session: w.port.Session, count: 1 << 30, size: 30_000}
@@ -289,7 +290,7 @@ func TestStalledClientHoldsUpOnlyItself(t *testing.T) {
 		}
 		cancel()
 		<-stuck.done
-		close(w.clients[0].slow)
+		close(slow)
 		w.clients[1].stall(false)
 		time.Sleep(time.Second)
 		if err := stuck.check(w.clients[1]); err != nil {

@@ -114,6 +114,13 @@ func (l *witness) OnEvent(e dataport.Event) {
 	}
 }
 
+// change sets what callbacks read, which may be running.
+func (l *witness) change(set func(*witness)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	set(l)
+}
+
 func (l *witness) stall(on bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
