@@ -36,6 +36,8 @@
 //     (verifyserve.go), their messages (verifywire.go), watch (watch.go): both
 //     sides of a verify; verifyjob.go, verifypace.go, verifyreport.go, checks.go:
 //     what the agent makes of it. scrub.go: rot in the log, found early.
+//   - inspect.go, export.go, demote.go, shadow.go: a log looked at from outside,
+//     and an old primary that becomes a target and keeps what only it had.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
 //     this host, and what the operator sees of it.
 //   - wire.go: the one file that knows package dataport.
@@ -204,5 +206,6 @@
 // what has rotted at a source. The way on from a target that cannot be repaired is
 // promote --force, from before the rot.
 //
-// Not here yet: rejoin after a divergence.
+// Not here yet: rejoin after a divergence by what differs alone; Demote makes
+// the volume one that is compared as a whole.
 package mirror
