@@ -167,6 +167,7 @@ func TestSuspicionIsPatientWithLongWays(t *testing.T) {
 			time.Sleep(5 * time.Second)
 			w.net.Blackhole("target:1", dataporttest.Both)
 			time.Sleep(2 * time.Second)
+			synctest.Wait()
 			for h, c := range w.clients[:2] {
 				for _, e := range c.events {
 					if e.Kind != dataport.PathSuspect {
@@ -200,6 +201,7 @@ func TestHeartbeat(t *testing.T) {
 			}
 		})
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(count) != 2 || count[4] != 40 || count[5] != 40 {
 			t.Errorf("frames by type in a second, both ways: %v", count)
 		}
@@ -209,11 +211,21 @@ func TestHeartbeat(t *testing.T) {
 
 // Dials that are refused come with jittered, growing pauses up to BackoffMax; a path that was up for a while begins anew.
 func TestBackoff(t *testing.T) {
-	var dials []time.Time
+	var mu sync.Mutex
+	var dialled []time.Time
+	since := func() []time.Time { // the last call
+		mu.Lock()
+		defer mu.Unlock()
+		l := dialled
+		dialled = nil
+		return l
+	}
 	inMemory(t, bubbleConfig{paths: 1, node: func(h int, c *dataport.Config) {
 		if dial := c.Dial; h == 0 {
 			c.Dial = func(ctx context.Context, local, remote string) (net.Conn, error) {
-				dials = append(dials, time.Now())
+				mu.Lock()
+				dialled = append(dialled, time.Now())
+				mu.Unlock()
 				return dial(ctx, local, remote)
 			}
 		}
@@ -221,8 +233,10 @@ func TestBackoff(t *testing.T) {
 		for round := range 2 {
 			w.net.Refuse("target:1", true)
 			w.net.Cut("target:1")
-			dials = []time.Time{time.Now()}
+			_, began := since(), time.Now()
 			time.Sleep(time.Minute)
+			synctest.Wait()
+			dials := append([]time.Time{began}, since()...)
 			exact, longest := 0, time.Duration(0)
 			for i := range dials[1:] {
 				gap := dials[i+1].Sub(dials[i])
@@ -245,7 +259,7 @@ func TestBackoff(t *testing.T) {
 				t.Fatalf("round %d: %v", round, w.port.State())
 			}
 		}
-		dials = nil // and who asks for a path by name does not wait
+		since() // and who asks for a path by name does not wait
 		w.net.Refuse("target:1", true)
 		w.net.Cut("target:1")
 		time.Sleep(30 * time.Second)
@@ -255,6 +269,7 @@ func TestBackoff(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
+		dials := since()
 		if d := dials[len(dials)-1]; !d.Equal(asked) {
 			t.Errorf("dialled %v after ResetPath", d.Sub(asked))
 		}

@@ -114,8 +114,9 @@ func claimDaemonEvents(t *testing.T, p *plays) {
 	if got := asTold(portEvents(s.cutEvents), want); !slices.Equal(got, want) {
 		t.Errorf("a path fell silent and came back: told %v, want %v", got, want)
 	}
-	// The process is killed: its kernel resets both connections; nobody listens; the backup answers.
-	want = []string{"PathDown", "PathDown", "TargetUnreachable", "Switching", "PathUp", "Switched", "PathUp"}
+	// The process is killed: its kernel resets both connections; nobody listens. The daemon makes the backup the active target,
+	// and connects to it.
+	want = []string{"PathDown", "PathDown", "TargetUnreachable", "Switching", "Switched", "PathUp", "PathUp"}
 	if got := asTold(portEvents(s.deathEvents), want); !slices.Equal(got, want) {
 		t.Errorf("the target died: told %v, want %v", got, want)
 	}
