@@ -3,6 +3,7 @@ package dataport_test
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -98,20 +99,41 @@ func TestBothPathsAreResetTogether(t *testing.T) {
 	w.source.awaitEvent(t, dataport.PathUp, 4)
 }
 
+// The path that falls silent is suspect, lost, and back again; on a busy machine any path may be suspect for a moment besides.
 func TestPathFallsSilent(t *testing.T) {
+	story := regexp.MustCompile(`^PathUp( PathSuspect PathUp)* PathSuspect PathDown PathUp( PathSuspect PathUp)*( PathSuspect)?$`)
 	for name, way := range map[string]dataporttest.Direction{"both ways": dataporttest.Both, "there": dataporttest.Forward, "back": dataporttest.Backward} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, dataport.Manual)
-			w.bothWays(t, 300, func() { w.paths[0].BlackholeOneWay(way, true) })
-			suspect := w.source.awaitEvent(t, dataport.PathSuspect, 1)
-			down := w.source.awaitEvent(t, dataport.PathDown, 1)
-			if suspect.Path != down.Path || down.Time.Before(suspect.Time) {
-				t.Errorf("suspect %v, down %v", suspect, down)
+			var silent dataport.PathID
+			for _, p := range w.port.Stats().Paths {
+				if p.Remote == w.paths[0].Addr() {
+					silent = p.ID
+				}
 			}
+			count := func(k dataport.EventKind) (n int) { // the recorder's mutex is held
+				for _, e := range w.source.events {
+					if e.Path == silent && e.Kind == k {
+						n++
+					}
+				}
+				return n
+			}
+			ups := 0
+			w.bothWays(t, 300, func() { w.paths[0].BlackholeOneWay(way, true) })
+			w.source.await(t, "the silent path to be lost", func() bool { ups = count(dataport.PathUp); return count(dataport.PathDown) > 0 })
 			w.paths[0].BlackholeOneWay(way, false)
-			w.source.awaitEvent(t, dataport.PathUp, 3)
-			if got := w.source.kinds(); got != "PathUp SessionUp PathUp PathSuspect PathDown PathUp" {
-				t.Errorf("events %s", got)
+			w.source.await(t, "it to come back", func() bool { return count(dataport.PathUp) > ups })
+			w.source.mu.Lock()
+			defer w.source.mu.Unlock()
+			var kinds []string
+			for _, e := range w.source.events {
+				if e.Path == silent {
+					kinds = append(kinds, e.Kind.String())
+				}
+			}
+			if got := strings.Join(kinds, " "); !story.MatchString(got) {
+				t.Errorf("events of the path %s; all:\n%s", got, w.source.list())
 			}
 		})
 	}
