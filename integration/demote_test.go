@@ -27,7 +27,9 @@ func TestDemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	device := []string{"--device", m.path("source", "img"), "--journal", m.path("source", "journal")}
-	demote := func(args ...string) result { return runAgent(t, append(append([]string{"demote"}, device...), args...)...) }
+	demote := func(args ...string) result {
+		return runAgent(t, append(append([]string{"demote"}, device...), args...)...)
+	}
 
 	if r := demote(); r.code != 1 || !strings.Contains(r.stderr, "no other host has fenced") {
 		t.Errorf("a source that nobody has replaced was demoted: %+v", r)

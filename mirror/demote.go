@@ -114,7 +114,7 @@ func nameOf(journalPath string) (string, error) {
 
 // unshared is where the part of the log begins that some follower is not known to have; complete: the log reaches back to there.
 func (v *Volume) unshared() (from journal.LSN, complete bool, err error) {
-	from, complete = v.log.Head(), true
+	from = v.log.Head()
 	followers := v.dirty.followers()
 	if len(followers) == 0 {
 		return v.log.Tail(), false, nil
