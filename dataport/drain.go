@@ -1,7 +1,6 @@
 package dataport
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -188,15 +187,15 @@ func (s *Session) peerGone(on *path, id PathID) {
 // reclaimQueued takes back what waits for p's writer, when another path can have it. What is written stays until it is
 // acknowledged. s.mu is held.
 func (s *Session) reclaimQueued(p *path) {
-	if p.queue.len() == 0 || !slices.ContainsFunc(s.paths, func(q *path) bool { return q != p && q.state == PathActive }) {
+	if p.queue.len() == 0 || !s.otherActive(p) {
 		return
 	}
 	for p.queue.len() > 0 {
 		if f := p.queue.pop(); f.path == p && !f.acked {
-			f.path = nil
+			f.path, f.not = nil, nil
 			s.out.resend = append(s.out.resend, f)
 		}
 	}
 	p.queued = 0
-	slices.SortFunc(s.out.resend, func(a, b *outFrame) int { return cmp.Compare(a.seq, b.seq) })
+	s.sortResend()
 }

@@ -1,6 +1,7 @@
 package dataport
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -26,8 +27,12 @@ const (
 	probeEvery  = 500 * time.Millisecond // a path that is held back gets a copy this often, once it is empty
 )
 
-// offered fills s.ready and s.loads with the paths that may take a frame of n bytes, but for one. s.mu is held.
+// offered fills s.ready and s.loads with the paths that may take a frame of n bytes, but for one, unless no other is
+// left. s.mu is held.
 func (s *Session) offered(n int, but *path) {
+	if but != nil && !s.otherActive(but) {
+		but = nil
+	}
 	s.ready, s.loads, s.probe = s.ready[:0], s.loads[:0], nil
 	best, rate, work := -1.0, 0.0, 0
 	for _, p := range s.paths {
@@ -60,6 +65,11 @@ func (s *Session) offered(n int, but *path) {
 		kept++
 	}
 	s.ready, s.loads = s.ready[:kept], s.loads[:kept]
+}
+
+// otherActive reports whether a path beside p carries data. s.mu is held.
+func (s *Session) otherActive(p *path) bool {
+	return slices.ContainsFunc(s.paths, func(q *path) bool { return q != p && q.state == PathActive })
 }
 
 // backlog is what could be sent now if a path had room.
@@ -161,12 +171,7 @@ func (f *outFrame) arrived() bool {
 }
 
 func (s *Session) sortResend() {
-	slices.SortFunc(s.out.resend, func(a, b *outFrame) int {
-		if a.seq < b.seq {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(s.out.resend, func(a, b *outFrame) int { return cmp.Compare(a.seq, b.seq) })
 }
 
 // interruptAfter is how long a write may hold on to the bytes of messages that the peer has consumed by other paths.
