@@ -32,12 +32,7 @@ by itself, what each other host is doing, and which orders make sense now.`,
 		Example: examples("mirror-agent explain", "mirror-agent explain --json"),
 		Args:    arguments(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := a.client(c)
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			st, err := askStatus(c.Context(), cl)
+			st, err := a.statusNow(c)
 			if err != nil {
 				return err
 			}

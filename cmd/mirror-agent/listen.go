@@ -53,12 +53,7 @@ func newListenList(a *app) *cobra.Command {
 		Example: examples("mirror-agent listen list", "mirror-agent listen list --json"),
 		Args:    arguments(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := a.client(c)
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			st, err := askStatus(c.Context(), cl)
+			st, err := a.statusNow(c)
 			if err != nil {
 				return err
 			}

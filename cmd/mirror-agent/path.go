@@ -38,12 +38,7 @@ func newPathList(a *app) *cobra.Command {
 		Example: examples("mirror-agent path list", "mirror-agent path list --json"),
 		Args:    arguments(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := a.client(c)
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			st, err := askStatus(c.Context(), cl)
+			st, err := a.statusNow(c)
 			if err != nil {
 				return err
 			}

@@ -66,6 +66,16 @@ RPO is the age of the oldest write that is not yet durable on that host.`,
 	return c
 }
 
+// statusNow asks the agent that c's flags name.
+func (a *app) statusNow(c *cobra.Command) (mirror.Status, error) {
+	cl, err := a.client(c)
+	if err != nil {
+		return mirror.Status{}, err
+	}
+	defer cl.Close()
+	return askStatus(c.Context(), cl)
+}
+
 func askStatus(ctx context.Context, cl *control.Client) (mirror.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
