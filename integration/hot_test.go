@@ -10,6 +10,9 @@ import (
 // hotMirror is a source with a target and a hot backup, all in sync.
 func hotMirror(t *testing.T, journal string, args ...string) *testMirror {
 	t.Helper()
+	if journal == "" {
+		journal = "512MiB" // half of it is kept for who comes back: more than the load writes meanwhile on a fast disk
+	}
 	m := newMirror(t, layout{backup: true, journal: journal, sourceArgs: append([]string{"--backups", "hot"}, args...)})
 	m.start()
 	m.source.untilFed("backup")

@@ -256,9 +256,11 @@ func TestHotEach(t *testing.T) {
 	}
 	// A backup that cannot grow keeps all from it.
 	v := fs[1].a.v
+	fs[1].a.feedMu.Lock() // whoever takes messages looks at the device, and whoever applies
 	v.applyMu.Lock()
 	v.dev = plain{v.dev}
 	v.applyMu.Unlock()
+	fs[1].a.feedMu.Unlock()
 	if _, err := source.a.Resize(t.Context(), 4<<20); err == nil || !strings.Contains(err.Error(), ErrTooSmall.Error()) {
 		t.Errorf("resized although a backup cannot: %v", err)
 	}
