@@ -34,6 +34,7 @@ type Agent struct {
 	feedMu sync.Mutex // every receiver's busy
 
 	checks checks // verify and scrub
+	drills drills
 
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
@@ -110,6 +111,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	o, err := openVolumeFiles(ctx, &c)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.removeStaleDrill(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
 	a := &Agent{
 		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
@@ -192,6 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.event("started", "", "secondary, waiting for its source")
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	a.spawn(func() { a.checkpointNowAndThen(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false
@@ -201,6 +206,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
+			a.endDrill(err)
 			a.giveWay()
 		}
 		select {

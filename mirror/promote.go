@@ -18,6 +18,8 @@ type PromoteOptions struct {
 	NBD string `json:"nbd"`
 	// DryRun changes nothing: it says whether the promotion would be refused, and what would be missing.
 	DryRun bool `json:"dry_run"`
+	// At is a point to go back to first, see CheckPoint; empty is the newest.
+	At string `json:"at,omitempty"`
 }
 
 // PromoteResult tells what a promotion did.
@@ -29,6 +31,8 @@ type PromoteResult struct {
 	Seconds    float64 `json:"seconds"` // from the order to the open front
 	DryRun     bool    `json:"dry_run,omitempty"`
 	Missing    Missing `json:"missing"`
+	// GivenUp is what lay behind the point that was asked for.
+	GivenUp *GivenUp `json:"given_up,omitempty"`
 }
 
 // Promote makes this secondary a primary of a new generation, durable before
@@ -63,17 +67,25 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
 	}
 	missing := a.missing(time.Now())
-	if o.DryRun {
-		head := a.v.log.Head()
-		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(head), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing}, nil
+	back, err := a.wayBack(o.At)
+	if err != nil {
+		return PromoteResult{}, err
 	}
+	if o.DryRun {
+		return PromoteResult{
+			Generation: rankString(a.v.Generation()), LSN: back.at.LSN, NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing, GivenUp: back.givenUp,
+		}, nil
+	}
+	a.endDrill(errDrillPromoted)
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
 	sources := a.closeInbound() // no record of the old generation from here on
-	var err error
 	if a.v.damageNow() != nil {
 		err = a.v.giveUpRepair()
+	}
+	if err == nil {
+		err = back.goBack(a)
 	}
 	var g journal.Generation
 	if err == nil {
@@ -104,7 +116,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	}
 	return PromoteResult{
 		Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, NBDTLS: a.front.Stats().TLS, Seconds: time.Since(began).Seconds(),
-		Missing: missing,
+		Missing: missing, GivenUp: back.givenUp,
 	}, nil
 }
 
@@ -116,6 +128,9 @@ func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, e
 	a.mu.Unlock()
 	if fenced != "" {
 		return PromoteResult{}, fmt.Errorf("refused: %s: %w", fenced, ErrFenced)
+	}
+	if o.At != "" {
+		return PromoteResult{}, errors.New("refused: this volume is primary; only a target goes back to a point: stop this agent and promote a target --at")
 	}
 	if serving {
 		return PromoteResult{}, errors.New("refused: this volume is already primary and serves")
