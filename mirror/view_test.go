@@ -241,7 +241,7 @@ func TestView_concurrent(t *testing.T) {
 	for i := range 2 {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(i), 7))
-			for v.log.Tail() < from+5*testJournal && w.why() == nil {
+			for v.log.Tail() < from+3*testJournal && w.why() == nil {
 				if err := write(rng); err != nil {
 					failed <- err
 					return
@@ -255,7 +255,7 @@ func TestView_concurrent(t *testing.T) {
 		})
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(i), 8))
-			for v.log.Tail() < from+5*testJournal && w.why() == nil {
+			for v.log.Tail() < from+3*testJournal && w.why() == nil {
 				off := rng.Int64N(testDevice - 64<<10)
 				p := make([]byte, 1+rng.IntN(64<<10))
 				if _, err := w.ReadAt(p, off); err != nil {
@@ -328,11 +328,15 @@ func TestView_scratchFull(t *testing.T) {
 	}
 }
 
-// slowScratch takes its time for every write.
-type slowScratch struct{ blockdev.Device }
+// slowScratch takes a write only when the ring has filled up.
+type slowScratch struct {
+	blockdev.Device
+	v *Volume
+}
 
 func (s slowScratch) WriteAt(p []byte, off int64) (int, error) {
-	time.Sleep(2 * time.Millisecond)
+	for end := time.Now().Add(20 * time.Second); !s.v.hurried() && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
 	return s.Device.WriteAt(p, off)
 }
 
@@ -344,17 +348,24 @@ func TestView_givesWay(t *testing.T) {
 	if _, err := v.WriteAt(bytes.Repeat([]byte{1}, testDevice), 0); err != nil {
 		t.Fatal(err)
 	}
-	w, err := v.openView(0, noLimit, func(n int64) (blockdev.Device, error) { return slowScratch{blockdev.NewMemory(n, h.power)}, nil })
+	w, err := v.openView(0, noLimit, func(n int64) (blockdev.Device, error) {
+		return slowScratch{blockdev.NewMemory(n, h.power), v}, nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.patience = 10 * time.Millisecond
-	for end := time.Now().Add(30 * time.Second); w.why() == nil; {
-		if time.Now().After(end) {
+	w.patience = 0
+	for i, open := 0, true; open; i++ {
+		if i > 100 {
 			t.Fatal("the view stays in the way")
 		}
 		if _, err := v.WriteAt(bytes.Repeat([]byte{2}, testDevice), 0); err != nil {
 			t.Fatal(err)
+		}
+		select { // why waits for the scratch
+		case <-w.done:
+			open = false
+		default:
 		}
 	}
 	if why := w.why(); !errors.Is(why, errDrillInTheWay) {
