@@ -180,4 +180,3 @@ func (v view) drillLine(st *mirror.DrillStatus) string {
 	return fmt.Sprintf("%d at %s, %s, for %s; scratch %s of %s", st.ID, st.Point, st.NBD, formatSpan(v.now.Sub(st.Started)),
 		formatSize(st.ScratchBytes), formatSize(st.ScratchLimit))
 }
-
