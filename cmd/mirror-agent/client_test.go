@@ -242,7 +242,7 @@ func TestCommands(t *testing.T) {
 		{"drill stop", 0, "drill stop 0", "drill 3 ended after 1 min 30 s; its scratch of 12 MiB is gone"},
 		{"drill status", 0, "", "0.80 s and 4.0 KiB of log before the newest that is known"},
 		{"drill status --json", 0, "", `"scratch_limit_bytes": 21474836480`},
-		{"drill", 2, "", "name what to do: start, status, stop"},
+		{"drill", 2, "", "name what to do: report, run, start, status, stop"},
 		{"promote --at noon", 2, "", `--at: point "noon"`},
 		{"promote --force --at lsn:2048", 0, "promote", "2048 bytes of log after LSN 2048 are given up, 0s up to LSN 4096"},
 		{"scrub", 0, "scrub", "vol0: the log is being scrubbed"},

@@ -19,7 +19,7 @@ func newDrill(a *app) *cobra.Command {
 mirror goes on untouched. What is written goes into a scratch file that is thrown
 away at the end.`,
 	})
-	c.AddCommand(newDrillStart(a), newDrillStop(a), newDrillStatus(a))
+	c.AddCommand(newDrillStart(a), newDrillStop(a), newDrillStatus(a), newDrillRun(a), newDrillReport(a))
 	return c
 }
 
