@@ -84,6 +84,7 @@ type drills struct {
 type drill struct {
 	view   *view
 	status DrillStatus
+	before FrontStats    // what the front had done for earlier ones
 	done   chan struct{} // closed when it has ended and nothing of it is left
 }
 
@@ -144,12 +145,13 @@ func (a *Agent) StartDrill(_ context.Context, o DrillOptions) (DrillStatus, erro
 	if err != nil {
 		return DrillStatus{}, fmt.Errorf("drill: %w", err)
 	}
+	before := a.drills.front.Stats()
 	served, err := a.drills.front.Open(w, a.c.Name, address)
 	if err != nil {
 		w.end(err)
 		return DrillStatus{}, fmt.Errorf("drill: nbd: %w", err)
 	}
-	d := &drill{view: w, done: make(chan struct{}), status: DrillStatus{
+	d := &drill{view: w, before: before, done: make(chan struct{}), status: DrillStatus{
 		Label: o.Label, Running: true, Asked: o.At, Point: p, Started: began, OpenSeconds: time.Since(began).Seconds(),
 		NBD: served, NBDTLS: a.drills.front.Stats().TLS, Export: a.c.Name, SizeBytes: w.size, ScratchLimit: limit,
 	}}
@@ -297,7 +299,7 @@ func (a *Agent) Drill() (DrillStatus, <-chan struct{}, bool) {
 	defer a.drills.mu.Unlock()
 	if d := a.drills.now; d != nil {
 		s := d.status
-		s.ScratchBytes, s.Clients = d.view.used.Load(), a.drills.front.Stats()
+		s.ScratchBytes, s.Clients = d.view.used.Load(), d.clients(a.drills.front.Stats())
 		return s, d.done, true
 	}
 	ended := make(chan struct{})
@@ -306,6 +308,13 @@ func (a *Agent) Drill() (DrillStatus, <-chan struct{}, bool) {
 		return DrillStatus{}, ended, false
 	}
 	return *a.drills.last, ended, true
+}
+
+// clients is what those of this drill have done.
+func (d *drill) clients(s FrontStats) FrontStats {
+	s.Reads, s.Writes, s.Flushes = s.Reads-d.before.Reads, s.Writes-d.before.Writes, s.Flushes-d.before.Flushes
+	s.ReadBytes, s.WrittenBytes = s.ReadBytes-d.before.ReadBytes, s.WrittenBytes-d.before.WrittenBytes
+	return s
 }
 
 // StopDrill ends a drill and throws its scratch away; id 0 is the one that runs.
@@ -346,7 +355,7 @@ func (a *Agent) endDrillIf(d *drill, why error) {
 		return
 	}
 	scratch := d.view.used.Load()
-	clients := a.drills.front.Stats()
+	clients := d.clients(a.drills.front.Stats())
 	d.view.end(why) // the first reason counts
 	a.drills.front.Abort()
 	last := d.status

@@ -17,7 +17,7 @@ import (
 	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 	"mirror-agent/mirror/control"
-	"mirror-agent/mirror/drill"
+	drilling "mirror-agent/mirror/drill"
 )
 
 func newDrillRun(a *app) *cobra.Command {
@@ -76,7 +76,7 @@ func (a *app) drillRun(c *cobra.Command, file, keyFile string, asJSON bool) erro
 	if err != nil {
 		return fmt.Errorf("config %w", err)
 	}
-	dc, err := drill.ParseConfig(text)
+	dc, err := drilling.ParseConfig(text)
 	if err != nil {
 		return fmt.Errorf("config %s: %w", file, err)
 	}
@@ -100,7 +100,7 @@ func (a *app) drillRun(c *cobra.Command, file, keyFile string, asJSON bool) erro
 	if err != nil {
 		return err
 	}
-	n := &drill.Runner{Agent: drillAgent{cl}, Self: self, URI: nbdURI}
+	n := &drilling.Runner{Agent: drillAgent{cl}, Self: self, URI: nbdURI}
 	if !asJSON {
 		n.Tell = a.tellStep
 	}
@@ -117,7 +117,7 @@ func (a *app) drillRun(c *cobra.Command, file, keyFile string, asJSON bool) erro
 	} else {
 		a.printf("%s\n  report %s, and .html to look at, signed by %s\n", r.Summary(), path, dataport.FormatPublicKey(key.Public().(ed25519.PublicKey)))
 	}
-	if err == nil && r.Result != drill.Passed {
+	if err == nil && r.Result != drilling.Passed {
 		return fmt.Errorf("the drill %s: %s", r.Result, r.Reason)
 	}
 	return err
@@ -138,7 +138,7 @@ func (a *app) signingKey(path string) (ed25519.PrivateKey, error) {
 	return key, err
 }
 
-func (a *app) tellStep(s drill.Step) {
+func (a *app) tellStep(s drilling.Step) {
 	how := view{paint: paint(a.colour)}.good("ok")
 	if s.Error != "" {
 		how = view{paint: paint(a.colour)}.bad("failed") + "   " + s.Error
@@ -147,13 +147,13 @@ func (a *app) tellStep(s drill.Step) {
 }
 
 // writeReport writes both files of a report, each whole or not at all.
-func writeReport(r *drill.Report, key ed25519.PrivateKey, dir string) (string, error) {
-	file, err := drill.Encode(r, key)
+func writeReport(r *drilling.Report, key ed25519.PrivateKey, dir string) (string, error) {
+	file, err := drilling.Encode(r, key)
 	if err != nil {
 		return "", err
 	}
 	var page bytes.Buffer
-	if err := drill.WritePage(&page, r, file); err != nil {
+	if err := drilling.WritePage(&page, r, file); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, r.FileName())
@@ -187,7 +187,7 @@ func writeWhole(path string, content []byte) error {
 // drillAgent is the daemon as package drill sees it.
 type drillAgent struct{ *control.Client }
 
-func (d drillAgent) Hold(ctx context.Context, o mirror.DrillOptions) (drill.Hold, error) {
+func (d drillAgent) Hold(ctx context.Context, o mirror.DrillOptions) (drilling.Hold, error) {
 	h, err := d.HoldDrill(ctx, o)
 	if err != nil {
 		return nil, err
@@ -259,19 +259,19 @@ func reportPath(args []string) (string, error) {
 		return "", errors.New("no drill-….json in this directory: name the report's file")
 	}
 	// By their time, which ends the name.
-	return slices.MaxFunc(all, func(x, y string) int { return strings.Compare(stamp(x), stamp(y)) }), nil
+	return slices.MaxFunc(all, func(x, y string) int { return strings.Compare(reportTime(x), reportTime(y)) }), nil
 }
 
-func stamp(name string) string { return name[strings.LastIndex(name, "-")+1:] }
+func reportTime(name string) string { return name[strings.LastIndex(name, "-")+1:] }
 
 func (a *app) drillReport(path string, keys []ed25519.PublicKey, asJSON bool) error {
 	file, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
-	r, key, err := drill.Decode(file)
+	r, key, err := drilling.Decode(file)
 	if err == nil && keys != nil {
-		r, err = drill.Verify(file, keys)
+		r, err = drilling.Verify(file, keys)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
