@@ -170,8 +170,9 @@ func (a *fakeAgent) StopDrill(ctx context.Context, id uint64, why string) (mirro
 	}
 	a.drill.Running, a.drill.Reason = false, why
 	close(a.drilled)
+	ended := a.drill
 	a.mu.Unlock()
-	return a.drill, a.order(ctx, "drill stop %d %s", id, why)
+	return ended, a.order(ctx, "drill stop %d %s", id, why)
 }
 
 func (a *fakeAgent) Drill() (mirror.DrillStatus, <-chan struct{}, bool) {
