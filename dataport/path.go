@@ -493,7 +493,8 @@ func (p *path) read() error {
 	maxMessage := uint32(s.node.conf.MaxMessageBytes)
 	every := min(ackEveryBytes, s.node.conf.ReceiveWindowBytes/4)
 	var h header
-	since := 0
+	since := 0    // bytes since the peer was last told at once
+	owed := false // it was not yet told, nor will be soon, of the last ones
 	for {
 		head, err := r.header()
 		if err != nil {
@@ -525,13 +526,15 @@ func (p *path) read() error {
 		}
 		if h.sequenced() {
 			since += headerBytes + int(h.payload)
+			owed = true
 		}
 		switch {
-		case since == 0 || since < every && r.more():
+		case !owed || since < every && r.more():
 		case since < every:
+			owed = false
 			p.ackSoon()
 		default:
-			since = 0
+			since, owed = 0, false
 			s.mu.Lock()
 			p.ackDue = true
 			s.mu.Unlock()
