@@ -142,7 +142,9 @@ func (b *bench) timeRestart(ctx context.Context) (took, other time.Duration, err
 		return 0, 0, err
 	}
 	stop.Store(true)
-	_ = <-done // its connection is gone
+	if err := <-done; err == nil {
+		return 0, 0, errors.New("the load did not notice the kill")
+	}
 	_ = exec.Command("rm", "-f", m.source.nbd).Run()
 	began := time.Now()
 	if err := m.run(ctx, m.source); err != nil {
