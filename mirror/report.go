@@ -226,7 +226,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths = append(fs.Paths, a.transport.paths(i)...)
+		fs.Paths, fs.Port = append(fs.Paths, a.transport.paths(i)...), a.transport.state(i)
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)

@@ -25,6 +25,7 @@ type settings struct {
 	peerKeys  []string
 	backups   backupKind   // of the backups that do not say
 	kinds     []backupKind // of each backup, "" where it does not say
+	metrics   string       // HOST:PORT, "" for none
 	nbdTLS    nbdTLSFiles
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
@@ -77,6 +78,7 @@ var keys = []key{
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
+	{"metrics", "`HOST:PORT` where Prometheus scrapes /metrics, without a host at loopback (default none)", stringFlag, parsed(parseMetrics, func(s *settings) *string { return &s.metrics })},
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
 	{"insecure", "plain TCP without keys, NBD off loopback without TLS, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},
