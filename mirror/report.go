@@ -203,6 +203,7 @@ func (a *Agent) Status() Status {
 	}
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
 

@@ -30,10 +30,14 @@ func WordsFor(subject, state string) (Words, bool) {
 // StatesOf lists the states of a subject, sorted.
 func StatesOf(subject string) []string { return slices.Sorted(maps.Keys(words[subject])) }
 
+// passing are the states of a mirror that end by themselves soon, or there is an alarm: handover-stuck.
+var passing = map[string]bool{"starting": true}
+
 // alarmNames are all that an alarm may have.
 var alarmNames = []string{
 	"degraded", "fenced", "failed", stateDamaged, stateDeviceFull, stateDeviceError, stateResyncHeld,
 	"log-full", "log-held", "log-rot", "path-down", "redundancy-reduced", "target-device-error", "target-device-full", "verify-differs",
+	"applier-stuck", "catch-up-stuck", "connecting-long", "handover-stuck", "resync-stuck", "verify-stuck", "writers-wait",
 }
 
 // AlarmNames lists the names that an alarm may have, sorted.

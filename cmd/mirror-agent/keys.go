@@ -77,6 +77,7 @@ var keys = []key{
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
+	duration("watchdog", "`TIME` for which a resync, a catch-up, the applier and the like may stand still before there is an alarm; 0: none", func(s *settings) *time.Duration { return &s.config.Watchdog }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
 	{"metrics", "`HOST:PORT` where Prometheus scrapes /metrics, without a host at loopback (default none)", stringFlag, parsed(parseMetrics, func(s *settings) *string { return &s.metrics })},
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
