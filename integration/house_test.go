@@ -36,6 +36,7 @@ var rooms = map[string][]string{
 	"dataport/dataporttest":   {"dataport"},
 	"mirror":                  {"journal", "blockdev", "dataport", "histogram"},
 	"mirror/control":          {"mirror", "histogram"},
+	"mirror/hook":             {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
 	"scripts/bench":           {"blockdev", "blockdev/nbd", "dataport"}, // serves one itself, and carries messages, to be measured
