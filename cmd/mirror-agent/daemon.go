@@ -196,8 +196,10 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	ended := takeKeysAgain(log, agent, again)
 	defer ended()
 	endMetrics := serveMetrics(metrics, agent, log)
+	endHooks := runHooks(agent, &s, log)
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
+	endHooks()
 	front.Abort() // closed by the agent already, unless it failed
 
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), controlShutdownTimeout)
