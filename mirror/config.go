@@ -103,6 +103,8 @@ type Config struct {
 
 	// NodeName is shown to the peers; empty means the host's name.
 	NodeName string
+	// Version of the program, told to the peers for their operators.
+	Version string
 	// Key is this node's identity; nil is possible with Insecure only.
 	Key ed25519.PrivateKey
 	// Peers are the public keys that may connect and be connected to.

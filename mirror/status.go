@@ -25,6 +25,7 @@ type Status struct {
 	Generation   string           `json:"generation"`
 	Node         string           `json:"node"`
 	Key          string           `json:"key,omitempty"`
+	Version      string           `json:"version,omitempty"` // of this agent
 	Listen       []string         `json:"listen"`
 	Announced    []string         `json:"announced"` // where the other hosts are told to find this one
 	Device       DeviceStatus     `json:"device"`
@@ -112,12 +113,13 @@ func (l *LogStatus) fill(s *VolumeStats) {
 
 // SourceStatus is what a secondary knows of the primary that feeds it.
 type SourceStatus struct {
-	Peer       string    `json:"peer"`
-	Connected  bool      `json:"connected"`
-	LastSeen   time.Time `json:"last_seen"`
-	Received   uint64    `json:"received"`
-	Durable    uint64    `json:"durable"`
-	SourceHead uint64    `json:"source_head"`
+	Peer       string      `json:"peer"`
+	Host       *HostStatus `json:"host,omitempty"`
+	Connected  bool        `json:"connected"`
+	LastSeen   time.Time   `json:"last_seen"`
+	Received   uint64      `json:"received"`
+	Durable    uint64      `json:"durable"`
+	SourceHead uint64      `json:"source_head"`
 	// Active: this host is the active target, whose word counts for the mode. Told, as Members are, about once a second.
 	Active  bool           `json:"active"`
 	Members []MemberStatus `json:"members,omitempty"`
@@ -148,6 +150,7 @@ type FollowerStatus struct {
 	RPOSeconds float64      `json:"rpo_seconds"`
 	DirtyBytes int64        `json:"dirty_bytes"`
 	Port       string       `json:"port,omitempty"`    // of the connection; "" when there is none
+	Host       *HostStatus  `json:"host,omitempty"`    // nil before the first handshake of this session
 	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`

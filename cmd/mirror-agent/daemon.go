@@ -150,6 +150,7 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		return err
 	}
 	log := newLogger(a, &s)
+	s.config.Version = readVersion().Version
 	s.config.Log = log // the agent adds the mirror's name by itself
 	log = log.With().Str("mirror", s.config.Name).Logger()
 	// The socket comes first: it tells a second agent of the same name apart
