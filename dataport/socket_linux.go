@@ -1,7 +1,11 @@
 package dataport
 
 import (
+	"errors"
+	"io"
 	"net"
+	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,4 +58,51 @@ func socketMTU(c *net.TCPConn, v6 bool) (mtu int) {
 		}
 	})
 	return mtu
+}
+
+// vectorReader is readv on a connection, within its read deadline. One goroutine uses it.
+type vectorReader struct {
+	raw  syscall.RawConn
+	iov  [2][]byte
+	call func(fd uintptr) bool // tries once
+	n    int
+	err  error
+}
+
+// newVectorReader returns nil when c is no TCP connection.
+func newVectorReader(c net.Conn) *vectorReader {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	v := &vectorReader{raw: raw}
+	v.call = func(fd uintptr) bool {
+		for {
+			v.n, v.err = unix.Readv(int(fd), v.iov[:])
+			if !errors.Is(v.err, unix.EINTR) {
+				return !errors.Is(v.err, unix.EAGAIN)
+			}
+		}
+	}
+	return v
+}
+
+// read fills first and then second with what there is, at least one byte.
+func (v *vectorReader) read(first, second []byte) (int, error) {
+	v.iov = [2][]byte{first, second}
+	err := v.raw.Read(v.call)
+	v.iov = [2][]byte{}
+	switch {
+	case err != nil:
+		return 0, err
+	case v.err != nil:
+		return 0, os.NewSyscallError("readv", v.err)
+	case v.n == 0:
+		return 0, io.EOF
+	}
+	return v.n, nil
 }

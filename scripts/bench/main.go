@@ -43,7 +43,7 @@ func main() {
 	flag.StringVar(&o.journal, "journal", "256MiB", "journal of the agents")
 	flag.StringVar(&o.dir, "dir", ".", "where the files go: the disk that is measured")
 	flag.IntVar(&o.frontRounds, "front-rounds", 7, "turns of the NBD servers by themselves")
-	flag.StringVar(&o.frontMatch, "match", "", "front and volume: only what is like this `REGEXP`, matched with LOAD/TRANSPORT/SERVER or LOAD/SERVER")
+	flag.StringVar(&o.frontMatch, "match", "", "front, volume and port: only what is like this `REGEXP`, matched with LOAD/TRANSPORT/SERVER, LOAD/SERVER or LOAD")
 	flag.DurationVar(&o.frontTime, "front-time", time.Second, "length of each of their runs")
 	flag.IntVar(&o.volumeRounds, "volume-rounds", 5, "turns of log and volume")
 	flag.DurationVar(&o.volumeTime, "volume-time", 3*time.Second, "length of each of their runs")
