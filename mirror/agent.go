@@ -45,6 +45,7 @@ type Agent struct {
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
+	pulse   atomic.Pointer[Pulse] // written by Run's loop only
 
 	mu         sync.Mutex // guards all below
 	uuid       string
@@ -198,6 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for {
 		a.noteState()
 		a.goOn()
+		a.beat()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)

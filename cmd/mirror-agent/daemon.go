@@ -187,6 +187,7 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	}()
 	ended := takeKeysAgain(log, agent, again)
 	defer ended()
+	defer supervised(ctx, log, agent.Pulse)()
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
 	front.Abort() // closed by the agent already, unless it failed

@@ -52,7 +52,7 @@ var keys = []key{
 	text("node", "this host's `NAME` as the other hosts show it (default the host's name)", func(s *settings) *string { return &s.config.NodeName }),
 	size("size", "`SIZE` of the device, like 64GiB (default what the device has)", func(s *settings) *int64 { return &s.config.Size }),
 	{"adopt", "a target takes a device that holds data and overwrites it where it differs", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Adopt })},
-	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT, off loopback with TLS; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
+	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT, off loopback with TLS, or systemd:NAME, a socket of a .socket unit; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
 	text(certSetting, "PEM `FILE` of the NBD server's certificate and chain: TCP clients must use TLS, at a unix socket they may; read again when it changes", func(s *settings) *string { return &s.nbdTLS.cert }),
 	text(keySetting, "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.nbdTLS.key }),
 	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
@@ -288,8 +288,11 @@ func parseNBD(w string) (string, error) {
 	if path, ok := strings.CutPrefix(w, "unix:"); ok && path != "" {
 		return w, nil
 	}
+	if strings.HasPrefix(w, "systemd:") {
+		return w, nil
+	}
 	if err := hostPort(w); err != nil {
-		return "", fmt.Errorf("address %q: give unix:PATH or HOST:PORT", w)
+		return "", fmt.Errorf("address %q: give unix:PATH, HOST:PORT or systemd:NAME", w)
 	}
 	return w, nil
 }
