@@ -18,6 +18,7 @@ packages=(
 	busybox-static cpio kmod
 	fio
 	e2fsprogs xfsprogs btrfs-progs fuse3
+	systemd dpkg           # units under a real systemd; packages
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
 	shellcheck
