@@ -35,6 +35,7 @@ var rooms = map[string][]string{
 	"dataport/dataporttest":   {"dataport"},
 	"mirror":                  {"journal", "blockdev", "dataport"},
 	"mirror/control":          {"mirror"},
+	"mirror/control/page":     {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
 	"scripts/bench":           {"blockdev", "blockdev/nbd", "dataport"}, // serves one itself, and carries messages, to be measured

@@ -147,7 +147,7 @@ func TestPackageLife(t *testing.T) {
 		t.Errorf("systemd-analyze verify: %s", out)
 	}
 	m.run("systemd-analyze", "security", "--threshold=20", "--no-pager", "mirror-agent@vol0.service")
-	m.sh("mkdir -p /run/systemd/system/mirror-agent@.service.d && printf '[Service]\nWatchdogSec=2\nRestartSec=1\n' >/run/systemd/system/mirror-agent@.service.d/quick.conf && systemctl daemon-reload")
+	m.sh("mkdir -p /run/systemd/system/mirror-agent@.service.d && printf '[Service]\nWatchdogSec=2\nTimeoutAbortSec=2\nRestartSec=1\n' >/run/systemd/system/mirror-agent@.service.d/quick.conf && systemctl daemon-reload")
 
 	m.run("systemctl", "enable", "--now", "mirror-agent@spare", "mirror-agent@vol0.socket")
 	checkEqual(t, "the source before any client", m.shown("mirror-agent@vol0", "ActiveState"), "inactive")

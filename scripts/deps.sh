@@ -22,6 +22,7 @@ packages=(
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
 	shellcheck
+	chromium fonts-dejavu-core # the page, in a browser
 )
 
 if [[ ${1:-} == --list ]]; then

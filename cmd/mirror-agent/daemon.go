@@ -73,6 +73,9 @@ func (a *app) complete(s *settings, l *loader) error {
 	if err := a.secureFront(s); err != nil {
 		return err
 	}
+	if err := s.page.complete(a.now); err != nil {
+		return err
+	}
 	return a.loadKeys(s)
 }
 
@@ -161,10 +164,18 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	if t := s.front.tls; t != nil {
 		t.warn(log)
 	}
+	pageSocket, err := s.page.listen(log)
+	if err != nil {
+		socket.Close()
+		return err
+	}
 	front := newFront(log, s.front)
 	agent, err := mirror.Open(ctx, s.config, front)
 	if err != nil {
 		socket.Close()
+		if pageSocket != nil {
+			pageSocket.Close()
+		}
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			log.Info().Msg("ended while the journal was being made; nothing was left behind")
 			return nil
@@ -188,6 +199,8 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	ended := takeKeysAgain(log, agent, again)
 	defer ended()
 	defer supervised(ctx, log, agent.Pulse)()
+	closePage := s.page.serve(log, agent, pageSocket)
+	defer closePage()
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
 	front.Abort() // closed by the agent already, unless it failed

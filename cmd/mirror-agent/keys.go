@@ -26,6 +26,7 @@ type settings struct {
 	backups   backupKind   // of the backups that do not say
 	kinds     []backupKind // of each backup, "" where it does not say
 	nbdTLS    nbdTLSFiles
+	page      pageSettings
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
 	logFormat string
@@ -77,6 +78,12 @@ var keys = []key{
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
+	{"http", "`HOST:PORT` to show the mirror's page at, for browsers; off loopback with TLS, and a token or clients' certificates", stringFlag, parsed(parseHTTP, func(s *settings) *string { return &s.page.address })},
+	text("http-token", "`FILE` with the word that lets a browser in, 20 characters or more (openssl rand -hex 16), for nobody else to read", func(s *settings) *string { return &s.page.token }),
+	text("http-tls-cert", "PEM `FILE` of the page's certificate and chain", func(s *settings) *string { return &s.page.tls.cert }),
+	text("http-tls-key", "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.page.tls.key }),
+	text("http-tls-ca", "PEM `FILE` of the authority of the browsers' certificates; none comes in without one then", func(s *settings) *string { return &s.page.tls.ca }),
+	{"http-control", "the page may also give orders: switch, promote, verify, suspend; needs --http-token or --http-tls-ca", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.page.control })},
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
 	{"insecure", "plain TCP without keys, NBD off loopback without TLS, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},

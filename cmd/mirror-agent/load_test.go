@@ -94,7 +94,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	c.ActivePaths = 1
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
-	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
+	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca", false}
 	want.logLevel, want.logFormat = 0, "json"
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
