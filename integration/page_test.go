@@ -22,11 +22,19 @@ func newBrowser(t *testing.T) context.Context {
 	t.Helper()
 	needTools(t, "chromium")
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"), chromedp.NoSandbox,
-		chromedp.UserDataDir(t.TempDir()), chromedp.WSURLReadTimeout(time.Minute))
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
+		chromedp.UserDataDir(shortDir(t)), chromedp.WSURLReadTimeout(time.Minute))
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if err := chromedp.Cancel(ctx); err != nil { // waits for its end
+			t.Log("end of the browser:", err)
+		}
+		cancel()
+	})
+	if err := chromedp.Run(ctx); err != nil { // the browser lives as long as the context of this first call
+		t.Fatal(err)
+	}
 	return ctx
 }
 
