@@ -1,6 +1,8 @@
 package page
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -123,6 +125,41 @@ func TestSessionsEnd(t *testing.T) {
 	now = now.Add(-time.Hour)
 	d.key[0]++
 	knows("of another run", false)
+}
+
+// TestDoorWithCertificates: a client's certificate that was checked lets in, and where a token is asked for too, both are needed.
+func TestDoorWithCertificates(t *testing.T) {
+	checked := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{Raw: []byte("a client")}}}, PeerCertificates: []*x509.Certificate{{Raw: []byte("a client")}}}
+	other := &tls.ConnectionState{VerifiedChains: checked.VerifiedChains, PeerCertificates: []*x509.Certificate{{Raw: []byte("another")}}}
+	o := Options{Certificates: true, Control: true}
+	if err := o.Validate(); err != nil {
+		t.Error(err)
+	}
+	d := newDoor(&o)
+	for _, tt := range []struct {
+		name string
+		tls  *tls.ConnectionState
+		want bool
+	}{{"without TLS", nil, false}, {"without a certificate", &tls.ConnectionState{}, false}, {"with one", checked, true}} {
+		if got := d.knows(&http.Request{TLS: tt.tls, Header: http.Header{}}); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+	withToken(&o)
+	if newDoor(&o).knows(&http.Request{TLS: checked, Header: http.Header{}}) {
+		t.Error("let in without the token")
+	}
+
+	page, err := d.pageToken(&http.Request{TLS: checked})
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := func(state *tls.ConnectionState, origin string) bool {
+		return d.ours(&http.Request{TLS: state, Host: "nyc1:7480", Header: http.Header{"Origin": {origin}, pageTokenKey: {page}}})
+	}
+	if !order(checked, "https://nyc1:7480") || order(checked, "http://nyc1:7480") || order(checked, "null") || order(other, "https://nyc1:7480") {
+		t.Error("orders of the wrong page, or not of the right one")
+	}
 }
 
 func TestOrders(t *testing.T) {

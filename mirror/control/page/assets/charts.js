@@ -11,9 +11,11 @@ function nice(v, binary) {
   return base * (binary ? [1, 1.5, 2] : [1, 2, 5, 10]).find((m) => m * base >= v);
 }
 
-// chart draws series [{name, points: [[ms, value], …]}] of a quarter of an hour that ends now.
+// chart draws series [{name, points: [[ms, value], …]}] of the last minutes, as many as there are, up to a quarter of an hour.
 export function chart(series, now, width, words, label, least, binary) {
-  const height = 170, left = 62, bottom = 24, top = 10, span = 15 * 60 * 1000;
+  const height = 170, left = 62, bottom = 24, top = 10;
+  const oldest = Math.min(now, ...series.map((s) => (s.points.length ? s.points[0][0] : now)));
+  const minutes = [2, 5, 15].find((m) => now - oldest <= m * 60000) || 15, span = minutes * 60000;
   const most = nice(Math.max(least, ...series.flatMap((s) => s.points.map((p) => p[1]))), binary);
   const x = (t) => left + (width - left - 8) * (1 - (now - t) / span);
   const y = (v) => top + (height - top - bottom) * (1 - v / most);
@@ -22,9 +24,9 @@ export function chart(series, now, width, words, label, least, binary) {
     marks.push(svg("line", { class: part === 0 ? "axis" : "grid", x1: left, x2: width - 8, y1: y(most * part), y2: y(most * part) }),
       svg("text", { class: "quiet", x: left - 8, y: y(most * part) + 4, "text-anchor": "end" }, words(most * part)));
   }
-  for (const minutes of [15, 10, 5, 0]) {
-    marks.push(svg("text", { class: "quiet", x: x(now - minutes * 60000), y: height - 6, "text-anchor": minutes === 0 ? "end" : minutes === 15 ? "start" : "middle" },
-      minutes === 0 ? clock(now) : "−" + minutes + " min"));
+  for (const part of width < 420 ? [1, 0] : [1, 0.5, 0]) {
+    marks.push(svg("text", { class: "quiet", x: x(now - part * span), y: height - 6, "text-anchor": part === 0 ? "end" : part === 1 ? "start" : "middle" },
+      part === 0 ? clock(now) : "−" + part * minutes + " min"));
   }
   series.forEach((s, i) => {
     let d = "", last = 0;

@@ -16,6 +16,9 @@ function rates(p) {
 }
 
 function remember(fresh) {
+  const st = fresh.status;
+  st.alarms ||= [];
+  st.followers ||= [];
   const all = (v) => new Map([...(v.status.followers || []).flatMap((f) => f.paths), ...((v.status.source || {}).paths || [])].map((p) => [p.local + ">" + p.remote, p.bytes_sent + p.bytes_received]));
   const gap = view ? (Date.parse(fresh.now) - Date.parse(view.now)) / 1000 : 0;
   if (gap > 0.4) before = { paths: all(view), seconds: gap };
@@ -111,7 +114,7 @@ function showDevice(s) {
     ["Writes", `${count(n.writes)}, ${bytes(n.written_bytes)}`],
     ["Reads", `${count(n.reads)}, ${bytes(n.read_bytes)}`],
     ["Flushes", count(n.flushes)],
-    s.network && s.network.bandwidth ? ["Bandwidth", s.network.bandwidth] : null,
+    s.network && s.network.bandwidth && s.network.bandwidth !== "none" ? ["Bandwidth", s.network.bandwidth] : null,
     v ? ["Verify", `${v.state}${v.total_bytes > 0 ? `, ${bytes(v.done_bytes)} of ${bytes(v.total_bytes)}` : ""}, ${v.different_bytes > 0 ? bytes(v.different_bytes) + " differ" : "no difference"}`] : ["Verify", "none yet"],
   ]);
 }
@@ -124,7 +127,7 @@ function showCheckpoints() {
 
 function addEvent(e) {
   const list = get("events");
-  list.prepend(html("li", {}, html("time", { datetime: e.time }, clock(e.time)), html("b", {}, e.kind), html("span", {}, (e.target && !e.text.includes(e.target) ? e.target + ": " : "") + e.text)));
+  list.prepend(html("li", {}, html("time", { datetime: e.time }, clock(e.time)), html("b", {}, e.kind), html("span", {}, (e.target && !e.text.includes(e.target) ? e.target + (e.path ? ", path " + e.path : "") + ": " : "") + e.text)));
   while (list.childElementCount > keptEvents) list.lastElementChild.remove();
   if (e.kind.includes("checkpoint")) askCheckpoints();
 }

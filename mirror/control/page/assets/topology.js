@@ -53,7 +53,7 @@ function box(host, x, y, width) {
   };
 }
 
-const words = (p, share, rate) => p.state + "  " + rtt(p.rtt_us) + (p.state === "active" ? "  " + bytes(rate) + "/s  " + Math.round(share * 100) + " %" : "");
+const words = (p, share, rate) => "path " + p.id + "  " + p.state + "  " + rtt(p.rtt_us) + (p.state === "active" ? "  " + bytes(rate) + "/s  " + Math.round(share * 100) + " %" : "");
 
 function line(p, share, rate, x1, y1, x2, y2, text) {
   const kind = level(p.state);
@@ -61,7 +61,7 @@ function line(p, share, rate, x1, y1, x2, y2, text) {
   return [
     svg("path", { class: "path " + kind, d, "stroke-width": kind === "good" ? (2 + 8 * share).toFixed(1) : 2.5 }),
     kind === "good" && p.state === "active" && rate > 0 ? svg("path", { class: "flow", d }) : null,
-    svg("text", { class: kind === "good" ? "quiet" : kind, x: text.x, y: text.y, "text-anchor": text.anchor || "middle" }, (p.state === "active" ? "" : "") + words(p, share, rate)),
+    svg("text", { class: kind === "good" ? "quiet" : kind, x: text.x, y: text.y, "text-anchor": text.anchor || "middle" }, words(p, share, rate)),
   ];
 }
 
