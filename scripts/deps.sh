@@ -23,6 +23,7 @@ packages=(
 	iproute2 nftables procps
 	shellcheck
 	chromium fonts-dejavu-core # the page, in a browser
+	prometheus             # promtool: rules and metrics of scripts/monitoring
 )
 
 if [[ ${1:-} == --list ]]; then

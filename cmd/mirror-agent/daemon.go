@@ -153,6 +153,7 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		return err
 	}
 	log := newLogger(a, &s)
+	s.config.Version = readVersion().Version
 	s.config.Log = log // the agent adds the mirror's name by itself
 	log = log.With().Str("mirror", s.config.Name).Logger()
 	// The socket comes first: it tells a second agent of the same name apart
@@ -161,12 +162,20 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	if err != nil {
 		return err
 	}
+	metrics, err := listenMetrics(s.metrics)
+	if err != nil {
+		socket.Close()
+		return err
+	}
 	if t := s.front.tls; t != nil {
 		t.warn(log)
 	}
 	pageSocket, err := s.page.listen(log)
 	if err != nil {
 		socket.Close()
+		if metrics != nil {
+			metrics.Close()
+		}
 		return err
 	}
 	front := newFront(log, s.front)
@@ -175,6 +184,9 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		socket.Close()
 		if pageSocket != nil {
 			pageSocket.Close()
+		}
+		if metrics != nil {
+			metrics.Close()
 		}
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			log.Info().Msg("ended while the journal was being made; nothing was left behind")
@@ -201,12 +213,16 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	defer supervised(ctx, log, agent.Pulse)()
 	closePage := s.page.serve(log, agent, pageSocket)
 	defer closePage()
+	endMetrics := serveMetrics(metrics, agent, log)
+	endHooks := runHooks(agent, &s, log)
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
+	endHooks()
 	front.Abort() // closed by the agent already, unless it failed
 
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), controlShutdownTimeout)
 	defer stop()
+	endMetrics(end)
 	if err := server.Shutdown(end); err != nil {
 		log.Debug().Err(err).Msg("control clients were cut off")
 	}
