@@ -11,13 +11,14 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
 
 const pageToken = "a-token-of-the-test-0123456789"
 
-// newBrowser starts a headless Chromium; what the page logs as an error is one of the test.
+// newBrowser starts a headless Chromium. What a page throws, and what its policy forbids it, is an error of the test.
 func newBrowser(t *testing.T) context.Context {
 	t.Helper()
 	needTools(t, "chromium")
@@ -25,7 +26,17 @@ func newBrowser(t *testing.T) context.Context {
 		chromedp.UserDataDir(shortDir(t)), chromedp.WSURLReadTimeout(time.Minute))
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
+	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf)) // it does not know all events of this Chromium
+	chromedp.ListenTarget(ctx, func(event any) {
+		switch e := event.(type) {
+		case *runtime.EventExceptionThrown:
+			t.Errorf("the page threw: %s", e.ExceptionDetails.Error())
+		case *log.EventEntryAdded:
+			if e.Entry.Source == log.SourceSecurity {
+				t.Errorf("the page met its policy: %s", e.Entry.Text)
+			}
+		}
+	})
 	t.Cleanup(func() {
 		if err := chromedp.Cancel(ctx); err != nil { // waits for its end
 			t.Log("end of the browser:", err)
@@ -184,7 +195,11 @@ func TestPage(t *testing.T) {
 	m.source.stop()
 	shown(t, browser, "no answer", `!document.querySelector("#stale").hidden`)
 	m.source.start()
-	shown(t, browser, "sign in again: sessions end with the agent", `document.querySelector("#token") !== null || document.querySelector("#link").textContent === "live"`)
+	do(t, browser, "sign in again: sessions end with the agent", chromedp.WaitVisible("#token"))
+}
+
+type axValue struct {
+	Value any `json:"value"`
 }
 
 // checkNames: whatever can be operated or stands for something has a name for who does not see it.
@@ -193,9 +208,10 @@ func checkNames(t *testing.T, browser context.Context) {
 	// Decoded here: the library's types know fewer words than this Chromium.
 	var tree struct {
 		Nodes []struct {
-			Ignored    bool
-			Role, Name struct{ Value any }
-		}
+			Ignored bool    `json:"ignored"`
+			Role    axValue `json:"role"`
+			Name    axValue `json:"name"`
+		} `json:"nodes"`
 	}
 	do(t, browser, "the accessibility tree", chromedp.ActionFunc(func(ctx context.Context) error {
 		return cdp.Execute(ctx, "Accessibility.getFullAXTree", nil, &tree)

@@ -179,8 +179,9 @@ func TestOrders(t *testing.T) {
 		says, given       string
 	}{
 		{"the page", "switch", `{"to":"10.1.0.9:7400"}`, []string{cookie, asJSON, own, token}, 200, "", "switch 10.1.0.9:7400"},
-		{"a dry run", "promote", `{"dry_run":true}`, []string{cookie, asJSON, own, token}, 200, `"dry_run":true`, "promote false true"},
-		{"promote", "promote", `{}`, []string{cookie, asJSON, own, token}, 200, "", "promote false false"},
+		{"a dry run", "promote", `{"dry_run":true}`, []string{cookie, asJSON, own, token}, 200, `"dry_run":true`, "promote false true false"},
+		{"promote", "promote", `{}`, []string{cookie, asJSON, own, token}, 200, "", "promote false false false"},
+		{"take over", "take-over", `{}`, []string{cookie, asJSON, own, token}, 200, "", "promote false false true"},
 		{"verify", "verify", `{}`, []string{cookie, asJSON, own, token}, 200, "", "verify"},
 		{"stop it", "verify-stop", ``, []string{cookie, asJSON, own, token}, 200, "", "verify-stop"},
 		{"suspend", "suspend", `{}`, []string{cookie, asJSON, own, token}, 200, "", "suspend"},

@@ -75,7 +75,7 @@ func (a *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 }
 func (a *fakeAgent) Switch(_ context.Context, to string) error { return a.order("switch %s", to) }
 func (a *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
-	return mirror.PromoteResult{DryRun: o.DryRun}, a.order("promote %t %t", o.Force, o.DryRun)
+	return mirror.PromoteResult{DryRun: o.DryRun}, a.order("promote %t %t %t", o.Force, o.DryRun, o.Planned)
 }
 
 func (a *fakeAgent) Verify(context.Context, mirror.VerifyOptions) (mirror.VerifyReport, error) {

@@ -41,7 +41,7 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request) {
 	}
 	name := r.PathValue("name")
 	limit := commandTimeout
-	if name == "promote" {
+	if name == "promote" || name == "take-over" {
 		limit = promoteTimeout
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(promoteTimeout + s.options.WriteTimeout))
 	}
@@ -71,6 +71,8 @@ func (s *Server) give(ctx context.Context, name string, q *orderRequest) (v any,
 		err = s.agent.Switch(ctx, q.To)
 	case "promote":
 		v, err = s.agent.Promote(ctx, mirror.PromoteOptions{Force: q.Force, DryRun: q.DryRun})
+	case "take-over":
+		v, err = s.agent.Promote(ctx, mirror.PromoteOptions{Planned: true})
 	case "verify":
 		v, err = s.agent.Verify(ctx, mirror.VerifyOptions{})
 	case "verify-stop":

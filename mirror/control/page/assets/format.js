@@ -25,7 +25,7 @@ export const day = (t) => { const d = new Date(t); return d.toLocaleDateString("
 
 const stateLevels = {
   "in sync": "good", streaming: "good", active: "good", standby: "good",  left: "warn", empty: "warn",
-  standalone: "none", idle: "none", reserved: "none", draining: "none", starting: "warn", suspended: "warn", resync: "warn", "catch-up": "warn",
+  standalone: "none", idle: "none", reserved: "warn", draining: "none", starting: "warn", suspended: "warn", resync: "warn", "catch-up": "warn",
   connecting: "warn", handshake: "warn", suspect: "warn", "resync held": "warn", "device full": "bad", "device error": "bad", waiting: "warn",
   degraded: "bad", failed: "bad", fenced: "bad", damaged: "bad", down: "bad", refused: "bad", backoff: "bad", dialing: "warn", authenticating: "warn",
 };

@@ -23,6 +23,12 @@ const orders = {
     },
     body: (to) => ({ to }),
   },
+  "take-over": {
+    label: "Take over…", title: "Take the lead over from the source, which lives", yes: "Take over",
+    there: () => status.role === "secondary" && Boolean(status.source && status.source.connected),
+    text: () => ["The source closes its device, hands over all that it has, and becomes a target of this host. Nothing is lost and nothing is copied.", "Applications have to connect here then. When the source cannot hand over in time, it opens its device again and stays the primary."],
+    body: () => ({}),
+  },
   promote: {
     label: "Promote…", title: "Make this host the primary", yes: "Promote", there: () => status.role === "secondary",
     sure: "I have made sure that the old source is down, or that nothing uses it.",
