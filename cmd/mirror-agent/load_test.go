@@ -54,6 +54,7 @@ journal: /log/vol0
 journal-size: 1G
 retain-time: 10m
 retain-size: 256MiB
+checkpoint-every: 15m
 scrub-every: 6h
 control: /run/c.sock
 key: /k
@@ -90,6 +91,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
+	c.CheckpointEvery = 15 * time.Minute
 	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	c.ActivePaths = 1
