@@ -50,23 +50,23 @@ type Agent struct {
 
 	hangUpDue atomic.Bool // the connections of a lead that is over are still there
 
-	mu         sync.Mutex // guards all below
-	uuid       string
-	promise    *promise    // nil on a secondary
-	followers  []*follower // in the order of the list; while this volume leads it only grows
-	current    int         // the active one
-	serving    bool
-	nbd        string
-	fenced     string // why, when fenced
-	suspended  bool
-	promoting  bool   // no source may feed this volume now
-	starting   string // why the front is not open yet
-	startError error
-	held       resyncHold          // why no resync is taken now
-	handing     *handing  // the handover under way
-	lastHanding *handing  // the one before
-	yielded     time.Time // when the lead was left to another host that asked for it
-	offered     string    // a host that has handed over, and says that it is not fed
+	mu          sync.Mutex // guards all below
+	uuid        string
+	promise     *promise    // nil on a secondary
+	followers   []*follower // in the order of the list; while this volume leads it only grows
+	current     int         // the active one
+	serving     bool
+	nbd         string
+	fenced      string // why, when fenced
+	suspended   bool
+	promoting   bool   // no source may feed this volume now
+	starting    string // why the front is not open yet
+	startError  error
+	held        resyncHold // why no resync is taken now
+	handing     *handing   // the handover under way
+	lastHanding *handing   // the one before
+	yielded     time.Time  // when the lead was left to another host that asked for it
+	offered     string     // a host that has handed over, and says that it is not fed
 
 	calling map[uint64]bool // sessions over which this host asks to be fed
 	called  followReply     // the last answer to that
@@ -77,13 +77,13 @@ type Agent struct {
 	lastPort   int          // of a candidate
 	leading    time.Time    // since when this volume leads
 
-	receivers  map[uint64]*inbound // by session
-	inbound    *inbound            // the one that feeds this volume
-	source     heard               // who fed it last
-	state      stateReport
-	tasks      context.Context
-	stopTasks  context.CancelFunc
-	closed     bool
+	receivers map[uint64]*inbound // by session
+	inbound   *inbound            // the one that feeds this volume
+	source    heard               // who fed it last
+	state     stateReport
+	tasks     context.Context
+	stopTasks context.CancelFunc
+	closed    bool
 }
 
 // follower is one configured target and what is known of it.

@@ -42,7 +42,7 @@ type sender struct {
 	members  memberTelling
 	roster   func([]member)       // fills in what is not known here
 	known    func([16]byte) error // the volume that answered; an error ends the session's feed
-	hold     *hold // while run goes on
+	hold     *hold                // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
