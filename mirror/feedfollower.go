@@ -243,6 +243,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		p, id := a.promise, a.uuid
 		s := newSender(a.v, l, p)
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
+		s.agent = a.c.Version
 		s.roster, s.known = a.roster, func(id [16]byte) error { return a.knownAs(i, id) }
 		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
 		f.sender = s
