@@ -10,6 +10,8 @@ var eventMeanings = map[string]string{
 	"started":           "this host began as a secondary",
 	"serving":           "this host serves the device: it is the primary",
 	"promoted":          "this host was promoted",
+	"handover":          "a planned promotion: how far it is, on both hosts",
+	"follower-new":      "a host follows that is not configured here",
 	"fenced":            "a higher generation was met: this host serves no more",
 	"generation":        "a new minor generation, after an unclean end",
 	"alone":             "no follower answered a starting source",
