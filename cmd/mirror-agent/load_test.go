@@ -70,6 +70,12 @@ path-down-after: 2s
 active-paths: 1
 metrics: 10.1.0.5:9188
 watchdog: 30s
+http: 10.1.0.5:9189
+http-token: /tls/token
+http-tls-cert: /tls/http-cert
+http-tls-key: /tls/http-key
+http-tls-ca: /tls/http-ca
+http-control: true
 hook: "promoted,fenced=logger a, b"
 hooks:
   - {on: [alarm, mode], run: [/bin/page, "a b"], timeout: 5s}
@@ -110,6 +116,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	}
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
 	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca", false}
+	want.page = pageSettings{"10.1.0.5:9189", "/tls/token", nbdTLSFiles{"/tls/http-cert", "/tls/http-key", "/tls/http-ca", false}, true, nil}
 	want.logLevel, want.logFormat = 0, "json"
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
