@@ -34,6 +34,7 @@ var rooms = map[string][]string{
 	"journal":                 {"histogram"},
 	"dataport":                {},
 	"dataport/dataporttest":   {"dataport"},
+	"mirror/control/page":     {"mirror"},
 	"mirror":                  {"journal", "blockdev", "dataport", "histogram"},
 	"mirror/control":          {"mirror", "histogram"},
 	"mirror/drill":            {"mirror"},

@@ -48,6 +48,7 @@ type Agent struct {
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
+	pulse   atomic.Pointer[Pulse] // written by Run's loop only
 
 	hangUpDue atomic.Bool // the connections of a lead that is over are still there
 
@@ -234,6 +235,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.noteState()
 		a.goOn()
 		a.hangUp()
+		a.beat()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
