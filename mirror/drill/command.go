@@ -71,10 +71,10 @@ func (c *command) wait(ctx context.Context) (output string, err error) {
 		timer := time.NewTimer(killAfter)
 		defer timer.Stop()
 		select {
-		case <-c.ended:
+		case _ = <-c.ended:
 		case <-timer.C:
 			c.signal(syscall.SIGKILL)
-			<-c.ended
+			_ = <-c.ended
 		}
 		c.signal(syscall.SIGKILL) // what it left
 		err = context.Cause(ctx)

@@ -148,7 +148,7 @@ func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err 
 			_, err = run(ctx, "fusermount3", "-u", "-z", dir)
 		}
 		kill()
-		<-over
+		_ = <-over
 		return err
 	})
 	if err := appears(ctx, file, over); err != nil {
