@@ -37,6 +37,7 @@ var rooms = map[string][]string{
 	"mirror/control/page":     {"mirror"},
 	"mirror":                  {"journal", "blockdev", "dataport", "histogram"},
 	"mirror/control":          {"mirror", "histogram"},
+	"mirror/drill":            {"mirror"},
 	"mirror/hook":             {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},

@@ -194,6 +194,7 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		}
 		return err
 	}
+	agent.UseDrillFront(newFront(log.With().Str("front", "drill").Logger(), s.front))
 	o := control.DefaultOptions()
 	o.Log = log
 	server := control.NewServer(agent, o)

@@ -12,6 +12,8 @@
 //	supervisor.go how the agent is, told to systemd; man.go: the manual pages
 //	socket.go     where the control socket is, and which one is meant
 //	render.go     mirror.Status as text
+//	watch.go      status --watch; metrics.go, hooks.go: what the daemon has beside the mirror
+//	doctor*.go    what is in the way on this host and to the others
 //	front.go      the NBD server and who may reach it; nbdtls.go: its certificates
 //	attach.go     the mirror as /dev/nbdN, and the watch over its links
 //	demo*.go      a source, a target and a backup on this machine; the drill

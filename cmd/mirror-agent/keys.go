@@ -79,6 +79,7 @@ var keys = []key{
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
+	duration("checkpoint-every", "`TIME` after which a source names the present point (auto-TIME) if anything was written; 0 is never", func(s *settings) *time.Duration { return &s.config.CheckpointEvery }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	duration("watchdog", "`TIME` for which a resync, a catch-up, the applier and the like may stand still before there is an alarm; 0: none", func(s *settings) *time.Duration { return &s.config.Watchdog }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
