@@ -372,3 +372,41 @@ func TestView_givesWay(t *testing.T) {
 		t.Fatal(why)
 	}
 }
+
+// tornScratch writes half of what it is given and fails, while it is told to.
+type tornScratch struct {
+	blockdev.Device
+	torn *bool
+}
+
+func (s tornScratch) WriteAt(p []byte, off int64) (int, error) {
+	if !*s.torn {
+		return s.Device.WriteAt(p, off)
+	}
+	n, err := s.Device.WriteAt(p[:len(p)/2], off)
+	return n, errors.Join(err, unix.ENOSPC)
+}
+
+// TestView_failedWrite: a write that failed in the scratch's disk changes nothing, also not where zeroes come to lie later.
+func TestView_failedWrite(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	v := h.mustOpen(t)
+	defer func() { _ = v.Abort() }()
+	torn := true
+	w, err := v.openView(0, noLimit, func(n int64) (blockdev.Device, error) {
+		return tornScratch{blockdev.NewMemory(n, h.power), &torn}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt(bytes.Repeat([]byte{1}, 64<<10), 0); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	torn = false
+	want := make([]byte, testDevice)
+	(&shown{w, want}).check(t)
+	if err := w.bring(0, testDevice); err != nil { // as the applier would
+		t.Fatal(err)
+	}
+	(&shown{w, want}).check(t)
+}

@@ -17,7 +17,7 @@ packages=(
 	qemu-system-x86        # the virtual machine of scripts/vm, with:
 	busybox-static cpio kmod
 	fio
-	e2fsprogs xfsprogs btrfs-progs fuse3
+	e2fsprogs xfsprogs btrfs-progs fuse3 sqlite3
 	systemd dpkg           # units under a real systemd; packages
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps

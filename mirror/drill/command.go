@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -20,10 +21,11 @@ const (
 )
 
 // command is one that runs in a process group of its own, with its output in a file: what it leaves running does not hold
-// anybody up.
+// anybody up. It does not outlive this process.
 type command struct {
-	cmd *exec.Cmd
-	out *os.File
+	cmd   *exec.Cmd
+	out   *os.File
+	ended chan error // gets how it ended
 }
 
 func newCommand(name string, args ...string) (*command, error) {
@@ -34,15 +36,26 @@ func newCommand(name string, args ...string) (*command, error) {
 	if err := os.Remove(out.Name()); err != nil {
 		return nil, errors.Join(err, out.Close())
 	}
-	c := &command{cmd: exec.Command(name, args...), out: out}
+	c := &command{cmd: exec.Command(name, args...), out: out, ended: make(chan error, 1)}
 	c.cmd.Stdout, c.cmd.Stderr = out, out
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return c, nil
 }
 
 // start starts it; its process group is known then.
 func (c *command) start() error {
-	if err := c.cmd.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		// The kernel takes the end of the thread that started it for the end of this process.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err == nil {
+			c.ended <- c.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return errors.Join(err, c.out.Close())
 	}
 	return nil
@@ -51,19 +64,17 @@ func (c *command) start() error {
 // wait returns when it has ended, or was killed because ctx is over: then the error is ctx's cause.
 func (c *command) wait(ctx context.Context) (output string, err error) {
 	defer c.out.Close()
-	ended := make(chan error, 1)
-	go func() { ended <- c.cmd.Wait() }()
 	select {
-	case err = <-ended:
+	case err = <-c.ended:
 	case <-ctx.Done():
 		c.signal(syscall.SIGTERM)
 		timer := time.NewTimer(killAfter)
 		defer timer.Stop()
 		select {
-		case <-ended:
+		case <-c.ended:
 		case <-timer.C:
 			c.signal(syscall.SIGKILL)
-			<-ended
+			<-c.ended
 		}
 		c.signal(syscall.SIGKILL) // what it left
 		err = context.Cause(ctx)

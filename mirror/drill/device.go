@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // device is the view as a block device of this host.
@@ -56,9 +58,9 @@ func whyNotFuse() error {
 	if os.Geteuid() != 0 {
 		return errNotRoot
 	}
-	for _, program := range []string{"nbdfuse", "losetup", "fusermount3"} {
+	for _, program := range []string{"nbdfuse", "fusermount3"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("%s is not installed (Debian: nbdfuse, fuse3, util-linux)", program)
+			return fmt.Errorf("%s is not installed (Debian: nbdfuse, fuse3)", program)
 		}
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -86,21 +88,26 @@ func attachKernel(ctx context.Context, u *undertaker, self, address, export stri
 			continue
 		}
 		path := fmt.Sprintf("/dev/nbd%d", i)
+		if err := u.tell(self, "detach", path); err != nil {
+			return nil, err
+		}
 		if _, err := run(ctx, self, "attach", path, "--nbd", address, "--export", export, "--once", "--dead-conn-timeout", "1s"); err != nil {
 			return nil, err
 		}
-		d := &device{path: path, free: func(ctx context.Context) error {
+		return &device{path: path, free: func(ctx context.Context) error {
 			_, err := run(ctx, self, "detach", path)
 			return err
-		}}
-		return d, u.tell(self, "detach", path)
+		}}, nil
 	}
 }
 
 // attachFuse shows the export as a file by nbdfuse and puts a loop device over it.
 func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err error) {
-	dir, err := os.MkdirTemp("", "mirror-agent-drill-")
-	if err != nil {
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("mirror-agent-drill-%d", os.Getpid()))
+	if err := u.tell("rmdir", dir); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	var undo []func(context.Context) error
@@ -118,7 +125,7 @@ func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err 
 		}
 	}()
 	undo = append(undo, func(context.Context) error { return os.Remove(dir) })
-	if err := u.tell("rmdir", dir); err != nil {
+	if err := u.tell("fusermount3", "-u", "-z", dir); err != nil {
 		return nil, err
 	}
 	file := filepath.Join(dir, "nbd")
@@ -144,22 +151,50 @@ func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err 
 		<-over
 		return err
 	})
-	if err := errors.Join(u.tell("kill", "-9", "--", fmt.Sprint(-fuse.cmd.Process.Pid)), u.tell("fusermount3", "-u", "-z", dir)); err != nil {
-		return nil, err
-	}
 	if err := appears(ctx, file, over); err != nil {
 		return nil, err
 	}
-	out, err := run(ctx, "losetup", "--direct-io=on", "-f", "--show", file)
+	loop, path, err := loopOver(file)
 	if err != nil {
 		return nil, err
 	}
-	loop := strings.TrimSpace(out)
-	undo = append(undo, func(ctx context.Context) error {
-		_, err := run(ctx, "losetup", "-d", loop)
-		return err
-	})
-	return &device{path: loop, free: free}, u.tell("losetup", "-d", loop)
+	undo = append(undo, func(context.Context) error { return loop.Close() })
+	return &device{path: path, free: free}, nil
+}
+
+// loopOver makes a loop device of a file. The kernel takes it back when nobody has it open or mounted any more, so it goes
+// with this process.
+func loopOver(file string) (loop *os.File, path string, err error) {
+	back, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	defer back.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	defer control.Close()
+	for range 100 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, "", fmt.Errorf("a free loop device: %w", err)
+		}
+		path = fmt.Sprintf("/dev/loop%d", n)
+		if loop, err = os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			return nil, "", err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+			Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO},
+		})
+		if err == nil {
+			return loop, path, nil
+		}
+		if err = errors.Join(err, loop.Close()); !errors.Is(err, unix.EBUSY) { // somebody else took it
+			return nil, "", fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil, "", errors.New("no loop device is free for long enough")
 }
 
 // appears waits for the file that nbdfuse shows.
@@ -186,16 +221,33 @@ func mountAt(ctx context.Context, u *undertaker, dev, dir, options string) (unmo
 	if options != "" {
 		args = []string{"-o", options, dev, dir}
 	}
+	if err := u.tell("umount", "-l", dir); err != nil {
+		return nil, err
+	}
 	if _, err := run(ctx, "mount", args...); err != nil {
 		return nil, err
 	}
-	unmount = func(ctx context.Context) error {
+	return func(ctx context.Context) error {
 		_, err := run(ctx, "umount", dir)
 		if err != nil { // somebody is in there still
 			_, lazy := run(ctx, "umount", "-l", dir)
 			err = errors.Join(err, lazy)
 		}
 		return err
+	}, nil
+}
+
+// mountable says why nothing can be mounted at a directory.
+func mountable(dir string) error {
+	var here, above unix.Stat_t
+	if err := unix.Stat(dir, &here); err != nil || here.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return fmt.Errorf("mount: %s is no directory: make it first", dir)
 	}
-	return unmount, u.tell("umount", "-l", dir)
+	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	if here.Dev != above.Dev || here.Ino == above.Ino {
+		return fmt.Errorf("mount: something is mounted at %s: choose another directory", dir)
+	}
+	return nil
 }

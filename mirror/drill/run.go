@@ -78,8 +78,8 @@ func (n *Runner) Run(ctx context.Context, c *Config, o mirror.DrillOptions) (*Re
 		return nil, err
 	}
 	if c.Mount != "" {
-		if st, err := os.Stat(c.Mount); err != nil || !st.IsDir() {
-			return nil, fmt.Errorf("mount: %s is no directory: make it first", c.Mount)
+		if err := mountable(c.Mount); err != nil {
+			return nil, err
 		}
 	}
 	st, err := n.Agent.Status(ctx)

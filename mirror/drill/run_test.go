@@ -216,14 +216,14 @@ func TestRun_refused(t *testing.T) {
 	}
 }
 
-// TestUndertaker: it takes everything back, the last first, when its parent is gone, and nothing when all was done.
+// TestUndertaker: it takes everything back, the last first and twice, when its parent is gone, and nothing when all was done.
 func TestUndertaker(t *testing.T) {
 	for _, c := range []struct {
 		name, want string
 		end        func(u *undertaker) error
 	}{
 		{"done", "", (*undertaker).dismiss},
-		{"gone", "second's\nfirst\n", func(u *undertaker) error { return errors.Join(u.told.Close(), u.cmd.Wait()) }},
+		{"gone", "second's\nfirst\nsecond's\nfirst\n", func(u *undertaker) error { return errors.Join(u.told.Close(), u.cmd.Wait()) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "back")

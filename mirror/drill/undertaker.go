@@ -21,6 +21,8 @@ while IFS= read -r line; do
 	todo="$line
 $todo"
 done
+eval "$todo"
+sleep 1 # for what was just under way when the drill's process went
 eval "$todo"`
 
 func newUndertaker() (*undertaker, error) {
