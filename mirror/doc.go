@@ -39,7 +39,7 @@
 //   - inspect.go, export.go, demote.go, shadow.go: a log looked at from outside,
 //     and an old primary that becomes a target and keeps what only it had.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
-//     this host, and what the operator sees of it.
+//     this host, and what the operator sees of it; pulse.go: that it lives.
 //   - watchdog.go: what ought to move and does not becomes an alarm; alarms that
 //     come and go become events. words.go: what every state means, and what
 //     happens in it by itself; eventkinds.go: every kind of event. measures.go,

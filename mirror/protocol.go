@@ -43,6 +43,8 @@ const (
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
+	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
+	kindHandover  byte = 31 // either way, Call: handoverMessage → handoverReply, see handover.go
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

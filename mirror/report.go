@@ -56,6 +56,9 @@ func (a *Agent) stateLocked(failed error) stateReport {
 			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
 		}
 	}
+	if a.handing != nil {
+		return a.handingStateLocked()
+	}
 	if d := a.v.damageNow(); d != nil {
 		return a.damagedState(d)
 	}
@@ -163,6 +166,9 @@ func (a *Agent) secondaryStateLocked() stateReport {
 			next: "wait until it comes back (mirror-agent switch primary on the source); do not promote this host",
 		}
 	}
+	if s, ok := a.handedStateLocked(); ok {
+		return s
+	}
 	return stateReport{
 		state: "waiting", reason: "no source is connected",
 		next: "start the source; or, when it is lost, mirror-agent promote",
@@ -197,12 +203,17 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
-		s.Network = a.transport.network(a.current)
+		if a.current < len(a.followers) {
+			s.Network = a.followerNetworkLocked(a.followers[a.current])
+		}
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	if d, _, ok := a.Drill(); ok && d.Running {
+		s.Drill = &d
+	}
 	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
@@ -210,6 +221,9 @@ func (a *Agent) Status() Status {
 func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 	head := a.v.log.Head()
 	for i, f := range a.followers {
+		if f.dynamic && !f.hot && i != a.current {
+			continue // it is another one
+		}
 		x := f.last
 		if f.sender != nil {
 			x = f.sender.lastAck()
@@ -227,7 +241,10 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths, fs.Port = append(fs.Paths, a.transport.paths(i)...), a.transport.state(i)
+		fs.Paths = append(fs.Paths, a.followerPathsLocked(f)...)
+		if f.port != noPort {
+			fs.Port = a.transport.state(f.port)
+		}
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)
