@@ -65,7 +65,7 @@ func TestPlannedKill(t *testing.T) {
 		{"the cable is cut when the source is a secondary", "source", "secondary from LSN", "cut"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := newMirror(t, layout{journal: "512MiB", sourceArgs: []string{"--start-wait", "2s"}, targetArgs: []string{"--start-wait", "2s"}})
+			m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "2s"}, targetArgs: []string{"--start-wait", "2s"}})
 			m.start()
 			l := newLedger(baseSeed, m.size)
 			conn := m.source.dial(startLimit)
