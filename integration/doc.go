@@ -21,6 +21,10 @@
 //     whose ledger harness_books_test.go compares with the other side's.
 //   - claims*_test.go: TestClaims, one subtest for each claim of the data port;
 //     README.md is the table of what it shows. chaos_test.go: everything at once.
+//   - package_test.go: the Debian package, its life under a real systemd that harness_package_test.go
+//     starts in a root of its own (testdata/systemd-root.sh).
+//   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
+//   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh

@@ -43,8 +43,15 @@
 //     a primary becomes a secondary. failback.go: the way home. follow.go,
 //     memberfile.go: who feeds whom after that, and where they are found.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
-//     this host, and what the operator sees of it.
+//     this host, and what the operator sees of it; pulse.go: that it lives.
+//   - watchdog.go: what ought to move and does not becomes an alarm; alarms that
+//     come and go become events. words.go: what every state means, and what
+//     happens in it by itself; eventkinds.go: every kind of event. measures.go,
+//     otherhost.go: what a monitoring system and a doctor get beyond the status.
 //   - wire.go: the one file that knows package dataport.
+//
+// mirror/hook runs the operator's commands on events, mirror/control answers the
+// command line and Prometheus.
 //
 // # Invariants
 //

@@ -46,6 +46,9 @@ var eventMeanings = map[string]string{
 	"scrub-rot":         "a scrub found rot",
 	"scrub-not-mended":  "which nobody could mend",
 	"mended":            "which was mended from the other side",
+	"went-back":         "promoted at a point of the past: what came after it was exported",
+	"drill-started":     "a drill shows a point in time",
+	"drill-ended":       "its scratch is gone",
 
 	"follower-" + string(FollowerIdle):       "a follower is not used any more",
 	"follower-" + string(FollowerConnecting): "a follower is dialled",
