@@ -53,7 +53,8 @@ type Agent struct {
 	current    int         // the active one
 	serving    bool
 	nbd        string
-	fenced     string // why, when fenced
+	fenced     string      // why, when fenced
+	parted     *divergence // from whom fenced it, once that is known
 	suspended  bool
 	promoting  bool   // no source may feed this volume now
 	starting   string // why the front is not open yet
@@ -86,6 +87,7 @@ type follower struct {
 	feeding   chan struct{} // closed when the newest sender has ended; nil before the first
 	cancel    context.CancelFunc
 	last      ack
+	resynced  *Resynced
 }
 
 // inbound is the session that feeds a secondary.

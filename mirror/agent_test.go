@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mirror-agent/blockdev"
+	"mirror-agent/journal"
 )
 
 // fakeFront is a front without clients: the test is the client.
@@ -249,14 +250,14 @@ func TestAgents(t *testing.T) {
 	}
 	target.holds(p)
 	target.write(4)
-	source.start()
-	source.awaitState("fenced")
+	source.start() // it has nothing of its own: the target had everything
+	source.awaitState("rejoining")
 	if source.front.served() != nil {
 		t.Fatal("the old source serves")
 	}
 	source.end()
 	source.start() // and again
-	source.awaitState("fenced")
+	source.awaitState("rejoining")
 	target.kill()
 	target.start()
 	target.awaitServing()
@@ -276,7 +277,7 @@ func TestForcedPromotion(t *testing.T) {
 	if _, err := target.a.Promote(t.Context(), PromoteOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	source.awaitState("fenced")
+	source.await("fenced", func(Status) bool { return source.a.v.flags()&(stateFenced|stateDiverged) != 0 })
 	target.holds(p)
 	if _, err := dev.WriteAt([]byte("x"), 0); !errors.Is(err, ErrFenced) {
 		t.Fatalf("a write on the fenced side: %v", err)
@@ -435,7 +436,7 @@ func TestPromoteWhereNothingServes(t *testing.T) {
 // leaves no front open.
 func TestFencedWhileOpening(t *testing.T) {
 	n := newAgentNode(t, RolePrimary)
-	n.front.setOpening(func() error { n.a.fence("a test"); return nil })
+	n.front.setOpening(func() error { n.a.fence("a test", journal.Generation{Major: 99}); return nil })
 	a, err := Open(t.Context(), n.c, n.front)
 	if err != nil {
 		t.Fatal(err)

@@ -79,7 +79,7 @@ func (a *Agent) onPortEvent(e portEvent) {
 	case portFenced:
 		reason := fmt.Sprintf("%s has seen generation %s, this is %s", e.by, rankString(portRank(e.generation)), rankString(a.v.Generation()))
 		a.transition(e.follower, followerRefuse, reason)
-		a.spawn(func() { a.fence(reason) })
+		a.spawn(func() { a.fence(reason, portRank(e.generation)) })
 	case portPeerRefused:
 		a.transition(e.follower, followerRefuse, e.text)
 		a.withPromise(func(p *promise) { p.giveUp(e.follower) })
@@ -141,7 +141,14 @@ func (a *Agent) connect(i int) error {
 func (a *Agent) sessionUp(i int, l link, session uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed || a.promise == nil {
+	if a.closed {
+		return
+	}
+	if a.fenced != "" {
+		a.wg.Go(func() { a.askHistory(a.tasks, l) })
+		return
+	}
+	if a.promise == nil {
 		return
 	}
 	f := a.followers[i]
@@ -224,6 +231,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		s := newSender(a.v, l, p)
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
 		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
+		s.resynced = func(r Resynced) { a.noteResynced(i, r) }
 		f.sender = s
 		a.mu.Unlock()
 		p.session(i)
@@ -253,7 +261,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		switch {
 		case errors.As(err, &refused) && refused.kind == outcomeFenced:
 			a.transition(i, followerRefuse, refused.reason)
-			a.fence(refused.reason)
+			a.fence(refused.reason, refused.seen)
 			return
 		case errors.As(err, &refused):
 			a.transition(i, followerRefuse, refused.reason)
@@ -360,6 +368,9 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	}
 	if b[0] == kindFetch { // a follower's scrub has found rot
 		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	}
+	if b[0] == kindHistory {
+		return a.serveHistory(), nil
 	}
 	a.mu.Lock()
 	var s *sender

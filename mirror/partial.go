@@ -50,6 +50,9 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	if err != nil || r.Compare != "" {
 		return r.Compare, err
 	}
+	if err := addRewound(set, r.Rewound, c.size); err != nil {
+		return "", err
+	}
 	staged, err := stagedSet(r.Staged, c.size)
 	if err != nil {
 		return "", err

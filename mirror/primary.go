@@ -22,7 +22,8 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		a.fenced = fmt.Sprintf("generation %s was met before", rankString(a.v.Seen()))
 		a.mu.Unlock()
 		a.event("fenced", "", "a higher generation was met before this start; the front stays closed")
-		return nil
+		a.tellGeneration()
+		return a.openFollowers() // to ask them where the histories part
 	}
 	if a.v.damageNow() != nil {
 		if err := a.openFollowers(); err != nil {
@@ -103,10 +104,10 @@ func (a *Agent) lead() {
 // stored by now: who is below it is refused there already (G5).
 func (a *Agent) tellGeneration() { a.transport.generation(a.v.log.Anchor().Mirror, a.rank()) }
 
-// rank is what this volume lives by: a primary's own generation, else the
-// highest that it follows.
+// rank is what this volume lives by: a primary's own generation, else, also
+// when it is fenced, the highest that it has seen.
 func (a *Agent) rank() journal.Generation {
-	if a.v.Role() == RolePrimary {
+	if a.v.Role() == RolePrimary && a.v.flags()&stateFenced == 0 {
 		return a.v.Generation()
 	}
 	return a.v.Seen()
@@ -233,7 +234,7 @@ func (s served) NextData(off int64) (start, end int64, err error) { return s.nex
 func (served) Close() error { return nil }
 
 // fence stops this primary for good: a higher generation exists (G5).
-func (a *Agent) fence(reason string) {
+func (a *Agent) fence(reason string, seen journal.Generation) {
 	a.mu.Lock()
 	if a.fenced != "" {
 		a.mu.Unlock()
@@ -248,10 +249,17 @@ func (a *Agent) fence(reason string) {
 	if p != nil {
 		p.close()
 	}
-	if err := a.v.setFlags(stateFenced, 0); err != nil {
+	if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) {
+		x.State |= stateFenced
+		if compareRank(seen, x.Seen) > 0 {
+			x.Seen = seen
+		}
+		a.v.fillAnchor(x)
+	})); err != nil {
 		a.log.Error().Err(err).Msg("store that the volume is fenced")
 	}
 	a.event("fenced", "", "%s: the front is closed, nothing more is written here", reason)
+	a.tellGeneration() // as one who knows of the higher: to be let in, and asked what it knows
 	a.signalVerdict(-1)
 }
 

@@ -43,6 +43,7 @@ const (
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
+	kindHistory   byte = 30 // Call, → historyReply: either side asks a host what it knows of the mirror's history
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 
@@ -98,6 +99,11 @@ type followerState struct {
 	Chain       uint64               `json:"chain"`
 	Committed   journal.LSN          `json:"committed"`
 	Ring        int64                `json:"ring"`
+	// Rejoins: it was given up, and shows its history up to where that parts from the source's; Rewinds: it has more, which
+	// goes; Compare: it cannot show that place, for this reason (rejoin.go).
+	Rejoins bool   `json:"rejoins,omitempty"`
+	Rewinds bool   `json:"rewinds,omitempty"`
+	Compare string `json:"compare,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on
@@ -144,7 +150,9 @@ type resyncReply struct {
 	Compare string `json:"compare,omitempty"`
 	// Staged are the blocks of resyncBlockBytes that an earlier try of a
 	// partial resync left, a roaring bitmap: they are to be compared.
-	Staged      []byte `json:"staged,omitempty"`
+	Staged []byte `json:"staged,omitempty"`
+	// Rewound are the blocks, of the size that a dirty set has, that a volume which rejoins has to get back: they are copied.
+	Rewound     []byte `json:"rewound,omitempty"`
 	RetryMillis int64  `json:"retry_ms,omitempty"` // not before
 }
 

@@ -77,7 +77,7 @@ func (a *Agent) repairFrom(ctx context.Context, l link) (bool, error) {
 			return false, err
 		}
 		if compareRank(r.Seen, a.v.Seen()) > 0 {
-			a.fence(fmt.Sprintf("%s has seen generation %s, this is %s", l.Peer(), rankString(r.Seen), rankString(a.v.Seen())))
+			a.fence(fmt.Sprintf("%s has seen generation %s, this is %s", l.Peer(), rankString(r.Seen), rankString(a.v.Seen())), r.Seen)
 			return false, ErrFenced
 		}
 		switch {

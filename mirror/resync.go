@@ -33,6 +33,7 @@ type resyncProgress struct {
 func (p *resyncProgress) begin(total int64) {
 	p.total.Store(total)
 	p.done.Store(0)
+	p.sent.Store(0)
 	p.started.Store(time.Now().UnixNano())
 }
 
@@ -45,16 +46,25 @@ func (p *resyncProgress) status() *Progress {
 }
 
 // runResync makes the follower equal and leaves s.sent where its log begins.
-func (s *sender) runResync(ctx context.Context, out outcome) error {
+func (s *sender) runResync(ctx context.Context, out outcome) (err error) {
 	c := &copier{sender: s, size: s.v.size.Load(), block: make([]byte, resyncBlockBytes)}
 	if _, err := rand.Read(c.key[:]); err != nil {
 		return err
 	}
 	p := &s.resync
 	defer p.started.Store(0)
+	done := Resynced{All: true, Started: time.Now()}
+	defer func() {
+		if err == nil {
+			done.Reason, done.Ended = out.reason, time.Now()
+			done.LookedAtBytes, done.SentBytes = p.total.Load(), p.sent.Load()
+			s.resynced(done)
+		}
+	}()
 	if out.kind == outcomePartial {
 		compare, err := c.partial(ctx, out)
 		if err != nil || compare == "" {
+			done.All = false
 			return err
 		}
 		out.reason = fmt.Sprintf("a partial resync cannot be, %s: all blocks are compared", compare)

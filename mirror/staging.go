@@ -340,13 +340,18 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 	var err error
 	all := m.Size
 	if m.Partial != nil {
-		if reply.Compare, err = r.beginPartial(m.Partial); err != nil {
+		if r.v.flags()&stateDiverged != 0 {
+			reply.Rewound, reply.Compare, err = r.beginRejoin(m.Partial, m.Size)
+		} else {
+			reply.Compare, err = r.beginPartial(m.Partial)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if reply.Compare != "" {
 			return encodeJSON(0, reply)[1:], nil
 		}
-		all = max(m.Partial.Bytes, 1)
+		all = max(m.Partial.Bytes+rewoundBytes(reply.Rewound, m.Size), 1)
 		r.staging, reply.Staged, err = r.openPartial(m.Size)
 	} else {
 		r.staging, err = r.newStage(m.Size)

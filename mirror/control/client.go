@@ -154,6 +154,12 @@ func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.P
 	return r, c.call(ctx, http.MethodPost, "/v1/promote", o, &r)
 }
 
+// Demote gives up the volume of a fenced primary.
+func (c *Client) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	var r mirror.DemoteResult
+	return r, c.call(ctx, http.MethodPost, "/v1/demote", o, &r)
+}
+
 func (c *Client) command(ctx context.Context, path string, in any) (mirror.Status, error) {
 	var st mirror.Status
 	return st, c.call(ctx, http.MethodPost, path, in, &st)

@@ -10,6 +10,7 @@
 //	POST /v1/mode        {"mode": "flush"}            mirror.Status
 //	POST /v1/switch      {"to": "backup"}             mirror.Status
 //	POST /v1/promote     {"force": false, "nbd": ""}  mirror.PromoteResult
+//	POST /v1/demote      {"dry_run": false}           mirror.DemoteResult
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status

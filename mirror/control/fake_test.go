@@ -151,6 +151,11 @@ func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirro
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
 }
 
+func (a *fakeAgent) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	err := a.order(ctx, "demote dry=%t", o.DryRun)
+	return mirror.DemoteResult{Name: "vol0", From: 4096}, err
+}
+
 // serve starts a server for a and returns its socket.
 func serve(t *testing.T, a Agent, change func(*Options)) (*Server, string) {
 	t.Helper()
