@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -251,13 +252,13 @@ func TestAgents(t *testing.T) {
 	target.holds(p)
 	target.write(4)
 	source.start() // it has nothing of its own: the target had everything
-	source.awaitState("rejoining")
+	source.awaitState("streaming")
 	if source.front.served() != nil {
 		t.Fatal("the old source serves")
 	}
 	source.end()
 	source.start() // and again
-	source.awaitState("rejoining")
+	source.awaitState("streaming")
 	target.kill()
 	target.start()
 	target.awaitServing()
@@ -277,7 +278,7 @@ func TestForcedPromotion(t *testing.T) {
 	if _, err := target.a.Promote(t.Context(), PromoteOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	source.await("fenced", func(Status) bool { return source.a.v.flags()&(stateFenced|stateDiverged) != 0 })
+	source.await("fenced", func(Status) bool { return slices.Contains(eventKinds(source.a), "fenced") })
 	target.holds(p)
 	if _, err := dev.WriteAt([]byte("x"), 0); !errors.Is(err, ErrFenced) {
 		t.Fatalf("a write on the fenced side: %v", err)

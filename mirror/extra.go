@@ -15,16 +15,17 @@ type sidecar struct {
 	stamp, pending string   // see stamp.go
 	active         string   // name of the active follower, "" is the first one
 	id             [16]byte // tells the volume from any other of its mirror
+	handed         string   // to whom a source handed over, see handedOver.encode; "": to nobody, or that one leads
 	// Of a volume that another one has replaced: where its history parts from that one's, and from where on it is exported; 0 is
 	// not known, and not exported (rejoin.go).
 	fork, exported journal.LSN
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
-	s.active = lines[4]
-	s.fork, s.exported = parseLSN(lines[5]), parseLSN(lines[6])
+	s.active, s.handed = lines[4], lines[5]
+	s.fork, s.exported = parseLSN(lines[6]), parseLSN(lines[7])
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
 	}
@@ -32,7 +33,7 @@ func parseSidecar(b []byte) (s sidecar) {
 }
 
 func (s sidecar) encode() []byte {
-	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active + "\n" + formatLSN(s.fork) + "\n" + formatLSN(s.exported))
+	return []byte(strings.Join([]string{s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported)}, "\n"))
 }
 
 func formatLSN(lsn journal.LSN) string {

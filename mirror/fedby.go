@@ -10,12 +10,6 @@ import (
 
 // onFollowerMessage takes a source's message: its session's receiver does.
 func (a *Agent) onFollowerMessage(ctx context.Context, l link, session uint64, b []byte) ([]byte, error) {
-	if b[0] == kindFetch {
-		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
-	}
-	if b[0] == kindHistory {
-		return a.serveHistory(), nil
-	}
 	r := a.receiverFor(l, session, b[0] == kindHello)
 	if r == nil {
 		return nil, nil // of a session that another one has superseded, or of one without hello
@@ -51,6 +45,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.accepted = func() { a.supersede(session) }
 	r.seen = a.tellGeneration
 	r.diverged = a.exportMore
+	r.members = a.noteMembers
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
 	r.resynced = func() {
 		a.holdResync(nil)

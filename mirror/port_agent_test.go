@@ -24,7 +24,7 @@ func TestPortRefusesTheOldSource(t *testing.T) {
 	target.start()
 	target.awaitServing()
 	source.start()
-	source.awaitState("rejoining") // it has nothing of its own
+	source.awaitState("streaming") // it has nothing of its own
 	said, _ := source.a.Events(0)
 	if want := target.c.NodeName + " has seen generation 2.0, this is 1.0"; !slices.ContainsFunc(said, func(e Event) bool {
 		return e.Kind == "fenced" && strings.HasPrefix(e.Text, want)

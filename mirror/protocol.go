@@ -43,7 +43,9 @@ const (
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
-	kindHistory   byte = 30 // Call, → historyReply: either side asks a host what it knows of the mirror's history
+	kindHistory   byte = 24 // either way, Call, → historyReply: what a host knows of the mirror's history
+	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
+	kindHandover  byte = 31 // either way, Call: handoverMessage → handoverReply, see handover.go
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 

@@ -39,7 +39,8 @@ type receiver struct {
 	// where it is built fails.
 	resynced    func()
 	stageFailed func(error)
-	repaired    func() // the log, which had rotted, is whole again
+	repaired    func()         // the log, which had rotted, is whole again
+	members     func([]member) // the source has told of them
 	// diverged exports what goes when a volume that was given up rejoins and that is in no export yet.
 	diverged func(divergence) error
 
@@ -78,7 +79,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
 		verify: &verifyServer{v: v, l: l},
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, members: func([]member) {}, busy: new(sync.Mutex),
 		diverged: func(divergence) error { return nil },
 	}
 	go r.acknowledge(ctx)
@@ -312,8 +313,11 @@ func (r *receiver) begin(at journal.LSN) error {
 	return r.cameBack()
 }
 
-// cameBack: a source that had left feeds this volume again.
+// cameBack: a source that had left feeds this volume again, or one that it had handed over to.
 func (r *receiver) cameBack() error {
+	if err := r.v.forgetHandedOver(); err != nil {
+		return err
+	}
 	if r.v.flags()&stateLeft == 0 {
 		return nil
 	}

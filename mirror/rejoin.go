@@ -128,7 +128,7 @@ func (v *Volume) giveUp(exported journal.LSN) error {
 	v.declared.Store(uint64(head)) // it was this volume's own
 	v.role.Store(uint32(RoleSecondary))
 	v.unclean.Store(false)
-	v.gate.Store(&gateBox{openGate{}}) // what was refused to writers stays refused: they are of another time
+	// What was refused to writers stays refused: they are of another time.
 	v.changed()
 	return nil
 }

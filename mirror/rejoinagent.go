@@ -86,28 +86,16 @@ func (a *Agent) noteFork(who string, theirs []journal.Generation) bool {
 	return true
 }
 
-// stepDown makes the volume of a fenced primary a secondary that rejoins. opMu is held.
+// stepDown makes the volume of a fenced primary a secondary that rejoins, and asks to be fed. opMu is held.
 func (a *Agent) stepDown(exported journal.LSN) error {
-	a.stopSenders()
-	a.mu.Lock()
-	var feeding []chan struct{}
-	for _, f := range a.followers {
-		if f.feeding != nil {
-			feeding = append(feeding, f.feeding)
-		}
-	}
-	a.mu.Unlock()
-	for _, done := range feeding {
-		<-done
-	}
 	if err := a.v.giveUp(exported); err != nil {
 		return err
 	}
+	a.stopLeading()
 	a.mu.Lock()
-	a.promise, a.fenced, a.parted, a.serving, a.starting, a.startError = nil, "", nil, false, "", nil
+	a.fenced, a.parted, a.starting, a.startError = "", nil, "", nil
 	a.mu.Unlock()
-	a.tellGeneration()
-	return nil
+	return a.callIn()
 }
 
 // Demote makes the volume of this running agent, which another host has fenced, one that rejoins as a target; what only it has

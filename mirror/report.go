@@ -53,6 +53,9 @@ func (a *Agent) stateLocked(failed error) stateReport {
 	case a.fenced != "":
 		return a.fencedStateLocked()
 	}
+	if a.handing != nil {
+		return a.handingStateLocked()
+	}
 	if d := a.v.damageNow(); d != nil {
 		return a.damagedState(d)
 	}
@@ -166,6 +169,9 @@ func (a *Agent) secondaryStateLocked() stateReport {
 			next: "wait until it comes back (mirror-agent switch primary on the source); do not promote this host",
 		}
 	}
+	if s, ok := a.handedStateLocked(); ok {
+		return s
+	}
 	return stateReport{
 		state: "waiting", reason: "no source is connected",
 		next: "start the source; or, when it is lost, mirror-agent promote",
@@ -200,7 +206,9 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
-		s.Network = a.transport.network(a.current)
+		if a.current < len(a.followers) {
+			s.Network = a.followerNetworkLocked(a.followers[a.current])
+		}
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
@@ -212,6 +220,9 @@ func (a *Agent) Status() Status {
 func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 	head := a.v.log.Head()
 	for i, f := range a.followers {
+		if f.dynamic && !f.hot && i != a.current {
+			continue // it is another one
+		}
 		x := f.last
 		if f.sender != nil {
 			x = f.sender.lastAck()
@@ -229,7 +240,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths = append(fs.Paths, a.transport.paths(i)...)
+		fs.Paths = append(fs.Paths, a.followerPathsLocked(f)...)
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)

@@ -42,7 +42,9 @@ type sender struct {
 	id       [16]byte
 	track    trackView // at the handshake
 	members  memberTelling
-	hold     *hold // while run goes on
+	roster   func([]member)       // fills in what is not known here
+	known    func([16]byte) error // the volume that answered; an error ends the session's feed
+	hold     *hold                // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -78,7 +80,10 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}, resynced: func(Resynced) {}}
+	return &sender{
+		v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
+		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {},
+	}
 }
 
 func (s *sender) poke() {
@@ -171,6 +176,9 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
 	s.ring, s.id = f.Ring, f.ID
+	if err := s.known(s.id); err != nil {
+		return outcome{}, err
+	}
 	s.v.dirty.adopt(s.follower, s.id)
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{
