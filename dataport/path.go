@@ -447,6 +447,9 @@ func (p *path) readLoop() {
 	var broken *brokenError
 	if errors.As(err, &broken) {
 		p.s.fail(broken.err.Error(), broken.why)
+		// When this side is saying goodbye, now or since before, the reader is who ends it: nobody else would.
+		_, _ = io.Copy(io.Discard, p.w.raw)
+		p.shut(false)
 		return
 	}
 	p.s.pathFailed(p, fmt.Errorf("read: %w", plain(err)))

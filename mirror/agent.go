@@ -48,6 +48,8 @@ type Agent struct {
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
 
+	hangUpDue atomic.Bool // the connections of a lead that is over are still there
+
 	mu          sync.Mutex // guards all below
 	uuid        string
 	promise     *promise    // nil on a secondary
@@ -226,6 +228,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for {
 		a.noteState()
 		a.goOn()
+		a.hangUp()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)

@@ -43,20 +43,62 @@ const (
 	fedAgain    = 5 * time.Second
 )
 
-// callIn has a secondary that is a source by its configuration dial its targets and backups, and ask to be fed.
+// callsIn: this secondary dials others to be fed. One that has handed over does so until somebody feeds it.
+func (a *Agent) callsIn() bool {
+	if a.v.Role() != RoleSecondary {
+		return false
+	}
+	_, handed := a.v.handedOver()
+	return handed || a.c.Role == RolePrimary
+}
+
+// callIn has a secondary dial its targets and backups, and the members that it fed, and ask to be fed.
 func (a *Agent) callIn() error {
-	if a.c.Role != RolePrimary {
+	if !a.callsIn() {
 		return nil
 	}
 	for i, f := range a.c.followers() {
 		if err := a.transport.open(i, f.addresses); err != nil {
 			return err
 		}
-		if l, session := a.transport.session(i); l != nil {
+	}
+	if a.c.Role == RoleSecondary {
+		a.hangUpDue.Store(true)
+		a.dialMembers()
+	}
+	for _, port := range a.dialledPorts() {
+		if l, session := a.transport.session(port); l != nil {
 			a.askToFollow(l, session)
 		}
 	}
 	return nil
+}
+
+// dialledPorts are those to configured followers and to members.
+func (a *Agent) dialledPorts() (ports []int) {
+	for i := range a.c.followers() {
+		ports = append(ports, i)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.candidates {
+		ports = append(ports, c.port)
+	}
+	return ports
+}
+
+// hangUp ends what a target dialled while it led, once another one feeds it: from now on it is dialled.
+func (a *Agent) hangUp() {
+	if !a.hangUpDue.Load() || a.v.Role() != RoleSecondary || a.callsIn() {
+		return
+	}
+	a.hangUpDue.Store(false)
+	for _, port := range a.dialledPorts() {
+		a.transport.shut(port)
+	}
+	a.mu.Lock()
+	a.candidates = nil
+	a.mu.Unlock()
 }
 
 // askToFollow asks over one session until it ends or this volume leads.
@@ -74,7 +116,7 @@ func (a *Agent) askToFollow(l link, session uint64) {
 			delete(a.calling, session)
 			a.mu.Unlock()
 		}()
-		for a.v.Role() == RoleSecondary {
+		for a.callsIn() {
 			reply, err := a.callOnce(a.tasks, l)
 			wait := callInAgain
 			if err == nil && reply.Primary {
@@ -210,6 +252,9 @@ func (a *Agent) dialMembers() {
 	var dial []candidate
 	for _, m := range a.members {
 		known := m.ID == a.v.id || !m.Fed || len(m.Addresses) == 0
+		for _, c := range a.candidates {
+			known = known || c.ID == m.ID
+		}
 		for _, f := range a.followers {
 			known = known || f.id == m.ID || slices.ContainsFunc(f.addresses, func(x string) bool { return slices.Contains(m.Addresses, x) })
 		}
@@ -224,17 +269,6 @@ func (a *Agent) dialMembers() {
 		if err := a.transport.open(c.port, c.Addresses); err != nil {
 			a.event("failed", "", "dial %s: %v", c.Node, err)
 		}
-	}
-}
-
-// shutCandidates ends the connections to hosts that were dialled as members.
-func (a *Agent) shutCandidates() {
-	a.mu.Lock()
-	cs := a.candidates
-	a.candidates = nil
-	a.mu.Unlock()
-	for _, c := range cs {
-		a.transport.shut(c.port)
 	}
 }
 
@@ -253,6 +287,11 @@ func (a *Agent) portFollower(port int, up bool) int {
 	}
 	m := a.candidates[c].memberInfo
 	k := slices.IndexFunc(a.followers, func(f *follower) bool { return f.id == m.ID })
+	if k >= 0 && a.followers[k].port == noPort && !a.followers[k].up {
+		a.followers[k].port = port // it used to dial this host
+		a.mu.Unlock()
+		return k
+	}
 	a.mu.Unlock()
 	if k >= 0 {
 		return -1 // it has called in

@@ -105,7 +105,7 @@ func (a *Agent) callerGone(e portEvent) {
 func (a *Agent) onCallersEvent(e portEvent) {
 	switch e.kind {
 	case portSessionUp:
-		if a.c.Role == RolePrimary {
+		if a.callsIn() {
 			a.askToFollow(e.link, e.session)
 		}
 	case portFenced: // G5: a follower learns

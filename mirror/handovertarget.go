@@ -249,8 +249,8 @@ func (a *Agent) leadAgain() error {
 
 // otherMembers are the sessions of a secondary over which it asks to be fed, or is asked.
 func (a *Agent) otherMembers() (ls []link) {
-	for i := range a.c.followers() {
-		if l, _ := a.transport.session(i); l != nil {
+	for _, port := range a.dialledPorts() {
+		if l, _ := a.transport.session(port); l != nil {
 			ls = append(ls, l)
 		}
 	}

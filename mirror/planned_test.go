@@ -63,6 +63,21 @@ func (n *agentNode) plan() PromoteResult {
 	return r
 }
 
+// story logs the events of the nodes when the test has failed.
+func story(t *testing.T, nodes ...*agentNode) {
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if n.a == nil || !t.Failed() {
+				continue
+			}
+			es, _ := n.a.Events(0)
+			for _, e := range es {
+				t.Logf("%s %s %s %s %s", n.c.NodeName, e.Time.Format("05.000"), e.Kind, e.Target, e.Text)
+			}
+		}
+	})
+}
+
 func (n *agentNode) noResync() {
 	n.t.Helper()
 	es, _ := n.a.Events(0)
@@ -78,6 +93,7 @@ func (n *agentNode) noResync() {
 func TestPlannedSwaps(t *testing.T) {
 	target := newAgentNode(t, RoleSecondary).start()
 	source := newAgentNode(t, RolePrimary, target).start()
+	story(t, source, target)
 	source.awaitState("in sync")
 	w := &writer{model: make([]byte, source.c.Size)}
 	nodes := [2]*agentNode{source, target}
@@ -128,6 +144,7 @@ func TestPlannedSwaps(t *testing.T) {
 func TestPlannedWithBackup(t *testing.T) {
 	source, fs := hotMirror(t, 1, nil)
 	target, backup := fs[0], fs[1]
+	story(t, source, target, backup)
 	w := &writer{model: make([]byte, source.c.Size)}
 	w.round(t, source, 50)
 	target.knowsMember(backup)

@@ -32,12 +32,21 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		a.spawn(func() { a.repairFirst(a.tasks) })
 		return nil
 	}
-	if err := a.beginLead(); err != nil {
-		return err
-	}
 	a.mu.Lock()
 	alone := len(a.c.Target) == 0 && len(a.members) == 0
 	a.mu.Unlock()
+	if a.unclean && !alone {
+		a.activeAsBefore()
+		if err := a.openFollowers(); err != nil {
+			return err
+		}
+		a.dialMembers()
+		a.spawn(func() { a.fetchBackFirst(a.tasks) })
+		return nil
+	}
+	if err := a.beginLead(); err != nil {
+		return err
+	}
 	if alone {
 		return unlessFenced(a.serve(""))
 	}
@@ -48,16 +57,28 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 	if a.fresh {
 		return unlessFenced(a.serve(""))
 	}
-	a.startAsking()
+	a.startAsking(a.c.StartWait)
 	return nil
 }
 
-// startAsking has the followers asked for a higher generation.
-func (a *Agent) startAsking() {
+// activeAsBefore: the follower that was the active one is asked, and fed, first.
+func (a *Agent) activeAsBefore() {
+	active := parseSidecar(a.v.log.Anchor().Extra).active
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, f := range a.followers {
+		if f.name == active {
+			a.current = i
+		}
+	}
+}
+
+// startAsking has the followers asked for a higher generation, for so long before this volume serves alone.
+func (a *Agent) startAsking(wait time.Duration) {
 	a.mu.Lock()
 	a.starting = fmt.Sprintf("asking the followers for a higher generation, for up to %s", a.c.StartWait)
 	a.mu.Unlock()
-	a.spawn(func() { a.askFirst(a.tasks) })
+	a.spawn(func() { a.askFirst(a.tasks, wait) })
 }
 
 // beginLead begins a generation where the last end was not clean, and the mode's promise.
@@ -149,8 +170,8 @@ func (a *Agent) askOthers(ctx context.Context) {
 
 // askFirst opens the front of a restarted source once its followers have
 // answered, or when none did in time and alone is allowed.
-func (a *Agent) askFirst(ctx context.Context) {
-	alone := time.NewTimer(a.c.StartWait)
+func (a *Agent) askFirst(ctx context.Context, wait time.Duration) {
+	alone := time.NewTimer(wait)
 	defer alone.Stop()
 	select {
 	case <-ctx.Done():

@@ -111,6 +111,6 @@ func (a *Agent) stopLeading() {
 		f.state, f.reason, f.sender, f.feeding, f.session, f.up = FollowerIdle, "", nil, nil, 0, false
 	}
 	a.mu.Unlock()
-	a.shutCandidates()
+	a.hangUpDue.Store(a.c.Role == RoleSecondary)
 	a.tellGeneration()
 }
