@@ -130,7 +130,7 @@ func (a *Agent) fetchBackFirst(ctx context.Context) {
 			}
 		}
 		a.mu.Lock()
-		over := a.fenced != "" || a.closed
+		over := a.fenced != "" || a.closed || a.v.Role() != RolePrimary // which has met a newer one, and follows it, perhaps
 		known := len(a.followers) > 0
 		a.mu.Unlock()
 		now := time.Now()
@@ -188,7 +188,7 @@ func (a *Agent) fetchFrom(ctx context.Context, l link) bool {
 func (a *Agent) beginAfterFetch(wait time.Duration) {
 	a.opMu.Lock()
 	a.mu.Lock()
-	over := a.fenced != "" || a.closed
+	over := a.fenced != "" || a.closed || a.v.Role() != RolePrimary
 	a.mu.Unlock()
 	if over {
 		a.opMu.Unlock()

@@ -197,7 +197,7 @@ func (a *Agent) askFirst(ctx context.Context, wait time.Duration) {
 	defer a.opMu.Unlock()
 	a.mu.Lock()
 	blocked := a.fenced != "" || a.closed
-	blocked = blocked || a.serving
+	blocked = blocked || a.serving || a.v.Role() != RolePrimary // by now it may follow another
 	a.starting = ""
 	a.mu.Unlock()
 	if blocked {

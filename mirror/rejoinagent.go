@@ -55,7 +55,7 @@ func (a *Agent) noteFork(who string, theirs []journal.Generation) bool {
 		return false
 	}
 	a.mu.Lock()
-	done := a.fenced == "" || a.closed
+	done := a.fenced == "" || a.closed || a.v.damageNow() != nil
 	a.mu.Unlock()
 	if done || a.v.Role() != RolePrimary || a.v.Err() != nil {
 		return true
@@ -112,6 +112,8 @@ func (a *Agent) Demote(_ context.Context, o DemoteOptions) (r DemoteResult, err 
 		return r, fmt.Errorf("refused: this volume is %s already", a.v.Role())
 	case a.v.Err() != nil:
 		return r, a.v.Err()
+	case a.v.damageNow() != nil:
+		return r, fmt.Errorf("refused: the log is damaged: %w: what only this host has cannot be told; move device and journal away and start an empty target", a.v.damageNow().rot)
 	case fenced == "":
 		return r, errors.New("refused: no other host has fenced this one: promote that one first, and let it be reached from here")
 	}
