@@ -82,6 +82,7 @@ type Agent struct {
 	inbound   *inbound            // the one that feeds this volume
 	source    heard               // who fed it last
 	state     stateReport
+	stuck     []Alarm // what the watchdog has found
 	tasks     context.Context
 	stopTasks context.CancelFunc
 	closed    bool
@@ -222,6 +223,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	a.spawn(func() { a.watchOver(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false

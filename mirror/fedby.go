@@ -38,6 +38,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	}
 	r := newReceiver(a.v, l)
 	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
+	r.agent = a.c.Version
 	r.newStage = a.openStage
 	r.stageFailed = a.holdResync
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }

@@ -251,6 +251,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		s := newSender(a.v, l, p)
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
 		s.roster, s.known = a.roster, func(id [16]byte) error { return a.knownAs(i, id) }
+		s.agent = a.c.Version
 		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
 		s.resynced = func(r Resynced) { a.noteResynced(i, r) }
 		f.sender = s

@@ -75,6 +75,8 @@ type hello struct {
 	Generations []journal.Generation `json:"generations"`
 	Head        journal.LSN          `json:"head"`
 	Durable     journal.LSN          `json:"durable"`
+	Agent       string               `json:"agent,omitempty"` // version of the program, for the operator
+	Time        int64                `json:"time,omitempty"`  // by the clock of who says it, Unix ns
 }
 
 func (h *hello) generation() journal.Generation {
@@ -106,6 +108,8 @@ type followerState struct {
 	Rejoins bool   `json:"rejoins,omitempty"`
 	Rewinds bool   `json:"rewinds,omitempty"`
 	Compare string `json:"compare,omitempty"`
+	Agent   string `json:"agent,omitempty"` // as in hello
+	Time    int64  `json:"time,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on

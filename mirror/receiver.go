@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mirror-agent/journal"
@@ -26,6 +27,8 @@ type receiver struct {
 	mirror string
 	name   string
 	node   string
+	agent  string                     // version of this program
+	other  atomic.Pointer[HostStatus] // since the last hello
 	// accept is asked before a hello is acted upon; the reason refuses it.
 	accept func(*hello) (refused string)
 	// adopt is called when the mirror's uuid becomes known to a blank volume.
@@ -212,12 +215,14 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	if err := decodeJSON(b, &h); err != nil {
 		return nil, err
 	}
+	now := time.Now()
+	r.other.Store(meet(h.Node, h.Agent, h.Time, now, now))
 	head, chain := r.v.log.HeadChain()
 	a := r.v.log.Anchor()
 	f := followerState{
 		Mirror: r.mirror, Name: r.name, Node: r.node, ID: r.v.id, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
-		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
+		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Agent: r.agent, Time: now.UnixNano(),
 	}
 	if f.Blank && h.Mirror != r.mirror {
 		// An empty volume that a first resync of another mirror was cut short

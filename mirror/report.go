@@ -189,7 +189,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
-		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(), Announced: a.transport.announced(),
+		Generation: rankString(a.v.Generation()), Node: a.node, Version: a.c.Version, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
@@ -214,6 +214,7 @@ func (a *Agent) Status() Status {
 	}
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
 
@@ -235,12 +236,12 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
 		if f.sender != nil {
-			fs.Trouble = troubleName(x.Trouble)
+			fs.Trouble, fs.Host = troubleName(x.Trouble), f.sender.other.Load()
 		}
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths = append(fs.Paths, a.followerPathsLocked(f)...)
+		fs.Paths, fs.Port = append(fs.Paths, a.followerPathsLocked(f)...), a.transport.state(f.port)
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)
@@ -283,7 +284,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 		s.Members = append(s.Members, MemberStatus{Name: m.Name, Durable: uint64(m.Durable)})
 	}
 	r.mu.Unlock()
-	s.Resync = r.progress()
+	s.Resync, s.Host = r.progress(), r.other.Load()
 	s.Paths = append(s.Paths, linkPaths(in.link)...)
 	s.Network = linkNetwork(in.link)
 	return s

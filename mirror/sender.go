@@ -32,6 +32,8 @@ type sender struct {
 	mirror  string // uuid
 	name    string
 	node    string
+	agent   string                      // version of this program
+	other   atomic.Pointer[HostStatus]  // since the handshake
 	report  func(followerEvent, string) // state of the follower, for the operator
 	// resynced is told of a copy that is complete.
 	resynced func(Resynced)
@@ -165,8 +167,10 @@ func (s *sender) stop() {
 func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	h := hello{
 		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size.Load(),
-		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(),
+		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(), Agent: s.agent,
 	}
+	asked := time.Now()
+	h.Time = asked.UnixNano()
 	b, err := s.l.Call(ctx, encodeJSON(kindHello, h))
 	if err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
@@ -175,6 +179,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	if err := decodeJSON(b, &f); err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
+	s.other.Store(meet(f.Node, f.Agent, f.Time, asked, time.Now()))
 	s.ring, s.id = f.Ring, f.ID
 	if err := s.known(s.id); err != nil {
 		return outcome{}, err
