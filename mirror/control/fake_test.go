@@ -156,6 +156,10 @@ func (a *fakeAgent) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.
 	return mirror.DemoteResult{Name: "vol0", From: 4096}, err
 }
 
+func (a *fakeAgent) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
+	return mirror.FailbackResult{Home: "nyc1", Ready: true, DryRun: o.DryRun}, a.order(ctx, "failback dry=%t limit=%v", o.DryRun, o.LimitSeconds)
+}
+
 // serve starts a server for a and returns its socket.
 func serve(t *testing.T, a Agent, change func(*Options)) (*Server, string) {
 	t.Helper()
