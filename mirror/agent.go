@@ -107,6 +107,7 @@ type follower struct {
 	cancel    context.CancelFunc
 	last      ack
 	resynced  *Resynced
+	again     chan struct{} // capacity 1: what it refused for has passed
 
 	port    int      // the transport's; noPort: it dials this host
 	id      [16]byte // of its volume, once it is known

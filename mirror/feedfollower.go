@@ -244,6 +244,10 @@ func (a *Agent) expect(p *promise, spell uint64) {
 // refusal or an error it tries again.
 func (a *Agent) feed(ctx context.Context, l link, i int) {
 	outrun := 0
+	again := make(chan struct{}, 1)
+	a.mu.Lock()
+	a.followers[i].again = again
+	a.mu.Unlock()
 	for fails := 0; ctx.Err() == nil; fails++ {
 		a.mu.Lock()
 		f := a.followers[i]
@@ -310,6 +314,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		select {
 		case <-ctx.Done():
 		case <-l.Done():
+		case <-again:
 		case <-time.After(wait):
 		}
 	}
@@ -408,6 +413,12 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	var s *sender
 	if i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.session == session }); i >= 0 {
 		s = a.followers[i].sender
+		if again := a.followers[i].again; s == nil && b[0] == kindBroken && again != nil {
+			select {
+			case again <- struct{}{}:
+			default:
+			}
+		}
 	}
 	a.mu.Unlock()
 	if s == nil {

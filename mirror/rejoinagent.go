@@ -94,7 +94,14 @@ func (a *Agent) stepDown(exported journal.LSN) error {
 	a.stopLeading()
 	a.mu.Lock()
 	a.fenced, a.parted, a.starting, a.startError = "", nil, "", nil
+	refused := make([]*inbound, 0, len(a.receivers))
+	for _, in := range a.receivers {
+		refused = append(refused, in)
+	}
 	a.mu.Unlock()
+	for _, in := range refused {
+		a.dismiss(in, a.node+" rejoins") // has a source that it refused ask again
+	}
 	return a.callIn()
 }
 
