@@ -65,7 +65,7 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	}
 	c.report(followerNeedsResync, out.reason)
 	c.resync.begin(staged.bytes() + set.bytes())
-	if err := staged.each(func(off, end int64) error { return c.run(ctx, off, end, c.compare) }); err != nil {
+	if err := staged.each(func(off, end int64) error { return c.run(ctx, off, end, c.compareFinely) }); err != nil {
 		return "", err
 	}
 	if err := set.each(func(off, end int64) error { return c.run(ctx, off, end, c.copy) }); err != nil {

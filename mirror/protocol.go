@@ -57,7 +57,8 @@ const (
 	blockHeaderBytes   = 24
 	hashBytes          = 16
 	blockZero          = 1
-	// resyncBlockBytes is the unit in which equal blocks are skipped.
+	// resyncBlockBytes is the unit in which equal blocks are skipped; in what an
+	// earlier try has staged it is minDirtyBlock.
 	resyncBlockBytes = 64 << 10
 	// resyncChunkBytes is compared by one call.
 	resyncChunkBytes = 4 << 20
@@ -258,13 +259,14 @@ func decodeAck(b []byte) (a ack, err error) {
 
 type hashRequest struct {
 	Offset, Length int64
+	Unit           int64 // bytes of a block: resyncBlockBytes or minDirtyBlock
 	Key            [32]byte
 }
 
 func (r hashRequest) encode() []byte {
 	b := make([]byte, hashesHeaderBytes)
 	b[0] = kindHashes
-	binary.LittleEndian.PutUint32(b[4:], resyncBlockBytes)
+	binary.LittleEndian.PutUint32(b[4:], uint32(r.Unit))
 	binary.LittleEndian.PutUint64(b[8:], uint64(r.Offset))
 	binary.LittleEndian.PutUint64(b[16:], uint64(r.Length))
 	copy(b[24:], r.Key[:])
@@ -275,8 +277,9 @@ func decodeHashRequest(b []byte, size int64) (r hashRequest, err error) {
 	if len(b) != hashesHeaderBytes {
 		return r, fmt.Errorf("%w: hash request of %d bytes", errMessage, len(b))
 	}
-	if n := binary.LittleEndian.Uint32(b[4:]); n != resyncBlockBytes {
-		return r, fmt.Errorf("%w: blocks of %d bytes, %d are possible", errMessage, n, resyncBlockBytes)
+	r.Unit = int64(binary.LittleEndian.Uint32(b[4:]))
+	if r.Unit != resyncBlockBytes && r.Unit != minDirtyBlock {
+		return r, fmt.Errorf("%w: blocks of %d bytes, %d and %d are possible", errMessage, r.Unit, resyncBlockBytes, minDirtyBlock)
 	}
 	off, length := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	if length > resyncChunkBytes || off > uint64(size) || length > uint64(size)-off {

@@ -185,16 +185,25 @@ func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
 // compare copies the blocks of [off, end), at most a chunk, whose hashes
 // differ from the follower's.
 func (c *copier) compare(ctx context.Context, off, end int64) error {
-	req := hashRequest{Offset: off, Length: end - off, Key: c.key}
+	return c.compareIn(ctx, resyncBlockBytes, off, end)
+}
+
+// compareFinely is compare for blocks that an earlier try has staged: most of each is as it was, and is not sent again for the rest.
+func (c *copier) compareFinely(ctx context.Context, off, end int64) error {
+	return c.compareIn(ctx, minDirtyBlock, off, end)
+}
+
+func (c *copier) compareIn(ctx context.Context, unit, off, end int64) error {
+	req := hashRequest{Offset: off, Length: end - off, Unit: unit, Key: c.key}
 	hashes, err := c.l.Call(ctx, req.encode())
 	if err != nil {
 		return fmt.Errorf("resync: hashes at %d: %w", off, err)
 	}
-	if want := int(end-off+resyncBlockBytes-1) / resyncBlockBytes * hashBytes; len(hashes) != want {
+	if want := int((end-off+unit-1)/unit) * hashBytes; len(hashes) != want {
 		return fmt.Errorf("resync: %w: %d bytes of hashes instead of %d", errMessage, len(hashes), want)
 	}
 	for ; off < end; hashes = hashes[hashBytes:] {
-		n := min(int64(resyncBlockBytes), end-off)
+		n := min(unit, end-off)
 		zero, err := c.read(off, n)
 		if err != nil {
 			return err

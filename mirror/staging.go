@@ -430,10 +430,10 @@ func (r *receiver) hashes(b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]byte, 0, resyncChunkBytes/resyncBlockBytes*hashBytes)
+	out := make([]byte, 0, (req.Length+req.Unit-1)/req.Unit*hashBytes)
 	block := make([]byte, resyncBlockBytes)
-	for off := req.Offset; off < req.Offset+req.Length; off += resyncBlockBytes {
-		p := block[:min(int64(resyncBlockBytes), req.Offset+req.Length-off)]
+	for off := req.Offset; off < req.Offset+req.Length; off += req.Unit {
+		p := block[:min(req.Unit, req.Offset+req.Length-off)]
 		if err := r.staging.read(p, off); err != nil {
 			return nil, &stageError{fmt.Errorf("resync: read at %d: %w", off, err)}
 		}
