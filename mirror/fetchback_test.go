@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"mirror-agent/journal"
 )
@@ -146,7 +149,7 @@ func TestFetchBackRefuses(t *testing.T) {
 		d, v := made(t, 20)
 		defer d.close()
 		// Both go on from the same place, each by itself.
-		at := v.log.Head()
+		fork := v.log.Head()
 		other := d.v[dstHost]
 		other.role.Store(uint32(RolePrimary))
 		for _, x := range []*Volume{v, other} {
@@ -161,7 +164,7 @@ func TestFetchBackRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if head(v) != was {
-			t.Fatalf("after LSN %d the log went on with another one's records", at)
+			t.Fatalf("after LSN %d the log went on with another one's records", fork)
 		}
 		// Nor when the other side does not look at the chain.
 		blind := fetchLink(t, other, func(b []byte) ([]byte, error) {
@@ -181,7 +184,15 @@ func TestFetchBackRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_, err := v.fetchBack(t.Context(), blind, testUUID)
+		at, chain := v.log.HeadChain()
+		b, err := other.serveFetch("dst", testUUID, encodeJSON(kindFetch, fetch{Mirror: testUUID, From: at, Chain: chain})[1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, raw, err := decodeFetchReply(b); err != nil || len(raw) > 0 || !strings.Contains(r.Refused, "differs") {
+			t.Errorf("asked for what follows another chain it answers %d bytes, %q (%v)", len(raw), r.Refused, err)
+		}
+		_, err = v.fetchBack(t.Context(), blind, testUUID)
 		if head(v) != was {
 			t.Fatalf("the log went on with another one's records (%v)", err)
 		}
@@ -216,4 +227,41 @@ func TestFetchBackRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestFetchBackAgents: a write was answered since the target had received it (mode receive); then the source's power went, and its
+// log has lost it. The same source goes on with it.
+func TestFetchBackAgents(t *testing.T) {
+	target := newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, target)
+	source.c.SyncInterval, source.c.Mode, source.c.StartWait = time.Hour, ModeReceive, 20*time.Second
+	source.start()
+	source.awaitState("in sync")
+	source.write(1) // and a flush
+	from := source.a.v.log.Durable()
+	p := bytes.Repeat([]byte{2}, 70000)
+	if _, err := source.front.served().WriteAt(p, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if d, h := source.a.v.log.Durable(), source.a.v.log.Head(); d != from || h <= from {
+		t.Fatalf("durable up to %d of %d, it was %d", d, h, from)
+	}
+	head := source.a.v.log.Head()
+	source.kill()
+	f, err := os.OpenFile(source.c.journalPath(), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ringAt = 8192 // the log has not gone around yet
+	_, err = f.WriteAt(make([]byte, head-from), int64(ringAt+from))
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	source.start()
+	source.awaitWithin(20*time.Second, "in sync", func(s Status) bool { return s.State == "in sync" })
+	source.holds(p)
+	target.holds(p)
+	if kinds := eventKinds(source.a); !slices.Contains(kinds, "fetched-back") || !slices.Contains(kinds, "generation") {
+		t.Errorf("events %v", kinds)
+	}
 }
