@@ -59,7 +59,8 @@ type Agent struct {
 	current     int         // the active one
 	serving     bool
 	nbd         string
-	fenced      string // why, when fenced
+	fenced      string      // why, when fenced
+	parted      *divergence // from whom fenced it, once that is known
 	suspended   bool
 	promoting   bool   // no source may feed this volume now
 	starting    string // why the front is not open yet
@@ -107,6 +108,8 @@ type follower struct {
 	feeding   chan struct{} // closed when the newest sender has ended; nil before the first
 	cancel    context.CancelFunc
 	last      ack
+	resynced  *Resynced
+	again     chan struct{} // capacity 1: what it refused for has passed
 
 	port    int      // the transport's; noPort: it dials this host
 	id      [16]byte // of its volume, once it is known

@@ -45,6 +45,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
 	r.seen = a.tellGeneration
+	r.diverged = a.exportMore
 	r.members = a.noteMembers
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
 	r.resynced = func() {
@@ -66,8 +67,9 @@ func (a *Agent) acceptSource(h *hello) string {
 	mine, theirs := a.v.Generation(), h.generation()
 	if compareRank(theirs, mine) > 0 {
 		reason := fmt.Sprintf("%s is primary of generation %s, this is %s", h.Node, rankString(theirs), rankString(mine))
-		a.spawn(func() { a.fence(reason) })
-		return fmt.Sprintf("%s was primary of generation %s until now and closes; it rejoins when its volume is given up", a.node, rankString(mine))
+		generations := h.Generations
+		a.spawn(func() { a.fence(reason, theirs); a.noteFork(h.Node, generations) })
+		return fmt.Sprintf("%s was primary of generation %s and is fenced; it rejoins when its volume is given up: mirror-agent demote on that host", a.node, rankString(mine))
 	}
 	return fmt.Sprintf("%s is primary of generation %s itself", a.node, rankString(mine))
 }

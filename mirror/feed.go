@@ -167,6 +167,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 		a.Generations = gs
 		a.Role = uint8(v.Role())
 		a.Followers = nil // of a time when it was fed by nobody
+		forgetFork(a)
 		update(a)
 	}); err != nil {
 		return v.journalError(err)
@@ -250,6 +251,7 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 		}
 		if major {
 			a.State &^= stateFenced | stateLeft
+			forgetFork(a)
 			withSidecar(a, func(s *sidecar) { s.active, s.handed = "", "" }) // of a time when it was primary before
 		}
 	})
@@ -258,6 +260,9 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	}
 	v.role.Store(uint32(RolePrimary))
 	v.unclean.Store(false)
+	if major {
+		v.refused.Store(nil)
+	}
 	v.changed()
 	return g, nil
 }

@@ -76,6 +76,9 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if a.v.flags()&stateLeft != 0 && !o.Force {
 		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
 	}
+	if a.v.flags()&stateDiverged != 0 && !o.Force {
+		return PromoteResult{}, errors.New("refused: this volume was given up, and has not yet got what the new primary has: wait until it is in sync, or say promote --force to go on with its own old state")
+	}
 	if peer, alive := a.sourceAlive(); alive && !o.Force {
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: mirror-agent promote --planned has it hand over, nothing is lost; or stop it first, or say promote --force to fence it", peer)
 	}

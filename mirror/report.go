@@ -51,10 +51,7 @@ func (a *Agent) stateLocked(failed error) stateReport {
 	case a.startError != nil:
 		return stateReport{state: "failed", reason: a.startError.Error(), next: "mend that, then restart the agent"}
 	case a.fenced != "":
-		return stateReport{
-			state: "fenced", reason: a.fenced,
-			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
-		}
+		return a.fencedStateLocked()
 	}
 	if a.handing != nil {
 		return a.handingStateLocked()
@@ -157,6 +154,12 @@ func (a *Agent) secondaryStateLocked() stateReport {
 	if a.held.err != nil {
 		return a.resyncHeldState(blank)
 	}
+	if a.v.flags()&stateDiverged != 0 {
+		return stateReport{
+			state: "rejoining", reason: "this old primary's volume was given up and waits for the new primary; what is here is its own old state",
+			next: "name this host to the new primary (--target, --backup); it copies what differs",
+		}
+	}
 	if blank {
 		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
 	}
@@ -251,7 +254,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		} else {
 			fs.LagBytes = uint64(head)
 		}
-		fs.DirtyBytes = a.v.dirty.dirtyBytes(f.name)
+		fs.DirtyBytes, fs.Resynced = a.v.dirty.dirtyBytes(f.name), f.resynced
 		if f.sender != nil {
 			fs.Resync = f.sender.resync.status()
 			if fs.Resync != nil {

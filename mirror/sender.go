@@ -35,7 +35,9 @@ type sender struct {
 	agent   string                      // version of this program
 	other   atomic.Pointer[HostStatus]  // since the handshake
 	report  func(followerEvent, string) // state of the follower, for the operator
-	resync  resyncProgress
+	// resynced is told of a copy that is complete.
+	resynced func(Resynced)
+	resync   resyncProgress
 	// follower is its name in the anchor, id the volume that answered; "" is
 	// a follower that nothing is kept of.
 	follower string
@@ -73,13 +75,17 @@ type sender struct {
 type refusedError struct {
 	kind   outcomeKind
 	reason string
-	retry  time.Duration // not before this is over
+	retry  time.Duration      // not before this is over
+	seen   journal.Generation // outcomeFenced: what the follower has seen
 }
 
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}, roster: func([]member) {}, known: func([16]byte) error { return nil }}
+	return &sender{
+		v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
+		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {},
+	}
 }
 
 func (s *sender) poke() {
@@ -127,7 +133,7 @@ func (s *sender) feed(ctx context.Context) error {
 			return err
 		}
 	default:
-		return &refusedError{kind: out.kind, reason: out.reason}
+		return &refusedError{kind: out.kind, reason: out.reason, seen: out.seen}
 	}
 	s.hold.move(s.sent)
 	s.lived = true
@@ -184,6 +190,9 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
 		head: s.v.log.Head(), tail: s.v.intactFrom(), chainAt: s.v.log.ChainAt, track: s.track,
 	}, f)
+	if f.Rejoins {
+		out = s.rejoin(out, &f)
+	}
 	if out.kind == outcomeResync {
 		s.resync.zeroed = f.Zeroed
 	}

@@ -155,6 +155,18 @@ type FollowerStatus struct {
 	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
+	// Resynced is the last copy that was completed since this agent's start.
+	Resynced *Resynced `json:"resynced,omitempty"`
+}
+
+// Resynced is a copy that was completed: what it had to look at, and what went over the network for it, bytes.
+type Resynced struct {
+	All           bool      `json:"all"` // all blocks were compared, not only those that had changed
+	Reason        string    `json:"reason"`
+	LookedAtBytes int64     `json:"looked_at_bytes"`
+	SentBytes     int64     `json:"sent_bytes"` // of blocks; records that were written meanwhile are not counted
+	Started       time.Time `json:"started"`
+	Ended         time.Time `json:"ended"`
 }
 
 // Progress of a resync, in bytes of the device.

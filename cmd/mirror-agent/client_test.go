@@ -143,6 +143,10 @@ func verified() *mirror.VerifyReport {
 	}
 }
 
+func (f *fakeAgent) Demote(_ context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	return mirror.DemoteResult{Name: "vol0", DryRun: o.DryRun}, nil
+}
+
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	if !o.Force && !o.Planned {
 		return mirror.PromoteResult{}, errors.New("refused: the source was seen 0.2 s ago; end it first, or use --force")

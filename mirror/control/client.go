@@ -154,6 +154,12 @@ func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.P
 	return r, c.call(ctx, http.MethodPost, "/v1/promote", o, &r)
 }
 
+// Demote gives up the volume of a fenced primary.
+func (c *Client) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	var r mirror.DemoteResult
+	return r, c.call(ctx, http.MethodPost, "/v1/demote", o, &r)
+}
+
 // Failback brings the lead home; with DryRun it says how far that is.
 func (c *Client) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
 	var r mirror.FailbackResult

@@ -188,6 +188,11 @@ func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirro
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
 }
 
+func (a *fakeAgent) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	err := a.order(ctx, "demote dry=%t", o.DryRun)
+	return mirror.DemoteResult{Name: "vol0", From: 4096}, err
+}
+
 func (a *fakeAgent) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
 	return mirror.FailbackResult{Home: "nyc1", Ready: true, DryRun: o.DryRun}, a.order(ctx, "failback dry=%t limit=%v", o.DryRun, o.LimitSeconds)
 }

@@ -62,6 +62,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/mode", s.answer(o.CommandTimeout, s.setMode))
 	handle("POST", "/v1/switch", s.answer(o.CommandTimeout, s.switchTo))
 	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
+	handle("POST", "/v1/demote", s.answer(o.PromoteTimeout, s.demote))
 	handle("POST", "/v1/failback", s.answer(o.PromoteTimeout, s.failback))
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
@@ -217,6 +218,14 @@ func (s *Server) promote(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.agent.Promote(r.Context(), o)
+}
+
+func (s *Server) demote(r *http.Request) (any, error) {
+	var o mirror.DemoteOptions
+	if err := decode(r, &o); err != nil {
+		return nil, err
+	}
+	return s.agent.Demote(r.Context(), o)
 }
 
 func (s *Server) failback(r *http.Request) (any, error) {
