@@ -19,7 +19,7 @@ import (
 // Agent runs one mirror on this host: a volume, what feeds it, and what it
 // feeds. Its methods may be called from any goroutine.
 //
-// Lock order: opMu, then moveMu and feedMu, then mu.
+// Lock order: opMu, then voteMu, then moveMu and feedMu, then mu.
 type Agent struct {
 	c         Config
 	front     Front
@@ -39,6 +39,9 @@ type Agent struct {
 
 	opMu sync.Mutex // one operator's order, or start and end, at a time
 
+	voteMu   sync.Mutex // one vote, or begin of a generation, at a time
+	electors *electorateStore
+
 	moveMu sync.Mutex // one move of the data flow at a time, by order or by itself
 
 	wg      sync.WaitGroup
@@ -56,6 +59,7 @@ type Agent struct {
 	fenced     string // why, when fenced
 	suspended  bool
 	promoting  bool   // no source may feed this volume now
+	rising     bool   // it has the members' word, and is about to begin a generation
 	starting   string // why the front is not open yet
 	startError error
 	held       resyncHold          // why no resync is taken now
@@ -116,6 +120,7 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
 		uuid: uuidString(o.v.log.Anchor().Mirror), receivers: map[uint64]*inbound{},
 	}
+	a.electors = openElectorate(c.electoratePath(), a.mirrorID)
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
 	a.checks.open(&c)

@@ -14,20 +14,28 @@ type sidecar struct {
 	stamp, pending string   // see stamp.go
 	active         string   // name of the active follower, "" is the first one
 	id             [16]byte // tells the volume from any other of its mirror
+	candidate      [16]byte // the id of a generation that this volume has given itself its word for, until it has begun it
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
 	s.active = lines[4]
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
 	}
+	if id, err := hex.DecodeString(lines[5]); err == nil {
+		copy(s.candidate[:], id)
+	}
 	return s
 }
 
 func (s sidecar) encode() []byte {
-	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active)
+	text := s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active
+	if s.candidate != [16]byte{} {
+		text += "\n" + hex.EncodeToString(s.candidate[:])
+	}
+	return []byte(text)
 }
 
 // withSidecar changes the sidecar in an anchor.

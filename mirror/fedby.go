@@ -48,6 +48,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.accepted = func() { a.supersede(session) }
 	r.seen = a.tellGeneration
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
+	r.listTold, r.addresses = a.listTold, a.transport.announced
 	r.resynced = func() {
 		a.holdResync(nil)
 		a.event("resynced", l.Peer(), "the copy is complete, consistent from here on")

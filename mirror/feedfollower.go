@@ -223,7 +223,12 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		p, id := a.promise, a.uuid
 		s := newSender(a.v, l, p)
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
-		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
+		s.report = func(e followerEvent, reason string) {
+			a.transition(i, e, reason)
+			a.signalStarted(i, e)
+			a.noteMember(i, s, e)
+		}
+		s.list = a.listToTell
 		f.sender = s
 		a.mu.Unlock()
 		p.session(i)

@@ -97,6 +97,7 @@ func (a *Agent) lead() {
 	a.promise, a.current = p, current
 	a.mu.Unlock()
 	a.v.gate.Store(&gateBox{p})
+	a.leadMembers()
 }
 
 // tellGeneration has the data port carry this volume's generation, which is

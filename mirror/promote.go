@@ -33,7 +33,7 @@ type PromoteResult struct {
 
 // Promote makes this secondary a primary of a new generation, durable before
 // anything is served, and opens the front at what its log holds.
-func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
+func (a *Agent) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	began := time.Now()
 	a.opMu.Lock()
 	defer a.opMu.Unlock()
@@ -63,25 +63,38 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
 	}
 	missing := a.missing(time.Now())
+	var mandate journal.Generation
+	if !o.Force {
+		var err error
+		if mandate, err = a.mandate(ctx, o.DryRun); err != nil {
+			return PromoteResult{}, err
+		}
+		defer a.noLongerRising()
+	}
 	if o.DryRun {
 		head := a.v.log.Head()
 		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(head), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing}, nil
 	}
+	a.voteMu.Lock() // no word for another one from here on
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
 	sources := a.closeInbound() // no record of the old generation from here on
 	var err error
-	if a.v.damageNow() != nil {
+	if mandate.Major != 0 && !mayBegin(a.v.Seen(), mandate) {
+		err = fmt.Errorf("refused: generation %s was agreed upon meanwhile: promote again, or see which host is primary", rankString(a.v.Seen()))
+	}
+	if err == nil && a.v.damageNow() != nil {
 		err = a.v.giveUpRepair()
 	}
 	var g journal.Generation
 	if err == nil {
-		g, err = a.v.beginGeneration(true)
+		g, err = a.v.beginAs(true, mandate)
 	}
 	a.mu.Lock()
 	a.promoting = false
 	a.mu.Unlock()
+	a.voteMu.Unlock()
 	for _, in := range sources {
 		a.dismiss(in, a.node+" was promoted")
 	}

@@ -42,6 +42,7 @@ const (
 	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
+	kindVote      byte = 30 // member → member, Call: ballot → ballotReply, see vote.go and ballots.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
@@ -98,6 +99,7 @@ type followerState struct {
 	Chain       uint64               `json:"chain"`
 	Committed   journal.LSN          `json:"committed"`
 	Ring        int64                `json:"ring"`
+	Addresses   []string             `json:"addresses,omitempty"` // where the other members find it
 }
 
 // start tells the follower where the stream begins; what it has from there on

@@ -175,10 +175,12 @@ func (a *Agent) Status() Status {
 	log := a.v.log
 	stats := a.v.Stats()
 	now := time.Now()
+	electorate := a.electorateStatus()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
+		Electorate: electorate,
+		Name:       a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
 		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},

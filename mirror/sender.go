@@ -38,7 +38,9 @@ type sender struct {
 	// a follower that nothing is kept of.
 	follower string
 	id       [16]byte
-	track    trackView // at the handshake
+	met      followerState      // its answer to the hello
+	list     func() *electorate // what followers are told of the members
+	track    trackView          // at the handshake
 	members  memberTelling
 	hold     *hold // while run goes on
 
@@ -75,7 +77,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}}
+	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}, list: func() *electorate { return nil }}
 }
 
 func (s *sender) poke() {
@@ -167,7 +169,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	if err := decodeJSON(b, &f); err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
-	s.ring, s.id = f.Ring, f.ID
+	s.ring, s.id, s.met = f.Ring, f.ID, f
 	s.v.dirty.adopt(s.follower, s.id)
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{

@@ -35,8 +35,10 @@ type Status struct {
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
-	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
-	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
+	// Electorate is whose word counts for a promotion; absent where nothing is known of it.
+	Electorate *ElectorateStatus `json:"electorate,omitempty"`
+	Verify     *VerifyReport     `json:"verify,omitempty"` // the one that runs or ran last
+	Scrub      *ScrubStatus      `json:"scrub,omitempty"`
 }
 
 // DeviceStatus describes the backing device.
