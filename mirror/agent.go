@@ -41,6 +41,7 @@ type Agent struct {
 
 	voteMu   sync.Mutex // one vote, or begin of a generation, at a time
 	electors *electorateStore
+	arbiter  Arbiter
 
 	moveMu sync.Mutex // one move of the data flow at a time, by order or by itself
 
@@ -66,6 +67,8 @@ type Agent struct {
 	receivers  map[uint64]*inbound // by session
 	inbound    *inbound            // the one that feeds this volume
 	source     heard               // who fed it last
+	lease      leaseReport
+	granted    *grantedLease // of a promotion that has not begun
 	state      stateReport
 	tasks      context.Context
 	stopTasks  context.CancelFunc
@@ -111,16 +114,24 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if node == "" {
 		node, _ = os.Hostname()
 	}
+	arbiter, err := newArbiter(&c)
+	if err != nil {
+		return nil, err
+	}
 	o, err := openVolumeFiles(ctx, &c)
 	if err != nil {
 		return nil, err
 	}
 	a := &Agent{
-		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
+		arbiter: arbiter,
+		c:       c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
 		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
 		uuid: uuidString(o.v.log.Anchor().Mirror), receivers: map[uint64]*inbound{},
 	}
 	a.electors = openElectorate(c.electoratePath(), a.mirrorID)
+	if err := a.checkAuto(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
+	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
 	a.checks.open(&c)
@@ -197,6 +208,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.event("started", "", "secondary, waiting for its source")
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	if a.c.AutoPromote {
+		a.spawn(func() { a.promoteByItself(a.tasks) })
+	}
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false
@@ -303,7 +317,7 @@ func (a *Agent) Close() error {
 	err := a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()
-	return errors.Join(err, a.v.Close())
+	return errors.Join(err, a.arbiter.Close(), a.v.Close())
 }
 
 // adopt gives a blank volume the mirror's identity.

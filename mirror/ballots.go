@@ -131,21 +131,24 @@ const (
 // majority of the members gave their word for. With fewer than three members it is
 // the zero one, since no majority is possible without the primary: nobody can
 // tell a dead one from a cut cable, and the order itself is the operator's word.
-// opMu is held.
-func (a *Agent) mandate(ctx context.Context, dryRun bool) (journal.Generation, error) {
+// Where there is an arbiter it decides alone. opMu is held.
+func (a *Agent) mandate(ctx context.Context, o *PromoteOptions) (journal.Generation, error) {
+	if a.arbiter.Leases() {
+		return a.arbitrate(ctx, o.DryRun)
+	}
 	for try := 1; ; try++ {
 		list, err := a.electors.list()
 		switch {
 		case errors.Is(err, errNoElectors):
-			return journal.Generation{}, nil // its source is of a version that tells none, or has not come so far
+			return journal.Generation{}, o.byOperator(err) // its source is of a version that tells none, or has not come so far
 		case err != nil:
 			return journal.Generation{}, fmt.Errorf("refused: %w: or say promote --force", err)
 		case !list.has(a.v.id):
 			return journal.Generation{}, errors.New("refused: this host is not among the members any more (mirror-agent member list): promote another one, or say promote --force")
 		case needed(len(list.Members)) == 0:
-			return journal.Generation{}, nil
+			return journal.Generation{}, o.byOperator(errors.New(list.majority()))
 		}
-		g, again, err := a.elect(ctx, list, dryRun)
+		g, again, err := a.elect(ctx, list, o.DryRun)
 		if err == nil || !again || try == electionTries {
 			return g, err
 		}
@@ -156,6 +159,14 @@ func (a *Agent) mandate(ctx context.Context, dryRun bool) (journal.Generation, e
 		case <-time.After(pause):
 		}
 	}
+}
+
+// byOperator: without a majority a promotion goes on by the operator's order only.
+func (o *PromoteOptions) byOperator(why error) error {
+	if o.auto {
+		return fmt.Errorf("refused: %w", why)
+	}
+	return nil
 }
 
 // elect asks all members what they would say, then for their word. again: it may turn out otherwise at another time soon.

@@ -125,7 +125,7 @@ func TestLiveSource(t *testing.T) {
 	if err := x.source.a.transport.suspend(false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.target.a.mandate(t.Context(), false); err == nil || !strings.Contains(err.Error(), "ams1 is fed by nyc1, which is alive") {
+	if _, err := x.target.a.mandate(t.Context(), &PromoteOptions{}); err == nil || !strings.Contains(err.Error(), "ams1 is fed by nyc1, which is alive") {
 		t.Fatal(err)
 	}
 	if g := x.backup.a.v.Seen(); g.Major != 1 {

@@ -87,6 +87,7 @@ func (a *Agent) supersede(session uint64) {
 	}
 	first := a.inbound == nil || a.inbound.session != session
 	a.inbound = a.receivers[session]
+	a.source.level = false // until it is in sync with this one
 	in := a.inbound
 	a.mu.Unlock()
 	for _, o := range others {

@@ -18,6 +18,8 @@ type PromoteOptions struct {
 	NBD string `json:"nbd"`
 	// DryRun changes nothing: it says whether the promotion would be refused, and what would be missing.
 	DryRun bool `json:"dry_run"`
+
+	auto bool // nobody has ordered it, see autopromote.go
 }
 
 // PromoteResult tells what a promotion did.
@@ -66,7 +68,7 @@ func (a *Agent) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, e
 	var mandate journal.Generation
 	if !o.Force {
 		var err error
-		if mandate, err = a.mandate(ctx, o.DryRun); err != nil {
+		if mandate, err = a.mandate(ctx, &o); err != nil {
 			return PromoteResult{}, err
 		}
 		defer a.noLongerRising()

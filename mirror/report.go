@@ -70,7 +70,13 @@ func (a *Agent) stateLocked(failed error) stateReport {
 
 func (a *Agent) primaryStateLocked() stateReport {
 	if a.starting != "" {
-		return stateReport{state: "starting", reason: a.starting, next: "the front opens as soon as a follower has answered; start the target, or wait"}
+		return stateReport{state: "starting", reason: a.starting + reasonSuffix(a.lease.problem), next: "the front opens as soon as a follower has answered; start the target, or wait"}
+	}
+	if why := a.frozenLocked(); why != "" {
+		return stateReport{
+			state: stateFrozen, reason: why,
+			next: "it goes on by itself as soon as the lease is renewed: look at the arbiter and the way to it; without it, restart this agent without --arbiter",
+		}
 	}
 	if len(a.followers) == 0 {
 		return stateReport{state: "standalone", reason: "no target is configured", next: "start this source with --target HOST:PORT to mirror it"}
@@ -203,6 +209,7 @@ func (a *Agent) Status() Status {
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
+	s.Arbiter = a.arbiterStatusLocked()
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
 	return s
@@ -279,7 +286,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 
 func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	switch s.State {
-	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged:
+	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged, stateFrozen:
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {

@@ -143,6 +143,7 @@ func (s *sender) goLive() {
 		return
 	}
 	s.streaming.Store(true)
+	s.promise.knows(s.member, s.id)
 	s.count() // the acknowledgement may have come before
 }
 

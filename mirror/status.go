@@ -37,7 +37,8 @@ type Status struct {
 	Alarms       []Alarm          `json:"alarms"`
 	// Electorate is whose word counts for a promotion; absent where nothing is known of it.
 	Electorate *ElectorateStatus `json:"electorate,omitempty"`
-	Verify     *VerifyReport     `json:"verify,omitempty"` // the one that runs or ran last
+	Arbiter    *ArbiterStatus    `json:"arbiter,omitempty"` // where one leases who is primary
+	Verify     *VerifyReport     `json:"verify,omitempty"`  // the one that runs or ran last
 	Scrub      *ScrubStatus      `json:"scrub,omitempty"`
 }
 
