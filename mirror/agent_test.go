@@ -87,9 +87,11 @@ type agentNode struct {
 	t     *testing.T
 	c     Config
 	front *fakeFront
-	a     *Agent
-	stop  context.CancelFunc
-	done  chan error
+	// arbiter takes the place of the configured one.
+	arbiter Arbiter
+	a       *Agent
+	stop    context.CancelFunc
+	done    chan error
 }
 
 func newAgentNode(t *testing.T, role Role, targets ...*agentNode) *agentNode {
@@ -123,6 +125,9 @@ func (n *agentNode) start() *agentNode {
 		n.t.Fatal(err)
 	}
 	n.a = a
+	if n.arbiter != nil {
+		a.arbiter, a.c.ArbiterTTL = n.arbiter, 2*time.Second
+	}
 	if len(n.c.Listen) > 0 {
 		n.c.Listen = a.transport.addresses()
 	}

@@ -13,8 +13,15 @@ type electorTrio struct{ source, target, backup *agentNode }
 
 func newElectorTrio(t *testing.T, listens bool) *electorTrio {
 	t.Helper()
+	return newElectorTrioWith(t, listens, func(*Config) {})
+}
+
+func newElectorTrioWith(t *testing.T, listens bool, set func(follower *Config)) *electorTrio {
+	t.Helper()
 	target, backup := newAgentNode(t, RoleSecondary), newAgentNode(t, RoleSecondary)
 	target.c.NodeName, backup.c.NodeName = "fra2", "ams1"
+	set(&target.c)
+	set(&backup.c)
 	target.start()
 	backup.start()
 	source := newAgentNode(t, RolePrimary, target, backup)
