@@ -407,11 +407,11 @@ func (m *protocolModel) elected(s *modelState, i int) bool {
 func (m *protocolModel) answerFlush(s *modelState, i int, lsn uint8) {
 	x := &s.node[i]
 	for k := range m.nodes {
-		if m.forced || k == i || !s.node[k].prim || compareRank(s.generation(s.node[k].own, 0), s.generation(x.own, 0)) <= 0 {
+		if k == i || !s.node[k].prim || compareRank(s.generation(s.node[k].own, 0), s.generation(x.own, 0)) <= 0 {
 			continue
 		}
 		for at := range lsn {
-			if s.node[k].log[at] != x.log[at] {
+			if !m.forced && s.node[k].log[at] != x.log[at] {
 				m.wrong = fmt.Sprintf("%d, which %d has replaced, answered a FLUSH for what that one has not got", i, k)
 				return
 			}
