@@ -159,6 +159,14 @@ func TestArbiterSourceStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.source.freeze()
+	eventually(t, startLimit, "the source stands still", func() (bool, string) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.source.pid()))
+		if err != nil {
+			return false, err.Error()
+		}
+		_, state, _ := strings.Cut(string(b), ") ")
+		return strings.HasPrefix(state, "T"), state
+	})
 	defer func() {
 		if t.Failed() {
 			m.source.thaw()
@@ -178,6 +186,9 @@ func TestArbiterSourceStopped(t *testing.T) {
 		t.Fatalf("on the promoted target: %v", err)
 	}
 	nc.close()
+	if len(answer) > 0 {
+		t.Fatalf("a process that stands still has answered: %v", <-answer)
+	}
 	m.source.thaw()
 	select {
 	case err := <-answer:
