@@ -1,7 +1,6 @@
 package dataport
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/hex"
@@ -183,7 +182,7 @@ func newReplay(t testing.TB) *replay {
 	if r.conn, err = mem.Dial(context.Background(), "", "target:1"); err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{raw: r.conn, r: bufio.NewReader(r.conn)}
+	w := &wire{raw: r.conn, r: newFrameReader(r.conn, r.conn)}
 	h := r.n.helloFor(helloOpen, nil, SessionID(randomID()), 1)
 	h.client, h.incarnation, h.name = "test", randomID(), "peer"
 	if _, err := w.ask(h); err != nil {
@@ -202,10 +201,10 @@ func newReplay(t testing.TB) *replay {
 }
 
 // listen checks that whatever the node says is well-formed.
-func (r *replay) listen(from *bufio.Reader) {
-	head := make([]byte, headerBytes)
+func (r *replay) listen(from *frameReader) {
 	for {
-		if _, err := io.ReadFull(from, head); err != nil {
+		head, err := from.header()
+		if err != nil {
 			return
 		}
 		var h header

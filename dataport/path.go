@@ -1,7 +1,6 @@
 package dataport
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -54,9 +53,12 @@ type path struct {
 	pongs   []uint64
 	pingDue bool
 	ackDue  bool
-	gone    []PathID
-	closing string // not empty: say so and end
-	told    uint64 // version of our addresses that the peer was told here
+	// The peer is to be told in a moment; see ackSoon.
+	ackTimer   *time.Timer
+	ackPending bool
+	gone       []PathID
+	closing    string // not empty: say so and end
+	told       uint64 // version of our addresses that the peer was told here
 
 	received uint64       // cost of data frames that arrived here; told to the peer as path bytes
 	partly   atomic.Int64 // bytes of the payload that is arriving, likewise; written by the reader without the mutex
@@ -436,8 +438,35 @@ func (f *outFrame) each(fn func([]byte)) {
 	}
 }
 
-// ackEveryBytes is how much may arrive in one go before the peer is told.
-const ackEveryBytes = 256 << 10
+const (
+	// ackEveryBytes, or a quarter of the window, is how much may arrive in one go before the peer is told.
+	ackEveryBytes = 1 << 20
+	// ackWithin is how long the peer waits to be told, unless there is something else to tell it: mostly more of a message
+	// is on its way, or its client is about to consume it. Each word is a call and a wakeup at either end, which together
+	// cost as much as a tenth of a frame of 256 KiB.
+	ackWithin = 2 * time.Millisecond
+)
+
+// ackSoon tells the peer within ackWithin what has arrived.
+func (p *path) ackSoon() {
+	s := p.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case p.ackPending:
+		return
+	case p.ackTimer == nil:
+		p.ackTimer = time.AfterFunc(ackWithin, func() {
+			s.mu.Lock()
+			p.ackPending, p.ackDue = false, true
+			s.mu.Unlock()
+			p.poke()
+		})
+	default:
+		p.ackTimer.Reset(ackWithin)
+	}
+	p.ackPending = true
+}
 
 func (p *path) readLoop() {
 	err := p.read()
@@ -447,6 +476,9 @@ func (p *path) readLoop() {
 	var broken *brokenError
 	if errors.As(err, &broken) {
 		p.s.fail(broken.err.Error(), broken.why)
+		// When this side is saying goodbye, now or since before, the reader is who ends it: nobody else would.
+		_, _ = io.Copy(io.Discard, p.w.raw)
+		p.shut(false)
 		return
 	}
 	p.s.pathFailed(p, fmt.Errorf("read: %w", plain(err)))
@@ -462,18 +494,21 @@ func (e *brokenError) Error() string { return e.err.Error() }
 
 func (p *path) read() error {
 	s, r := p.s, p.w.r
-	head := make([]byte, headerBytes)
 	maxMessage := uint32(s.node.conf.MaxMessageBytes)
+	every := min(ackEveryBytes, s.node.conf.ReceiveWindowBytes/4)
 	var h header
-	since := 0
+	since := 0    // bytes since the peer was last told at once
+	owed := false // it was not yet told, nor will be soon, of the last ones
 	for {
-		if _, err := io.ReadFull(r, head); err != nil {
+		head, err := r.header()
+		if err != nil {
 			return err
 		}
 		if err := h.decode(head, maxMessage); err != nil {
 			return err
 		}
 		p.lastDeaf = h.flags&flagDeaf != 0
+		r.expect(h.payload)
 		buf, err := p.payload(r, &h)
 		if err != nil {
 			return err
@@ -495,9 +530,15 @@ func (p *path) read() error {
 		}
 		if h.sequenced() {
 			since += headerBytes + int(h.payload)
+			owed = true
 		}
-		if since > 0 && (since >= ackEveryBytes || r.Buffered() < headerBytes) {
-			since = 0
+		switch {
+		case !owed || since < every && r.more():
+		case since < every:
+			owed = false
+			p.ackSoon()
+		default:
+			since, owed = 0, false
 			s.mu.Lock()
 			p.ackDue = true
 			s.mu.Unlock()
@@ -509,7 +550,7 @@ func (p *path) read() error {
 // payload reads and verifies a payload whose length decode has bounded. Every piece of it is a sign of life, however
 // small, or a slow path would fall silent for as long as a frame takes; and it counts as delivered, or the sender would
 // not know for as long how slow the path is.
-func (p *path) payload(r *bufio.Reader, h *header) (*buffer, error) {
+func (p *path) payload(r *frameReader, h *header) (*buffer, error) {
 	buf := p.place(h)
 	for rest := buf.data; len(rest) > 0; {
 		n, err := r.Read(rest)

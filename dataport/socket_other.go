@@ -13,3 +13,13 @@ func tuneSocket(c net.Conn, _ time.Duration) {
 		_ = t.SetNoDelay(true)
 	}
 }
+
+// socketMTU is not known here.
+func socketMTU(*net.TCPConn, bool) int { return 0 }
+
+// vectorReader is for systems with readv.
+type vectorReader struct{}
+
+func newVectorReader(net.Conn) *vectorReader { return nil }
+
+func (*vectorReader) read(first, _ []byte) (int, error) { panic("no readv here") }

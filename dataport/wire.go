@@ -1,7 +1,6 @@
 package dataport
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ed25519"
@@ -21,7 +20,7 @@ type wire struct {
 	raw     net.Conn
 	tls     *tls.Conn     // nil: plain TCP
 	buf     *bufferedConn // beneath tls
-	r       *bufio.Reader
+	r       *frameReader
 	key     ed25519.PublicKey // of the peer, verified; nil over plain TCP
 	binding []byte            // see secret.go; nil over plain TCP
 	rtt     time.Duration     // of the hellos, on the side that dials
@@ -29,13 +28,11 @@ type wire struct {
 	told    uint64            // version of the addresses that our hello carried
 }
 
-const readerBytes = 64 << 10
-
 // secure does the TLS handshake, within ctx and the deadline set on raw.
 func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, error) {
 	w := &wire{raw: raw}
 	if n.tls == nil {
-		w.r = bufio.NewReaderSize(raw, readerBytes)
+		w.r = newFrameReader(raw, raw)
 		return w, nil
 	}
 	w.buf = &bufferedConn{Conn: raw}
@@ -54,7 +51,7 @@ func (n *Node) secure(ctx context.Context, raw net.Conn, dials bool) (*wire, err
 	if w.binding, err = bindingOf(w.tls, [32]byte{}); err != nil {
 		return nil, err
 	}
-	w.r = bufio.NewReaderSize(w.tls, readerBytes)
+	w.r = newFrameReader(w.tls, raw)
 	return w, nil
 }
 
@@ -142,12 +139,12 @@ func (w *wire) sendHello(h *hello) error {
 
 // readHello reads the one frame that is allowed before a path is established.
 func (w *wire) readHello(h *hello) error {
-	var b [headerBytes]byte
-	if _, err := io.ReadFull(w.r, b[:]); err != nil {
+	b, err := w.r.header()
+	if err != nil {
 		return err
 	}
 	var head header
-	if err := head.decode(b[:], 0); err != nil {
+	if err := head.decode(b, 0); err != nil {
 		return err
 	}
 	if head.typ != frameHello {

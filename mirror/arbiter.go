@@ -21,6 +21,8 @@ type Arbiter interface {
 	Renew(ctx context.Context, h Holder) (Ruling, error)
 	// Grant gives the lease to a target that is to become primary, if nobody has it and the record names it. A dry run changes nothing.
 	Grant(ctx context.Context, h Holder, dryRun bool) (Ruling, error)
+	// Release gives the lease back, of one that has handed over.
+	Release(ctx context.Context) error
 	Close() error
 }
 
@@ -61,7 +63,8 @@ func (operatorArbiter) Grant(context.Context, Holder, bool) (Ruling, error) {
 	return Ruling{Refused: "only an operator's order promotes where there is no majority: mirror-agent promote"}, nil
 }
 
-func (operatorArbiter) Close() error { return nil }
+func (operatorArbiter) Release(context.Context) error { return nil }
+func (operatorArbiter) Close() error                  { return nil }
 
 // newArbiter makes the one that c names.
 func newArbiter(c *Config) (Arbiter, error) {

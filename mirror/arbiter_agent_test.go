@@ -34,6 +34,13 @@ func (f *fakeArbiter) Name() string { return "fake" }
 func (f *fakeArbiter) Leases() bool { return true }
 func (f *fakeArbiter) Close() error { return nil }
 
+func (f *fakeArbiter) Release(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.until = time.Time{}
+	return nil
+}
+
 func (f *fakeArbiter) Renew(_ context.Context, h Holder) (Ruling, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

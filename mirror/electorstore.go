@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 )
 
@@ -31,7 +30,7 @@ const maxElectorateFile = 1 << 20
 func (c *Config) electoratePath() string {
 	for _, path := range []string{c.journalPath(), c.Device} {
 		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return path + ".members"
+			return path + ".electorate"
 		}
 	}
 	return ""
@@ -100,23 +99,4 @@ func (s *electorateStore) set(e electorate) (news bool, err error) {
 	}
 	s.now, s.err = e, nil
 	return true, nil
-}
-
-// replaceFile puts b in path's place, durably and as a whole.
-func replaceFile(path string, b []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }

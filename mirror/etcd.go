@@ -98,6 +98,16 @@ func newEtcd(o etcdOptions) (*etcd, error) {
 func (e *etcd) Name() string { return "etcd " + strings.Join(e.o.endpoints, ",") }
 func (e *etcd) Leases() bool { return true }
 
+// Release see Arbiter.
+func (e *etcd) Release(ctx context.Context) error {
+	id := e.lease
+	e.lease = 0
+	if id == 0 {
+		return nil
+	}
+	return e.call(ctx, "/v3/lease/revoke", map[string]any{"ID": fmt.Sprint(id)}, &struct{}{})
+}
+
 func (e *etcd) Close() error {
 	e.http.CloseIdleConnections()
 	return nil

@@ -14,24 +14,25 @@ type sidecar struct {
 	stamp, pending string   // see stamp.go
 	active         string   // name of the active follower, "" is the first one
 	id             [16]byte // tells the volume from any other of its mirror
+	handed         string   // to whom a source handed over, see handedOver.encode; "": to nobody, or that one leads
 	candidate      [16]byte // the id of a generation that this volume has given itself its word for, until it has begun it
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
-	s.active = lines[4]
+	s.active, s.handed = lines[4], lines[5]
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
 	}
-	if id, err := hex.DecodeString(lines[5]); err == nil {
+	if id, err := hex.DecodeString(lines[6]); err == nil {
 		copy(s.candidate[:], id)
 	}
 	return s
 }
 
 func (s sidecar) encode() []byte {
-	text := s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active
+	text := s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active + "\n" + s.handed
 	if s.candidate != [16]byte{} {
 		text += "\n" + hex.EncodeToString(s.candidate[:])
 	}

@@ -267,7 +267,7 @@ func (v *Volume) beginAs(major bool, mandate journal.Generation) (journal.Genera
 		}
 		if major {
 			a.State &^= stateFenced | stateLeft
-			withSidecar(a, func(s *sidecar) { s.active, s.candidate = "", [16]byte{} }) // of a time when it was primary before
+			withSidecar(a, func(s *sidecar) { s.active, s.handed, s.candidate = "", "", [16]byte{} }) // of a time when it was primary before
 		}
 	})
 	if err != nil {

@@ -63,7 +63,18 @@ func (a *Agent) keepLease(ctx context.Context, p *promise) {
 		a.mu.Lock()
 		over := a.promise != p && a.promise != nil || a.fenced != "" || a.closed
 		a.mu.Unlock()
-		if over || a.v.Role() != RolePrimary || a.v.Err() != nil {
+		if over || a.v.Err() != nil {
+			return
+		}
+		if a.v.Role() != RolePrimary { // it has handed over, and answers nothing any more
+			call, cancel := context.WithTimeout(ctx, a.c.ArbiterTTL/2)
+			a.askMu.Lock()
+			err := a.arbiter.Release(call)
+			a.askMu.Unlock()
+			if err != nil {
+				a.noteLease(fmt.Sprintf("%s: %v", a.arbiter.Name(), err))
+			}
+			cancel()
 			return
 		}
 		if p.lease.over() || p.recordDue() || time.Since(last) >= every {
@@ -82,8 +93,10 @@ func (a *Agent) renewLease(ctx context.Context, p *promise) bool {
 	ids := p.asksArbiter()
 	call, cancel := context.WithTimeout(ctx, a.c.ArbiterTTL/2)
 	defer cancel()
+	a.askMu.Lock()
 	sent := sinceBoot()
 	r, err := a.arbiter.Renew(call, Holder{ID: a.v.id, Node: a.node, Generation: a.v.Generation(), Eligible: ids})
+	a.askMu.Unlock()
 	switch {
 	case ctx.Err() != nil:
 		return false
@@ -160,8 +173,10 @@ func (a *Agent) arbiterStatusLocked() *ArbiterStatus {
 func (a *Agent) arbitrate(ctx context.Context, dryRun bool) (journal.Generation, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.c.ArbiterTTL)
 	defer cancel()
+	a.askMu.Lock()
 	sent := sinceBoot()
 	r, err := a.arbiter.Grant(ctx, Holder{ID: a.v.id, Node: a.node, Generation: a.v.Seen()}, dryRun)
+	a.askMu.Unlock()
 	if err != nil {
 		return journal.Generation{}, fmt.Errorf("refused: %s does not answer: %w: or say promote --force", a.arbiter.Name(), err)
 	}

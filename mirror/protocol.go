@@ -42,8 +42,10 @@ const (
 	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
-	kindVote      byte = 30 // member → member, Call: ballot → ballotReply, see vote.go and ballots.go
+	kindVote      byte = 40 // member → member, Call: ballot → ballotReply, see vote.go and ballots.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
+	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
+	kindHandover  byte = 31 // either way, Call: handoverMessage → handoverReply, see handover.go
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 
@@ -73,6 +75,8 @@ type hello struct {
 	Generations []journal.Generation `json:"generations"`
 	Head        journal.LSN          `json:"head"`
 	Durable     journal.LSN          `json:"durable"`
+	Agent       string               `json:"agent,omitempty"` // version of the program, for the operator
+	Time        int64                `json:"time,omitempty"`  // by the clock of who says it, Unix ns
 }
 
 func (h *hello) generation() journal.Generation {
@@ -100,6 +104,8 @@ type followerState struct {
 	Committed   journal.LSN          `json:"committed"`
 	Ring        int64                `json:"ring"`
 	Addresses   []string             `json:"addresses,omitempty"` // where the other members find it
+	Agent       string               `json:"agent,omitempty"`     // as in hello
+	Time        int64                `json:"time,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"time"
 )
 
@@ -106,13 +108,19 @@ const mbit = 1e6 / 8
 // port measures the data port: over loopback beside plain TCP and plain TLS, and between namespaces whose links are
 // slow, slow and delayed, or lost.
 func (b *bench) port(ctx context.Context) error {
+	only, err := regexp.Compile(b.o.frontMatch)
+	if err != nil {
+		return fmt.Errorf("-match: %w", err)
+	}
 	loop, err := startPair(ctx, "", "", "127.0.0.1")
 	if err != nil {
 		return err
 	}
 	defer loop.end()
 	var far *portLab
-	if os.Geteuid() == 0 {
+	if b.o.frontMatch != "" {
+		progress("port: with -match only what goes over loopback")
+	} else if os.Geteuid() == 0 {
 		if far, err = b.newPortLab(ctx); err != nil {
 			return err
 		}
@@ -134,6 +142,13 @@ func (b *bench) port(ctx context.Context) error {
 		{name: "crypto/tls", order: quick(portOrder{Kind: "tls", To: loop.at.TLS, Size: 1 << 20})},
 		{name: "TLS: 1 MiB messages, 1 path", order: quick(portOrder{Kind: "port", To: secure, Key: key, Paths: 1, Size: 1 << 20}), of: "crypto/tls", aim: 0.8},
 		{name: "TLS: 1 MiB messages, 2 paths", order: quick(portOrder{Kind: "port", To: secure, Key: key, Paths: 2, Size: 1 << 20}), of: "crypto/tls", aim: 0.8},
+	}
+	if b.o.frontMatch != "" {
+		beside := map[string]bool{}
+		for _, r := range runs {
+			beside[r.of] = beside[r.of] || only.MatchString(r.name)
+		}
+		runs = slices.DeleteFunc(runs, func(r portRun) bool { return !only.MatchString(r.name) && !beside[r.name] })
 	}
 	sources := map[string]*child{}
 	if far != nil {
