@@ -33,6 +33,7 @@
 //     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
+//     majority_test.go (three members), arbiter_test.go (with a real etcd),
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
 //     that are full or fail), rot_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), failback_test.go and
@@ -55,5 +56,6 @@
 //	MIRROR_AGENT_BIN         a binary to test in place of the one built here
 //	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
 //	MIRROR_AGENT_RAPID=n     journal, mirror and dataport: checks of each model (default: 100, dataport 150)
+//	MIRROR_AGENT_MODEL=n     mirror: states at most in each search of the protocol's model
 //	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration

@@ -93,7 +93,8 @@ type agentNode struct {
 	stop  context.CancelFunc
 	done  chan error
 
-	opened func() // called when a is open and does not run yet
+	opened  func()  // called when a is open and does not run yet
+	arbiter Arbiter // takes the place of the configured one
 }
 
 func newAgentNode(t *testing.T, role Role, targets ...*agentNode) *agentNode {
@@ -127,6 +128,9 @@ func (n *agentNode) start() *agentNode {
 		n.t.Fatal(err)
 	}
 	n.a = a
+	if n.arbiter != nil {
+		a.arbiter, a.c.ArbiterTTL = n.arbiter, 2*time.Second
+	}
 	if n.opened != nil {
 		n.opened()
 	}

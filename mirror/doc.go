@@ -20,6 +20,11 @@
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
 //   - switchover.go: another follower becomes the active one. members.go,
 //     membersets.go: what the members know of each other.
+//   - vote.go, electorate.go: who gives whom the word for a promotion, and who
+//     the members are; ballots.go, memberlist.go, electorstore.go: the agent's
+//     part. autopromote.go: a target that promotes itself.
+//   - Arbiter (arbiter.go, etcd.go): leases who is primary; tenure.go, leased.go:
+//     what may be answered under a lease; leasekeeper.go keeps it.
 //   - resync.go, partial.go, staging.go: the fuzzy copy, of all blocks or of
 //     those that are dirty, and where it is built.
 //   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
@@ -182,6 +187,33 @@
 // between nobody leads. Whoever was to lead and is asked again by the other says no
 // more to it (a decline, or the word back) before that one goes on. That two hosts
 // that cannot reach each other are both promoted by hand nothing here prevents.
+//
+// # Promotion
+//
+// With three members or more a promotion that is not forced needs the word of all
+// but one, the promoted one among them. That is a majority of three and of four;
+// of more members it is more than one, since a FLUSH is answered when it is durable
+// at two of them: only so one of the two is always asked. A word is the anchor's
+// seen generation, with the id of the candidate's: stored before it is given, once
+// for a number. The candidate's own is the first, and it begins its generation only
+// while it is still bound to it. A candidate polls first, so that an order that
+// must be refused binds nobody. A vote beside the data flow has a registration
+// of its own at the data port, without a generation: nobody is refused there.
+//
+// The members are a list that the primary makes and tells; the newer list counts.
+// A volume comes in when it is in sync for the first time, and is replaced by another
+// one at its address. The dead stay until an operator removes them. A change is known
+// to the others within a tenth of a second when they are connected: who adds a member
+// while most of the others are away should wait with relying on it.
+//
+// With two members the order itself is the operator's word, or the arbiter decides.
+// Where there is one it decides alone, and its record stands for the members' word:
+// it names who has everything that a FLUSH was answered for, and a FLUSH waits until
+// all whom it may name have what it covers. The lease is asked at the point where
+// something is answered, by the clock that goes on while a machine sleeps.
+//
+// protocolmodel_test.go goes through every order of events within bounds, with
+// these machines and those of the handshake and the word.
 //
 // # Disks that fail
 //

@@ -19,21 +19,29 @@ type sidecar struct {
 	// Of a volume that another one has replaced: where its history parts from that one's, and from where on it is exported; 0 is
 	// not known, and not exported (rejoin.go).
 	fork, exported journal.LSN
+	candidate      [16]byte // the id of a generation that this volume has given itself its word for, until it has begun it
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
 	s.active, s.handed = lines[4], lines[5]
 	s.fork, s.exported = parseLSN(lines[6]), parseLSN(lines[7])
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
 	}
+	if id, err := hex.DecodeString(lines[8]); err == nil {
+		copy(s.candidate[:], id)
+	}
 	return s
 }
 
 func (s sidecar) encode() []byte {
-	return []byte(strings.Join([]string{s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported)}, "\n"))
+	text := strings.Join([]string{s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported)}, "\n")
+	if s.candidate != [16]byte{} {
+		text += "\n" + hex.EncodeToString(s.candidate[:])
+	}
+	return []byte(text)
 }
 
 func formatLSN(lsn journal.LSN) string {

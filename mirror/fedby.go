@@ -48,6 +48,7 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.diverged = a.exportMore
 	r.members = a.noteMembers
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
+	r.listTold, r.addresses = a.listTold, a.transport.announced
 	r.resynced = func() {
 		a.holdResync(nil)
 		a.event("resynced", l.Peer(), "the copy is complete, consistent from here on")
@@ -87,6 +88,7 @@ func (a *Agent) supersede(session uint64) {
 	}
 	first := a.inbound == nil || a.inbound.session != session
 	a.inbound = a.receivers[session]
+	a.source.level = false // until it is in sync with this one
 	in := a.inbound
 	a.mu.Unlock()
 	for _, o := range others {

@@ -256,8 +256,13 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
 		s.agent = a.c.Version
 		s.roster, s.known = a.roster, func(id [16]byte) error { return a.knownAs(i, id) }
-		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
+		s.report = func(e followerEvent, reason string) {
+			a.transition(i, e, reason)
+			a.signalStarted(i, e)
+			a.noteMember(i, s, e)
+		}
 		s.resynced = func(r Resynced) { a.noteResynced(i, r) }
+		s.list = a.listToTell
 		f.sender = s
 		a.mu.Unlock()
 		p.session(i)

@@ -47,17 +47,20 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 	if err := a.beginLead(); err != nil {
 		return err
 	}
-	if alone {
+	if !alone {
+		if err := a.openFollowers(); err != nil {
+			return err
+		}
+		a.dialMembers()
+	}
+	switch {
+	case !alone && !a.fresh:
+		a.startAsking(a.c.StartWait)
+	case a.arbiter.Leases():
+		a.startWithLease()
+	default:
 		return unlessFenced(a.serve(""))
 	}
-	if err := a.openFollowers(); err != nil {
-		return err
-	}
-	a.dialMembers()
-	if a.fresh {
-		return unlessFenced(a.serve(""))
-	}
-	a.startAsking(a.c.StartWait)
 	return nil
 }
 
@@ -122,10 +125,15 @@ func (a *Agent) lead() {
 	if current > 0 {
 		p.activate(current, a.v.log.Head())
 	}
+	a.leasePromise(p)
 	a.mu.Lock()
 	a.promise, a.current, a.leading = p, current, time.Now()
 	a.mu.Unlock()
+	if p.lease != nil {
+		a.spawn(func() { a.keepLease(a.tasks, p) })
+	}
 	a.v.gate.Store(&gateBox{p})
+	a.leadMembers()
 }
 
 // tellGeneration has the data port carry this volume's generation, which is
@@ -192,6 +200,28 @@ func (a *Agent) askFirst(ctx context.Context, wait time.Duration) {
 		} else {
 			a.event("alone", "", "no follower answered within %s: serving alone (alone: serve)", a.c.StartWait)
 		}
+	}
+	a.serveWithLease(ctx)
+}
+
+// startWithLease opens the front once the arbiter lets this primary serve.
+func (a *Agent) startWithLease() {
+	a.mu.Lock()
+	a.starting = "asking " + a.arbiter.Name() + " for the lease"
+	a.mu.Unlock()
+	a.spawn(func() { a.serveWithLease(a.tasks) })
+}
+
+// serveWithLease opens the front of a source that has started. Where there is an arbiter it waits for its lease first.
+func (a *Agent) serveWithLease(ctx context.Context) {
+	a.mu.Lock()
+	p := a.promise
+	if a.arbiter.Leases() && a.starting != "" {
+		a.starting = "waiting for the lease of " + a.arbiter.Name()
+	}
+	a.mu.Unlock()
+	if a.awaitLease(ctx, p) != nil {
+		return
 	}
 	a.opMu.Lock()
 	defer a.opMu.Unlock()

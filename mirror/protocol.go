@@ -42,6 +42,7 @@ const (
 	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
+	kindVote      byte = 40 // member → member, Call: ballot → ballotReply, see vote.go and ballots.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
 	kindHistory   byte = 24 // either way, Call, → historyReply: what a host knows of the mirror's history
 	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
@@ -106,11 +107,12 @@ type followerState struct {
 	Ring        int64                `json:"ring"`
 	// Rejoins: it was given up, and shows its history up to where that parts from the source's; Rewinds: it has more, which
 	// goes; Compare: it cannot show that place, for this reason (rejoin.go).
-	Rejoins bool   `json:"rejoins,omitempty"`
-	Rewinds bool   `json:"rewinds,omitempty"`
-	Compare string `json:"compare,omitempty"`
-	Agent   string `json:"agent,omitempty"` // as in hello
-	Time    int64  `json:"time,omitempty"`
+	Rejoins   bool     `json:"rejoins,omitempty"`
+	Rewinds   bool     `json:"rewinds,omitempty"`
+	Compare   string   `json:"compare,omitempty"`
+	Addresses []string `json:"addresses,omitempty"` // where the other members find it
+	Agent     string   `json:"agent,omitempty"`     // as in hello
+	Time      int64    `json:"time,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on

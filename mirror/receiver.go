@@ -46,6 +46,9 @@ type receiver struct {
 	members     func([]member) // the source has told of them
 	// diverged exports what goes when a volume that was given up rejoins and that is in no export yet.
 	diverged func(divergence) error
+	// listTold is called with the source's list of the members; addresses are where they find this one.
+	listTold  func(electorate)
+	addresses func() []string
 
 	verify *verifyServer
 
@@ -83,7 +86,7 @@ func newReceiver(v *Volume, l link) *receiver {
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
 		verify: &verifyServer{v: v, l: l},
 		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, members: func([]member) {}, busy: new(sync.Mutex),
-		diverged: func(divergence) error { return nil },
+		diverged: func(divergence) error { return nil }, listTold: func(electorate) {}, addresses: func() []string { return nil },
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -222,7 +225,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	f := followerState{
 		Mirror: r.mirror, Name: r.name, Node: r.node, ID: r.v.id, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
-		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Agent: r.agent, Time: now.UnixNano(),
+		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Addresses: r.addresses(), Agent: r.agent, Time: now.UnixNano(),
 	}
 	if f.Blank && h.Mirror != r.mirror {
 		// An empty volume that a first resync of another mirror was cut short

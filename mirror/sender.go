@@ -42,7 +42,9 @@ type sender struct {
 	// a follower that nothing is kept of.
 	follower string
 	id       [16]byte
-	track    trackView // at the handshake
+	met      followerState      // its answer to the hello
+	list     func() *electorate // what followers are told of the members
+	track    trackView          // at the handshake
 	members  memberTelling
 	roster   func([]member)       // fills in what is not known here
 	known    func([16]byte) error // the volume that answered; an error ends the session's feed
@@ -84,7 +86,7 @@ func (e *refusedError) Error() string { return e.reason }
 func newSender(v *Volume, l link, p *promise) *sender {
 	return &sender{
 		v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
-		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {},
+		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {}, list: func() *electorate { return nil },
 	}
 }
 
@@ -151,6 +153,7 @@ func (s *sender) goLive() {
 		return
 	}
 	s.streaming.Store(true)
+	s.promise.knows(s.member, s.id)
 	s.count() // the acknowledgement may have come before
 }
 
@@ -180,7 +183,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
 	s.other.Store(meet(f.Node, f.Agent, f.Time, asked, time.Now()))
-	s.ring, s.id = f.Ring, f.ID
+	s.ring, s.id, s.met = f.Ring, f.ID, f
 	if err := s.known(s.id); err != nil {
 		return outcome{}, err
 	}

@@ -36,9 +36,12 @@ type Status struct {
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
-	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
-	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
-	Drill        *DrillStatus     `json:"drill,omitempty"` // the one that runs
+	// Electorate is whose word counts for a promotion; absent where nothing is known of it.
+	Electorate *ElectorateStatus `json:"electorate,omitempty"`
+	Arbiter    *ArbiterStatus    `json:"arbiter,omitempty"` // where one leases who is primary
+	Verify     *VerifyReport     `json:"verify,omitempty"`  // the one that runs or ran last
+	Scrub      *ScrubStatus      `json:"scrub,omitempty"`
+	Drill      *DrillStatus      `json:"drill,omitempty"` // the one that runs
 }
 
 // DeviceStatus describes the backing device.

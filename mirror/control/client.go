@@ -148,6 +148,11 @@ func (c *Client) ResizeLog(ctx context.Context, bytes int64) (mirror.Status, err
 	return c.command(ctx, "/v1/log/resize", resizeRequest{bytes})
 }
 
+// RemoveMember takes a volume that is gone for good off the list of the members.
+func (c *Client) RemoveMember(ctx context.Context, who string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/member/remove", memberRequest{who})
+}
+
 // Promote makes the secondary a primary.
 func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	var r mirror.PromoteResult

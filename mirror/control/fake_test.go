@@ -135,6 +135,10 @@ func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
 	return a.order(ctx, "log resize %d", bytes)
 }
 
+func (a *fakeAgent) RemoveMember(ctx context.Context, who string) error {
+	return a.order(ctx, "member remove %s", who)
+}
+
 func (a *fakeAgent) Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
 	return mirror.VerifyReport{State: mirror.VerifyRunning, Options: o}, a.order(ctx, "verify %+v", o)
 }

@@ -37,6 +37,7 @@ type Agent interface {
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
 	ResizeLog(ctx context.Context, bytes int64) error
+	RemoveMember(ctx context.Context, who string) error
 	Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error)
 	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
 	VerifyReport(ctx context.Context) (mirror.VerifyReport, error)

@@ -60,6 +60,12 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := c.RemoveMember(ctx, "ams1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RemoveMember(ctx, ""); err == nil || !strings.Contains(err.Error(), "say which") {
+		t.Errorf("nobody was removed: %v", err)
+	}
 	if _, err := c.ResizeLog(ctx, 0); err == nil || !strings.Contains(err.Error(), "size_bytes") {
 		t.Fatalf("a size of 0: %v", err)
 	}
@@ -88,7 +94,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.Scrub(ctx); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"mode async", "switch backup", "demote dry=true", "promote force=true nbd=unix:/x dry=true", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
+	want := []string{"mode async", "switch backup", "demote dry=true", "promote force=true nbd=unix:/x dry=true", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "member remove ams1", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}
