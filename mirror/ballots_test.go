@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mirror-agent/journal"
 )
 
 // electorTrio is a mirror of three members: a source, its target and a hot backup, which know each other.
@@ -112,7 +114,7 @@ func TestMajorityOfOld(t *testing.T) {
 		n.refusedAs("is alive")
 	}
 	x.target.kill()
-	x.source.a.fence("a test")
+	x.source.a.fence("a test", journal.Generation{})
 	x.source.awaitState("fenced")
 	x.source.a.stopSenders()
 	_ = x.source.a.transport.(*portTransport).port(1).Close()
