@@ -32,6 +32,8 @@
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
 //   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
 //     named points in the order of writes; history that is kept.
+//   - points.go: points in time, and the way back to one. view (view.go): the
+//     device as it was at one LSN, writable; drill.go: how the operator gets it.
 //   - resizelog.go: a log of another size, in a new file that takes the old
 //     one's name, while everything goes on.
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
@@ -214,6 +216,24 @@
 //
 // protocolmodel_test.go goes through every order of events within bounds, with
 // these machines and those of the handshake and the word.
+//
+// # Points in time
+//
+// Between applied and head every LSN is a state that the volume can be shown at
+// (a view) and be promoted at; the window is as long as retention holds the
+// applier back. A view takes the overlay's frozen layers up to its LSN and makes
+// one layer of its own of the rest, so it opens at once. It holds nothing back:
+// before a layer that reaches beyond its LSN is applied, the view's state of the
+// blocks in it is copied into its scratch. The other way, to hold the applier at
+// the drill's LSN, would fill the ring in a long drill and stop the source. So a
+// drill costs the applier a read and a write for each block that it overwrites
+// for the first time; when writers have waited a second for that at a stretch,
+// or the scratch is full, the view ends. A cut below its LSN and the takeover
+// of a resync end it too, since the state below it goes.
+//
+// A promotion at a point exports what came after, durably, and then cuts it,
+// committed or not: nothing of it is on the device. Members that have more of that
+// history are diverged from then on, as an old source is.
 //
 // # Disks that fail
 //
