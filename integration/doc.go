@@ -30,7 +30,7 @@
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
-//     that are full or fail), rot_test.go, verify_test.go
+//     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
