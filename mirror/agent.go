@@ -34,6 +34,7 @@ type Agent struct {
 	feedMu sync.Mutex // every receiver's busy
 
 	checks checks // verify and scrub
+	drills drills
 
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
@@ -47,6 +48,7 @@ type Agent struct {
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
+	pulse   atomic.Pointer[Pulse] // written by Run's loop only
 
 	hangUpDue atomic.Bool // the connections of a lead that is over are still there
 
@@ -138,6 +140,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.removeStaleDrill(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
+	}
 	a := &Agent{
 		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
 		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
@@ -224,6 +229,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	a.spawn(func() { a.checkpointNowAndThen(a.tasks) })
 	a.spawn(func() { a.watchOver(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -232,9 +238,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.noteState()
 		a.goOn()
 		a.hangUp()
+		a.beat()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
+			a.endDrill(err)
 			a.giveWay()
 		}
 		select {

@@ -214,6 +214,9 @@ func (a *Agent) Status() Status {
 	}
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	if d, _, ok := a.Drill(); ok && d.Running {
+		s.Drill = &d
+	}
 	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
@@ -241,7 +244,10 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths, fs.Port = append(fs.Paths, a.followerPathsLocked(f)...), a.transport.state(f.port)
+		fs.Paths = append(fs.Paths, a.followerPathsLocked(f)...)
+		if f.port != noPort {
+			fs.Port = a.transport.state(f.port)
+		}
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)

@@ -38,6 +38,7 @@ type Status struct {
 	Alarms       []Alarm          `json:"alarms"`
 	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
 	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
+	Drill        *DrillStatus     `json:"drill,omitempty"` // the one that runs
 }
 
 // DeviceStatus describes the backing device.

@@ -31,7 +31,7 @@ func WordsFor(subject, state string) (Words, bool) {
 func StatesOf(subject string) []string { return slices.Sorted(maps.Keys(words[subject])) }
 
 // passing are the states of a mirror that end by themselves soon, or there is an alarm: handover-stuck.
-var passing = map[string]bool{"starting": true}
+var passing = map[string]bool{"starting": true, stateHandingOver: true}
 
 // alarmNames are all that an alarm may have.
 var alarmNames = []string{
@@ -54,6 +54,8 @@ var words = map[string]map[string]Words{
 	SubjectMirror: {
 		"in sync":        {"the active target has everything that its mode promises", "every write goes on to the target", ""},
 		"standalone":     {"a source without a target: one copy of the data", "nothing", "restart this source with --target HOST:PORT"},
+		"handing over":   {"the lead goes from this host to the other one, or comes from it; nobody serves for a moment", "either side has the lead within the time given; when that passes before the target is level, the source takes its front back up", "wait"},
+		"handed over":    {"this host gave the lead away, and nobody feeds it yet", "it follows as soon as the other host leads and feeds it", "mirror-agent promote on the other host; or here, when that one is not coming back: nothing is lost either way"},
 		"starting":       {"the source asks its followers for a higher generation before it serves", "the front opens when one has answered, or after --start-wait (unless --alone refuse)", "start the target, or wait"},
 		"resync":         {"a target is being copied; the one before stays promotable until that is complete", "the copy goes on, also after an interruption, and ends by itself", "wait; status --watch shows how long"},
 		"catch-up":       {"the active target reads from the log what it missed", "it is in sync when it has reached the head", "wait"},

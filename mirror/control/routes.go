@@ -79,6 +79,7 @@ func (s *Server) routes() http.Handler {
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
 	s.checks(handle)
+	s.drills(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
