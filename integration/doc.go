@@ -35,7 +35,7 @@
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
 //     majority_test.go (three members), arbiter_test.go (with a real etcd),
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
-//     that are full or fail), rot_test.go, verify_test.go
+//     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), failback_test.go and
 //     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
 //     points in time; drills killed at every step), cli_test.go with testdata/*.txtar, demo_test.go.

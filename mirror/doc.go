@@ -43,8 +43,9 @@
 //     (verifyserve.go), their messages (verifywire.go), watch (watch.go): both
 //     sides of a verify; verifyjob.go, verifypace.go, verifyreport.go, checks.go:
 //     what the agent makes of it. scrub.go: rot in the log, found early.
-//   - inspect.go, export.go, demote.go, shadow.go: a log looked at from outside,
-//     and an old primary that becomes a target and keeps what only it had.
+//   - inspect.go, export.go, shadow.go: a log looked at from outside. rejoin.go,
+//     rejoinagent.go, demote.go: an old primary that becomes a follower by what
+//     differs, and keeps what only it had. fetchback.go: what a log has lost.
 //   - handover.go: a planned promotion as a state machine; handoversource.go,
 //     handovertarget.go, handoverstate.go: the agents' sides of it. stepdown.go:
 //     a primary becomes a secondary. failback.go: the way home. follow.go,
@@ -134,7 +135,8 @@
 // OnFullWait a hot follower, too, may hold writers for as long as it takes.
 //
 // A source that just started for the first time opens its front at once; one
-// that starts again asks its followers for a higher generation first.
+// that starts again asks its followers for a higher generation first, and after
+// an unclean end for what its log has lost.
 //
 // A connected follower holds the tail at its base. Writers are slowed smoothly
 // when more than half of the ring is held by it, or not applied yet, so that
@@ -290,6 +292,22 @@
 // what has rotted at a source. The way on from a target that cannot be repaired is
 // promote --force, from before the rot.
 //
-// Not here yet: rejoin after a divergence by what differs alone; Demote makes
-// the volume one that is compared as a whole.
+// # Old primaries
+//
+// A fenced primary asks those it can reach for their history and finds where its
+// own parts from it (F: the last common generation ends there, on either side).
+// Nothing written here beyond F: it follows by itself. Else the operator gives it
+// up, after what lies beyond F is in a file. A volume that was given up is a
+// secondary that keeps its log and device as they are, tail and all; the log is
+// the account of what it has to get back, and by force it can be promoted to its
+// old state (G4). In the handshake it offers its history up to F, as found from
+// the source's hello; what the source changed since F (log or bitmap) and what it
+// itself changed are copied by a partial resync into the staging file, and one
+// anchor takes that over. F not in its log any more, or another chain there: all
+// blocks are compared, and the reason is told. Should F lie below what was
+// exported, more is exported before anything is taken.
+//
+// A primary that starts after an unclean end fetches, before it begins its new
+// generation, what its followers have beyond its log's end: only what continues
+// its chain, no generation record, and from nobody who has seen a higher one.
 package mirror

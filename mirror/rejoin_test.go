@@ -200,7 +200,7 @@ func TestRejoinBytes(t *testing.T) {
 }
 
 // TestRejoinInterrupted cuts the old source's power at every operation of its disks while it rejoins. After each cut it holds its
-// own old state or the new one, says so by its flags, can be promoted by force to it, and comes into sync without a full copy.
+// own old state or the new one, says so by its flags, and comes into sync without a full copy.
 func TestRejoinInterrupted(t *testing.T) {
 	step := 3
 	if testing.Short() || raceEnabled {

@@ -201,7 +201,7 @@ func (a *Agent) noteResynced(i int, r Resynced) {
 		r.Ended.Sub(r.Started).Round(time.Millisecond), r.Reason)
 }
 
-// fencedState says what the operator of a fenced volume can do.
+// fencedStateLocked says what the operator of a fenced volume can do.
 func (a *Agent) fencedStateLocked() stateReport {
 	s := stateReport{state: "fenced", reason: a.fenced}
 	s.next = "applications must use the other side now; mirror-agent demote --dry-run says what only this host has, mirror-agent demote keeps that in a file and lets this volume follow the new primary"
