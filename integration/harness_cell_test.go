@@ -143,7 +143,7 @@ func (c *cell) judge(where string, read func(off int64, p []byte) error, k known
 	if err != nil {
 		c.t.Errorf("%s: %v", where, err)
 	}
-	older, err := c.files.judge(c.t, read, k.files)
+	older, _, err := c.files.judge(c.t, read, k.files)
 	if err != nil {
 		c.t.Errorf("%s: the filesystem: %v", where, err)
 	}
@@ -168,7 +168,7 @@ func (c *cell) judgeServed(a *agent, k known, d due) {
 	c.judge(a.name, conn.read, k, d)
 }
 
-// adopt goes on from what an agent serves.
+// adopt goes on from what an agent serves: what is not there must never be seen again.
 func (c *cell) adopt(a *agent) {
 	c.t.Helper()
 	conn := a.dial(startLimit)
@@ -176,16 +176,24 @@ func (c *cell) adopt(a *agent) {
 	if err := c.ledger.adopt(func(off int64, p []byte) error { return conn.read(off+cellBase, p) }); err != nil {
 		c.t.Fatal(err)
 	}
+	_, there, err := c.files.judge(c.t, conn.read, [syncedSlots]int{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.files.adopt(there)
 }
 
 // judgeBurnt answers what would be there if the source burnt down in this moment: the files of a follower are copied while its
 // process stands still, a target is started on the copy in a place without a network, promoted and judged.
-func (c *cell) judgeBurnt(a *agent, k known, d due) {
+func (c *cell) judgeBurnt(a *agent, k known, d due, flags ...string) {
 	c.t.Helper()
 	copied := c.copyOf(a)
 	copied.start()
 	copied.untilUp()
-	c.promote(copied)
+	eventually(c.t, portLimit, "promote is accepted", func() (bool, string) {
+		r := copied.command(append([]string{"promote"}, flags...)...)
+		return r.code == 0, r.stderr
+	})
 	c.judgeServed(copied, k, d)
 	copied.kill()
 }

@@ -168,7 +168,7 @@ type diligent struct {
 
 const (
 	diligentWriters = 6
-	diligentPause   = 3 * time.Millisecond
+	diligentPause   = 5 * time.Millisecond
 	diligentFlush   = 12 // one request in so many is followed by a FLUSH
 )
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -154,8 +155,8 @@ func (s *syncedFiles) leave() {
 }
 
 // judge takes a copy of the filesystem, replays its journal, has it checked, and compares all documents with those of a moment:
-// none may be older or torn. It returns how many were.
-func (s *syncedFiles) judge(t testing.TB, read func(off int64, p []byte) error, m [syncedSlots]int) (older int, err error) {
+// none may be older or torn. It returns how many are older, and the versions that are there.
+func (s *syncedFiles) judge(t testing.TB, read func(off int64, p []byte) error, m [syncedSlots]int) (older int, there [syncedSlots]int, err error) {
 	t.Helper()
 	dir := shortDir(t)
 	image := filepath.Join(dir, "fs")
@@ -170,15 +171,15 @@ func (s *syncedFiles) judge(t testing.TB, read func(off int64, p []byte) error, 
 		}
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return 0, fmt.Errorf("copy the filesystem: %w", err)
+		return 0, there, fmt.Errorf("copy the filesystem: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	var exit *exec.ExitError
 	if out, err := tryTool(toolTimeout, "e2fsck", "-fy", "-E", "journal_only", image); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) { // 1: replayed
-		return 0, fmt.Errorf("replay the journal: %w\n%s", err, out)
+		return 0, there, fmt.Errorf("replay the journal: %w\n%s", err, out)
 	}
 	if out, err := tryTool(toolTimeout, "e2fsck", "-fn", image); err != nil {
-		return 0, fmt.Errorf("fsck: %w\n%s", err, out)
+		return 0, there, fmt.Errorf("fsck: %w\n%s", err, out)
 	}
 	tool(t, "debugfs", "-R", "rdump / "+dir, image)
 	s.mu.Lock()
@@ -200,13 +201,21 @@ func (s *syncedFiles) judge(t testing.TB, read func(off int64, p []byte) error, 
 			have = int(binary.LittleEndian.Uint64(got))
 		}
 		if have <= 0 || have > newest || have%syncedSlots != slot || !bytes.Equal(got, s.document(have)) {
-			return older, fmt.Errorf("%s, of version %d, is torn or not what was written there: %d bytes", documentName(slot), have, len(got))
+			return older, there, fmt.Errorf("%s, of version %d, is torn or not what was written there: %d bytes", documentName(slot), have, len(got))
 		}
+		there[slot] = have
 		if have < version {
 			older++
 		}
 	}
-	return older, nil
+	return older, there, nil
+}
+
+// adopt makes what is there the truth: what is newer must never be seen again. The work has ended.
+func (s *syncedFiles) adopt(there [syncedSlots]int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.synced, s.newest = there, slices.Max(there[:])
 }
 
 // deviceFile reads a device from its file.

@@ -5,10 +5,17 @@ import (
 )
 
 func TestMatrixOne(t *testing.T) {
-	for name, f := range map[string]func(c *cell){"path": faultPath, "target": faultTargetKilled, "source": faultSourceKilled, "both": faultBothKilled, "partition": faultPartition, "oneway": faultOneWay, "full": faultDiskFull, "eio": faultDiskError} {
+	for name, f := range map[string]func(c *cell){"path": faultPath, "target": faultTargetKilled, "source": faultSourceKilled, "both": faultBothKilled, "partition": faultPartition, "oneway": faultOneWay, "full": faultDiskFull, "eio": faultDiskError, "old": faultOldSource, "double": faultDoublePromote, "backup": faultBackupKilled} {
 		for _, mode := range matrixModes {
 			t.Run(name+"/"+mode, func(t *testing.T) {
-				c := newCell(t, mode, netLayout{})
+				lay := netLayout{}
+				switch name {
+				case "double":
+					lay = netLayout{toBackup: 2, sourceArgs: []string{"--backups", "hot"}}
+				case "backup":
+					lay.toBackup = 2
+				}
+				c := newCell(t, mode, lay)
 				f(c)
 			})
 		}

@@ -141,6 +141,11 @@ func demoteJournal(path string) error {
 	}
 	err = l.WriteAnchor(func(a *journal.Anchor) {
 		a.Role, a.Clean = uint8(RoleSecondary), rec.Clean
+		if a.State&stateFenced == 0 {
+			// The operator has named the loser: of two primaries with generations of one rank the other may feed it
+			// now, and still nobody with an older one.
+			a.Seen.ID = [16]byte{}
+		}
 		a.State = a.State&^(stateFenced|stateLeft) | stateBlank
 	})
 	return errors.Join(err, l.Close())
