@@ -14,6 +14,7 @@ RACE_ROOMS   := ./blockdev/... ./journal/... ./dataport/... ./mirror/... ./cmd/.
 TORTURE_SECONDS ?= 600
 TORTURE_ROUNDS  ?=
 TORTURE_CHAOS   ?=
+TORTURE_SOAK    ?=
 PLANTED         ?= 1
 DEMO_FLAGS      ?=
 BENCH_FLAGS     ?=
@@ -44,7 +45,7 @@ race: ## unit tests with the race detector
 	@CGO_ENABLED=1 scripts/test.sh -race -short -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(RACE_ROOMS)
 
 torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_ROUNDS=n)
-	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) TORTURE_CHAOS=$(TORTURE_CHAOS) scripts/torture
+	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) TORTURE_CHAOS=$(TORTURE_CHAOS) TORTURE_SOAK=$(TORTURE_SOAK) scripts/torture
 
 planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
 	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 1h -run TestPlanted

@@ -3,6 +3,7 @@ package dataport
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -475,6 +476,9 @@ func (p *path) readLoop() {
 	var broken *brokenError
 	if errors.As(err, &broken) {
 		p.s.fail(broken.err.Error(), broken.why)
+		// When this side is saying goodbye, now or since before, the reader is who ends it: nobody else would.
+		_, _ = io.Copy(io.Discard, p.w.raw)
+		p.shut(false)
 		return
 	}
 	p.s.pathFailed(p, fmt.Errorf("read: %w", plain(err)))
@@ -493,7 +497,8 @@ func (p *path) read() error {
 	maxMessage := uint32(s.node.conf.MaxMessageBytes)
 	every := min(ackEveryBytes, s.node.conf.ReceiveWindowBytes/4)
 	var h header
-	since := 0
+	since := 0    // bytes since the peer was last told at once
+	owed := false // it was not yet told, nor will be soon, of the last ones
 	for {
 		head, err := r.header()
 		if err != nil {
@@ -525,13 +530,15 @@ func (p *path) read() error {
 		}
 		if h.sequenced() {
 			since += headerBytes + int(h.payload)
+			owed = true
 		}
 		switch {
-		case since == 0 || since < every && r.more():
+		case !owed || since < every && r.more():
 		case since < every:
+			owed = false
 			p.ackSoon()
 		default:
-			since = 0
+			since, owed = 0, false
 			s.mu.Lock()
 			p.ackDue = true
 			s.mu.Unlock()

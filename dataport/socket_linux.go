@@ -42,6 +42,24 @@ func tuneSocket(c net.Conn, userTimeout time.Duration) {
 	})
 }
 
+// socketMTU is that of the route of a connected socket, 0 when the kernel does not say.
+func socketMTU(c *net.TCPConn, v6 bool) (mtu int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_MTU
+	if v6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if n, err := unix.GetsockoptInt(int(fd), level, option); err == nil {
+			mtu = n
+		}
+	})
+	return mtu
+}
+
 // vectorReader is readv on a connection, within its read deadline. One goroutine uses it.
 type vectorReader struct {
 	raw  syscall.RawConn

@@ -14,6 +14,9 @@ func tuneSocket(c net.Conn, _ time.Duration) {
 	}
 }
 
+// socketMTU is not known here.
+func socketMTU(*net.TCPConn, bool) int { return 0 }
+
 // vectorReader is for systems with readv.
 type vectorReader struct{}
 

@@ -186,13 +186,26 @@ func TestSuspicionIsPatientWithLongWays(t *testing.T) {
 	}
 }
 
-// Pings every heartbeat, each answered, and nothing else while nothing is to be said.
+// Pings every heartbeat, each answered, and nothing else while nothing is to be said: also when there was something before.
 func TestHeartbeat(t *testing.T) {
 	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
+		for _, n := range []int{1, 100 << 10, 300 << 10, 5} {
+			r, err := w.port.Send(context.Background(), make([]byte, n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Wait(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.port.Call(context.Background(), make([]byte, n)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		w.alignToHeartbeat()
 		time.Sleep(time.Millisecond)
 		count := map[byte]int{}
-		w.net.Tap("target:2", dataporttest.Both, func(_ int, b []byte) {
+		tap := func(f func(int, []byte)) { w.all(func(a string) { w.net.Tap(a, dataporttest.Both, f) }) }
+		tap(func(_ int, b []byte) {
 			for ; len(b) >= 104; b = b[104:] {
 				count[b[4]]++
 				if d := time.Since(w.t0); d%(50*time.Millisecond) != 0 {
@@ -202,10 +215,10 @@ func TestHeartbeat(t *testing.T) {
 		})
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(count) != 2 || count[4] != 40 || count[5] != 40 {
-			t.Errorf("frames by type in a second, both ways: %v", count)
+		if len(count) != 2 || count[4] != 80 || count[5] != 80 {
+			t.Errorf("frames by type in a second, both ways on both paths: %v", count)
 		}
-		w.net.Tap("target:2", dataporttest.Both, nil)
+		tap(nil)
 	})
 }
 

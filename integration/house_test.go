@@ -27,14 +27,16 @@ const (
 var rooms = map[string][]string{
 	"blockdev":                {},
 	"blockdev/crashtest":      {},
-	"blockdev/nbd":            {"blockdev"},
+	"histogram":               {},
+	"blockdev/nbd":            {"blockdev", "histogram"},
 	"blockdev/nbd/kerneltest": {},
 	"blockdev/nbd/certtest":   {},
-	"journal":                 {},
+	"journal":                 {"histogram"},
 	"dataport":                {},
 	"dataport/dataporttest":   {"dataport"},
-	"mirror":                  {"journal", "blockdev", "dataport"},
-	"mirror/control":          {"mirror"},
+	"mirror":                  {"journal", "blockdev", "dataport", "histogram"},
+	"mirror/control":          {"mirror", "histogram"},
+	"mirror/hook":             {"mirror"},
 	"cmd/mirror-agent":        {"*"},
 	"integration":             {"*"},
 	"scripts/bench":           {"blockdev", "blockdev/nbd", "dataport"}, // serves one itself, and carries messages, to be measured
@@ -54,7 +56,7 @@ var testRooms = map[string][]string{
 // topLevel is what may lie in the root.
 var topLevel = []string{
 	"README.md", "Makefile", "go.mod", "go.sum", "LICENSE",
-	"blockdev", "cmd", "dataport", "integration", "journal", "mirror", "scripts",
+	"blockdev", "cmd", "dataport", "histogram", "integration", "journal", "mirror", "scripts",
 	"bin", "bench-data", "demo-data", "mirror-agent", // what .gitignore keeps out
 }
 

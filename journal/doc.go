@@ -17,7 +17,7 @@
 //
 // format.go record; create.go a new journal; anchor.go, slots.go anchor; ring.go positions and wrap; log.go the type; append.go group commit;
 // raw.go; sync.go fdatasync and anchors; read.go; index.go sparse boundaries; horizon.go; cut.go; wipe.go;
-// recover.go; repair.go; scrub.go; move.go; stats.go, histogram.go.
+// recover.go; repair.go; scrub.go; move.go; stats.go.
 //
 // # Invariants
 //

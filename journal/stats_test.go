@@ -1,54 +1,11 @@
 package journal
 
 import (
-	"math"
-	"math/rand/v2"
-	"slices"
 	"sync"
 	"testing"
 )
 
 // Every value lies in the bucket whose end is the first one not below it, and quantiles are as near as they claim.
-func TestHistogram(t *testing.T) {
-	for i := 1; i < buckets; i++ {
-		end := bucketEnd(i)
-		if end <= bucketEnd(i-1) || bucketOf(end) != i || i < buckets-1 && bucketOf(end+1) != i+1 {
-			t.Fatalf("bucket %d ends at %d: %d, %d", i, end, bucketOf(end), bucketOf(end+1))
-		}
-	}
-	if bucketOf(math.MaxUint64) != buckets-1 {
-		t.Error("the largest value has no bucket")
-	}
-	var h histogram
-	rng := rand.New(rand.NewPCG(1, 1))
-	var all []uint64
-	sum := uint64(0)
-	for range 20000 {
-		v := uint64(math.Exp(rng.Float64() * 25))
-		all, sum = append(all, v), sum+v
-		h.observe(v)
-	}
-	slices.Sort(all)
-	s := h.snapshot()
-	if s.Count != 20000 || s.Sum != sum || s.Mean() != float64(sum)/20000 {
-		t.Errorf("count %d, sum %d", s.Count, s.Sum)
-	}
-	for _, q := range []float64{0, 0.01, 0.5, 0.9, 0.999, 1} {
-		got, want := s.Quantile(q), all[max(1, int(q*20000+0.5))-1]
-		if got < want || float64(got) > float64(want)*1.25+1 {
-			t.Errorf("quantile %v: %d, want %d or a little more", q, got, want)
-		}
-	}
-	h.observe(7)
-	later := h.snapshot()
-	if d := later.Since(&s); d.Count != 1 || d.Sum != 7 || d.Quantile(0.5) != 7 {
-		t.Errorf("since: %+v", d)
-	}
-	if none := (&Histogram{}); none.Quantile(0.5) != 0 || none.Mean() != 0 {
-		t.Error("an empty histogram has values")
-	}
-}
-
 func TestStats(t *testing.T) {
 	l, _ := newLogFile(t, MinSize+8<<20, Options{})
 	var wg sync.WaitGroup
@@ -106,7 +63,7 @@ func TestStatsAllocations(t *testing.T) {
 		t.Skip("the race detector allocates; the suite without it counts")
 	}
 	var c counters
-	if n := testing.AllocsPerRun(100, func() { c.group(3, 4096); c.appendTime.observe(5); c.appends.Add(1) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { c.group(3, 4096); c.appendTime.Observe(5); c.appends.Add(1) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -41,31 +41,50 @@ type Agent struct {
 
 	moveMu sync.Mutex // one move of the data flow at a time, by order or by itself
 
+	stepped func(handoverStep) // a handover on this host has come to a step; set before Run
+
 	wg      sync.WaitGroup
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
 
-	mu         sync.Mutex // guards all below
-	uuid       string
-	promise    *promise    // nil on a secondary
-	followers  []*follower // as many as there ever are, in the order of the list
-	current    int         // the active one
-	serving    bool
-	nbd        string
-	fenced     string // why, when fenced
-	suspended  bool
-	promoting  bool   // no source may feed this volume now
-	starting   string // why the front is not open yet
-	startError error
-	held       resyncHold          // why no resync is taken now
-	receivers  map[uint64]*inbound // by session
-	inbound    *inbound            // the one that feeds this volume
-	source     heard               // who fed it last
-	state      stateReport
-	tasks      context.Context
-	stopTasks  context.CancelFunc
-	closed     bool
+	hangUpDue atomic.Bool // the connections of a lead that is over are still there
+
+	mu          sync.Mutex // guards all below
+	uuid        string
+	promise     *promise    // nil on a secondary
+	followers   []*follower // in the order of the list; while this volume leads it only grows
+	current     int         // the active one
+	serving     bool
+	nbd         string
+	fenced      string // why, when fenced
+	suspended   bool
+	promoting   bool   // no source may feed this volume now
+	starting    string // why the front is not open yet
+	startError  error
+	held        resyncHold // why no resync is taken now
+	handing     *handing   // the handover under way
+	lastHanding *handing   // the one before
+	yielded     time.Time  // when the lead was left to another host that asked for it
+	offered     string     // a host that has handed over, and says that it is not fed
+
+	calling map[uint64]bool // sessions over which this host asks to be fed
+	called  followReply     // the last answer to that
+	callers map[uint64]link // sessions of hosts that ask
+
+	members    []memberInfo // as the last source told of them, see memberfile.go
+	candidates []candidate  // members that are dialled
+	lastPort   int          // of a candidate
+	leading    time.Time    // since when this volume leads
+
+	receivers map[uint64]*inbound // by session
+	inbound   *inbound            // the one that feeds this volume
+	source    heard               // who fed it last
+	state     stateReport
+	stuck     []Alarm // what the watchdog has found
+	tasks     context.Context
+	stopTasks context.CancelFunc
+	closed    bool
 }
 
 // follower is one configured target and what is known of it.
@@ -86,6 +105,11 @@ type follower struct {
 	feeding   chan struct{} // closed when the newest sender has ended; nil before the first
 	cancel    context.CancelFunc
 	last      ack
+
+	port    int      // the transport's; noPort: it dials this host
+	id      [16]byte // of its volume, once it is known
+	home    bool     // it is the source by its configuration
+	dynamic bool     // it is not configured here
 }
 
 // inbound is the session that feeds a secondary.
@@ -115,9 +139,11 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
 		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
 		uuid: uuidString(o.v.log.Anchor().Mirror), receivers: map[uint64]*inbound{},
+		calling: map[uint64]bool{}, callers: map[uint64]link{}, stepped: func(handoverStep) {},
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
+	a.loadMembers()
 	a.checks.open(&c)
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
@@ -151,7 +177,7 @@ func uuidString(id [16]byte) string {
 func (c *Config) followers() []*follower {
 	var fs []*follower
 	add := func(kind string, addresses []string, hot bool) {
-		f := &follower{target: addresses[0], addresses: addresses, name: followerName(addresses[0]), kind: kind, hot: hot, since: time.Now()}
+		f := &follower{target: addresses[0], addresses: addresses, name: followerName(addresses[0]), kind: kind, hot: hot, since: time.Now(), port: len(fs)}
 		f.state = FollowerIdle
 		if hot || len(fs) == 0 {
 			f.state = FollowerConnecting
@@ -189,15 +215,20 @@ func (a *Agent) Run(ctx context.Context) error {
 			return errors.Join(err, a.Close())
 		}
 	} else {
-		a.event("started", "", "secondary, waiting for its source")
+		a.tellSecondary()
+		if err := a.callIn(); err != nil {
+			return errors.Join(err, a.Close())
+		}
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	a.spawn(func() { a.watchOver(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	stopped := false
 	for {
 		a.noteState()
 		a.goOn()
+		a.hangUp()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)

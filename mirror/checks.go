@@ -107,6 +107,11 @@ func (kept *keptChecks) write(path string) error {
 	if err != nil {
 		return err
 	}
+	return replaceFile(path, b)
+}
+
+// replaceFile gives the file at path another content, durably: it has the old one or the new one after any crash.
+func replaceFile(path string, b []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err

@@ -89,6 +89,10 @@ type Config struct {
 	// ScrubEvery is how often the log is read to look for rot; 0 is never.
 	ScrubEvery time.Duration
 
+	// Watchdog is how long what ought to move may stand still before there is an
+	// alarm; 0 watches nothing. See watchdog.go for what counts more or less of it.
+	Watchdog time.Duration
+
 	// UnreachableAfter is how long a target may be silent on all paths before
 	// it counts as unreachable; PathDownAfter the same for one path.
 	UnreachableAfter time.Duration
@@ -99,6 +103,8 @@ type Config struct {
 
 	// NodeName is shown to the peers; empty means the host's name.
 	NodeName string
+	// Version of the program, told to the peers for their operators.
+	Version string
 	// Key is this node's identity; nil is possible with Insecure only.
 	Key ed25519.PrivateKey
 	// Peers are the public keys that may connect and be connected to.
@@ -116,7 +122,7 @@ func DefaultConfig() Config {
 		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
 		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
-		ScrubEvery: 24 * time.Hour, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
+		ScrubEvery: 24 * time.Hour, Watchdog: time.Minute, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
 	}
 }
@@ -167,6 +173,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ScrubEvery != 0 && c.ScrubEvery < time.Minute {
 		return fmt.Errorf("scrub-every %v: at least a minute, or 0 for never", c.ScrubEvery)
+	}
+	if c.Watchdog != 0 && c.Watchdog < 4*time.Second {
+		return fmt.Errorf("watchdog %v: at least 4s, or 0 to watch nothing", c.Watchdog)
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {
 		return errors.New("retain-time and retain-size must not be negative")

@@ -14,12 +14,13 @@ type sidecar struct {
 	stamp, pending string   // see stamp.go
 	active         string   // name of the active follower, "" is the first one
 	id             [16]byte // tells the volume from any other of its mirror
+	handed         string   // to whom a source handed over, see handedOver.encode; "": to nobody, or that one leads
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
-	s.active = lines[4]
+	s.active, s.handed = lines[4], lines[5]
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
 	}
@@ -27,7 +28,7 @@ func parseSidecar(b []byte) (s sidecar) {
 }
 
 func (s sidecar) encode() []byte {
-	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active)
+	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active + "\n" + s.handed)
 }
 
 // withSidecar changes the sidecar in an anchor.

@@ -10,9 +10,6 @@ import (
 
 // onFollowerMessage takes a source's message: its session's receiver does.
 func (a *Agent) onFollowerMessage(ctx context.Context, l link, session uint64, b []byte) ([]byte, error) {
-	if b[0] == kindFetch {
-		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
-	}
 	r := a.receiverFor(l, session, b[0] == kindHello)
 	if r == nil {
 		return nil, nil // of a session that another one has superseded, or of one without hello
@@ -41,12 +38,14 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	}
 	r := newReceiver(a.v, l)
 	r.name, r.node, r.mirror, r.busy = a.c.Name, a.node, a.uuid, &a.feedMu
+	r.agent = a.c.Version
 	r.newStage = a.openStage
 	r.stageFailed = a.holdResync
 	r.adopt = func(id string) error { r.mirror = id; return a.adopt(id) }
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
 	r.seen = a.tellGeneration
+	r.members = a.noteMembers
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
 	r.resynced = func() {
 		a.holdResync(nil)

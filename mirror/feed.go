@@ -243,7 +243,7 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 		}
 		if major {
 			a.State &^= stateFenced | stateLeft
-			withSidecar(a, func(s *sidecar) { s.active = "" }) // of a time when it was primary before
+			withSidecar(a, func(s *sidecar) { s.active, s.handed = "", "" }) // of a time when it was primary before
 		}
 	})
 	if err != nil {

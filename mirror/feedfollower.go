@@ -22,6 +22,10 @@ const (
 // transition moves the state of follower i.
 func (a *Agent) transition(i int, e followerEvent, reason string) {
 	a.mu.Lock()
+	if i >= len(a.followers) {
+		a.mu.Unlock()
+		return // of a lead that is over
+	}
 	f := a.followers[i]
 	next := nextFollowerState(f.state, e)
 	changed := next != f.state
@@ -59,13 +63,20 @@ func (a *Agent) onPortEvent(e portEvent) {
 		a.events.add(ev)
 		a.log.Info().Str("event", ev.Kind).Str("peer", e.target).Str("path", ev.Path).Msg(text)
 	}
+	if e.kind == portSessionDown {
+		a.dropReceiver(e.session)
+	}
 	if e.inbound {
 		if e.kind == portSessionDown {
-			a.dropReceiver(e.session)
+			a.callerGone(e)
 		}
 		return
 	}
-	if e.follower < 0 {
+	if a.v.Role() == RoleSecondary {
+		a.onCallersEvent(e)
+		return
+	}
+	if e.follower = a.portFollower(e.follower, e.kind == portSessionUp); e.follower < 0 {
 		return // of a connection that was given up
 	}
 	switch e.kind {
@@ -133,7 +144,13 @@ func (a *Agent) connect(i int) error {
 	if idle {
 		a.transition(i, followerDial, "")
 	}
-	return a.transport.open(i, a.followers[i].addresses)
+	a.mu.Lock()
+	port, addresses := a.followers[i].port, a.followers[i].addresses
+	a.mu.Unlock()
+	if port == noPort {
+		return nil // it dials this host
+	}
+	return a.transport.open(port, addresses)
 }
 
 // sessionUp starts a sender for follower i, after the one before it has ended:
@@ -205,8 +222,11 @@ func (a *Agent) expect(p *promise, spell uint64) {
 		case <-time.After(wait):
 			if p.expire(spell) == fellBehind {
 				a.mu.Lock()
-				i := a.current
+				i, now := a.current, a.promise == p
 				a.mu.Unlock()
+				if !now {
+					return // another lead
+				}
 				a.transition(i, followerBehind, "")
 			}
 		}
@@ -223,6 +243,8 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		p, id := a.promise, a.uuid
 		s := newSender(a.v, l, p)
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
+		s.agent = a.c.Version
+		s.roster, s.known = a.roster, func(id [16]byte) error { return a.knownAs(i, id) }
 		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
 		f.sender = s
 		a.mu.Unlock()
@@ -260,6 +282,8 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 			p.giveUp(i)
 			a.signalVerdict(i)
 			wait = max(retryRefused, refused.retry)
+		case errors.Is(err, errFedElsewhere):
+			return
 		case errors.Is(err, errOutrun):
 			a.transition(i, followerLost, err.Error())
 			p.giveUp(i) // by on-loss: nobody waits for it now
@@ -311,15 +335,15 @@ func (a *Agent) stopSender(i int) {
 }
 
 func (a *Agent) stopSenders() {
-	for i := range a.followers {
+	for i := range a.count() {
 		a.stopSender(i)
 	}
 }
 
 // feedAgain starts the senders on the sessions that are up, after a suspension.
 func (a *Agent) feedAgain() {
-	for i := range a.followers {
-		if l, session := a.transport.session(i); l != nil {
+	for i := range a.count() {
+		if l, session := a.transport.session(a.portOf(i)); l != nil {
 			a.sessionUp(i, l, session)
 		}
 	}
@@ -355,11 +379,20 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	if len(b) == 0 {
 		return nil, errMessage
 	}
-	if in {
-		return a.onFollowerMessage(ctx, l, session, b)
-	}
-	if b[0] == kindFetch { // a follower's scrub has found rot
+	switch b[0] { // who says it is a matter of roles, not of who dials
+	case kindFollow:
+		if !in {
+			return nil, errMessage
+		}
+		a.noteCaller(session, l)
+		return a.onFollow(l, session, b[1:])
+	case kindHandover:
+		return a.onHandover(l, session, b[1:])
+	case kindFetch: // the other side's scrub has found rot
 		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	case kindAck, kindVerified, kindBroken:
+	default:
+		return a.onFollowerMessage(ctx, l, session, b)
 	}
 	a.mu.Lock()
 	var s *sender

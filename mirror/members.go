@@ -37,6 +37,12 @@ type member struct {
 	ID      [16]byte    `json:"id"`
 	Name    string      `json:"name"` // for the operator
 	Durable journal.LSN `json:"durable"`
+
+	// What a promoted follower needs to find it, see follow.go.
+	Node      string   `json:"node,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
+	Fed       bool     `json:"fed,omitempty"`
+	Home      bool     `json:"home,omitempty"`
 }
 
 // tellEvery is how often members are told.
@@ -56,6 +62,7 @@ func (s *sender) tellMembers(ctx context.Context) error {
 	s.members.at = time.Now()
 	m := members{Active: s.promise.isActive(s.member), Members: s.v.dirty.others(s.id)}
 	m.Members = append(m.Members, member{ID: s.v.id, Name: s.node, Durable: s.v.log.Durable()})
+	s.roster(m.Members)
 	b := encodeJSON(kindMembers, m)
 	if bytes.Equal(b, s.members.last) {
 		return nil
@@ -80,6 +87,7 @@ func (r *receiver) membersTold(b []byte) error {
 	if !started || r.v.Role() != RoleSecondary {
 		return nil
 	}
+	r.members(m.Members)
 	news := false
 	for _, x := range m.Members {
 		if x.ID != r.v.id {

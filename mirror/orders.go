@@ -58,7 +58,7 @@ func (a *Agent) setSuspended(on bool) error {
 	if a.v.Role() != RolePrimary {
 		return errors.New("this volume is secondary: suspend and resume are orders for the source")
 	}
-	if len(a.followers) == 0 {
+	if a.count() == 0 {
 		return errNoTarget
 	}
 	a.mu.Lock()
@@ -72,7 +72,7 @@ func (a *Agent) setSuspended(on bool) error {
 	if on {
 		return a.suspendAll(p)
 	}
-	for i := range a.followers {
+	for i := range a.count() {
 		a.mu.Lock()
 		away, fed := a.followers[i].away, a.fedLocked(i)
 		a.mu.Unlock()
@@ -93,7 +93,7 @@ func (a *Agent) setSuspended(on bool) error {
 }
 
 func (a *Agent) suspendAll(p *promise) error {
-	for i := range a.followers {
+	for i := range a.count() {
 		a.mu.Lock()
 		fed := a.fedLocked(i)
 		a.mu.Unlock()
@@ -115,7 +115,7 @@ func (a *Agent) ResetPath(_ context.Context, target string, id int) error {
 	if err != nil {
 		return err
 	}
-	return a.transport.resetPath(i, id)
+	return a.transport.resetPath(a.portOf(i), id)
 }
 
 // RemovePath takes a path (its ID in Status) away for good, once everything on it is acknowledged. The last one stays.
@@ -124,7 +124,7 @@ func (a *Agent) RemovePath(_ context.Context, target string, id int) error {
 	if err != nil {
 		return err
 	}
-	return a.transport.removePath(i, id)
+	return a.transport.removePath(a.portOf(i), id)
 }
 
 // pathTarget says which follower is meant.

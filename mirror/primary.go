@@ -34,12 +34,16 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 	if err := a.beginLead(); err != nil {
 		return err
 	}
-	if len(a.c.Target) == 0 {
+	a.mu.Lock()
+	alone := len(a.c.Target) == 0 && len(a.members) == 0
+	a.mu.Unlock()
+	if alone {
 		return unlessFenced(a.serve(""))
 	}
 	if err := a.openFollowers(); err != nil {
 		return err
 	}
+	a.dialMembers()
 	if a.fresh {
 		return unlessFenced(a.serve(""))
 	}
@@ -79,11 +83,14 @@ func unlessFenced(err error) error {
 // lead makes the promise of a primary's mode the volume's gate.
 func (a *Agent) lead() {
 	a.tellGeneration()
-	p := newPromise(a.c.Mode, a.c.OnLoss, len(a.followers), a.v.log.Durable())
+	a.mu.Lock()
+	followers := a.followers
+	p := newPromise(a.c.Mode, a.c.OnLoss, len(followers), a.v.log.Durable())
+	a.mu.Unlock()
 	active := parseSidecar(a.v.log.Anchor().Extra).active
 	current := 0
 	var names []string
-	for i, f := range a.followers {
+	for i, f := range followers {
 		names = append(names, f.name)
 		if f.name == active {
 			current = i
@@ -94,7 +101,7 @@ func (a *Agent) lead() {
 		p.activate(current, a.v.log.Head())
 	}
 	a.mu.Lock()
-	a.promise, a.current = p, current
+	a.promise, a.current, a.leading = p, current, time.Now()
 	a.mu.Unlock()
 	a.v.gate.Store(&gateBox{p})
 }

@@ -156,6 +156,15 @@ func (p *promise) counts() bool {
 	return p.w.standing == isCounting
 }
 
+// add takes one more follower, see word.add.
+func (p *promise) add(expected bool) (spell uint64) {
+	p.update(func(w *word) {
+		p.kicks = append(p.kicks, nil)
+		spell = w.add(expected)
+	})
+	return spell
+}
+
 func (p *promise) session(i int) { p.update(func(w *word) { w.session(i) }) }
 
 func (p *promise) lost(i int) (spell uint64) {

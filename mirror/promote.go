@@ -18,6 +18,12 @@ type PromoteOptions struct {
 	NBD string `json:"nbd"`
 	// DryRun changes nothing: it says whether the promotion would be refused, and what would be missing.
 	DryRun bool `json:"dry_run"`
+	// Planned asks the source, which lives, to hand over: nothing is lost, and it follows afterwards. See handover.go.
+	Planned bool `json:"planned,omitempty"`
+	// LimitSeconds is how long the source may keep its front closed for that; 0 is DefaultHandoverLimit.
+	LimitSeconds float64 `json:"limit_seconds,omitempty"`
+
+	token uint64 // of the order; 0: a new one
 }
 
 // PromoteResult tells what a promotion did.
@@ -35,6 +41,9 @@ type PromoteResult struct {
 // anything is served, and opens the front at what its log holds.
 func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
 	began := time.Now()
+	if o.Planned {
+		return a.promotePlanned(o, began)
+	}
 	a.opMu.Lock()
 	defer a.opMu.Unlock()
 	if err := a.v.Err(); err != nil {
@@ -51,7 +60,7 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 			d.rot, d.promise, a.v.log.Head(), ErrNotPromotable)
 	}
 	if o.NBD == "" && a.c.NBD == "" {
-		return PromoteResult{}, errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
+		return PromoteResult{}, errNoFront
 	}
 	if err := a.front.Check(cmp.Or(o.NBD, a.c.NBD)); err != nil {
 		return PromoteResult{}, fmt.Errorf("refused: nbd: %w", err)
@@ -60,13 +69,29 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
 	}
 	if peer, alive := a.sourceAlive(); alive && !o.Force {
-		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: stop it first, or say promote --force to fence it", peer)
+		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: mirror-agent promote --planned has it hand over, nothing is lost; or stop it first, or say promote --force to fence it", peer)
+	}
+	if a.yieldedNow() && !o.Force {
+		return PromoteResult{}, errors.New("refused: the lead was just left to another host: look at mirror-agent status in some seconds")
 	}
 	missing := a.missing(time.Now())
 	if o.DryRun {
 		head := a.v.log.Head()
 		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(head), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing}, nil
 	}
+	if !o.Force {
+		if err := a.leadAgain(); err != nil {
+			return PromoteResult{}, err
+		}
+	}
+	return a.takeLead(o, missing, began, nil)
+}
+
+var errNoFront = errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
+
+// takeLead makes this secondary a primary of a new generation and opens the front. from is the source that has handed over and
+// will follow, if one has. opMu is held.
+func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, from *memberInfo) (PromoteResult, error) {
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
@@ -88,14 +113,19 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if err != nil {
 		return PromoteResult{}, fmt.Errorf("promote: %w", err)
 	}
+	a.onlyConfigured()
 	a.lead()
+	if from != nil && len(a.c.Target) == 0 {
+		a.addFollower(*from, noPort, true)
+	}
 	a.event("promoted", "", "primary of generation %s from LSN %d; %s", rankString(g), g.First, missing)
 	err = a.serve(o.NBD)
-	if len(a.c.Target) > 0 {
-		if err := a.openFollowers(); err != nil {
-			a.event("failed", "", "followers: %v", err)
-		}
+	if err := a.openFollowers(); err != nil {
+		a.event("failed", "", "followers: %v", err)
 	}
+	a.shutUnfed()
+	a.feedAgain() // on the sessions of one that has called in
+	a.dialMembers()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {

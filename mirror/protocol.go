@@ -43,6 +43,8 @@ const (
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
+	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
+	kindHandover  byte = 31 // either way, Call: handoverMessage → handoverReply, see handover.go
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
 )
 
@@ -72,6 +74,8 @@ type hello struct {
 	Generations []journal.Generation `json:"generations"`
 	Head        journal.LSN          `json:"head"`
 	Durable     journal.LSN          `json:"durable"`
+	Agent       string               `json:"agent,omitempty"` // version of the program, for the operator
+	Time        int64                `json:"time,omitempty"`  // by the clock of who says it, Unix ns
 }
 
 func (h *hello) generation() journal.Generation {
@@ -98,6 +102,8 @@ type followerState struct {
 	Chain       uint64               `json:"chain"`
 	Committed   journal.LSN          `json:"committed"`
 	Ring        int64                `json:"ring"`
+	Agent       string               `json:"agent,omitempty"` // as in hello
+	Time        int64                `json:"time,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on

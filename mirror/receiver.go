@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mirror-agent/journal"
@@ -26,6 +27,8 @@ type receiver struct {
 	mirror string
 	name   string
 	node   string
+	agent  string                     // version of this program
+	other  atomic.Pointer[HostStatus] // since the last hello
 	// accept is asked before a hello is acted upon; the reason refuses it.
 	accept func(*hello) (refused string)
 	// adopt is called when the mirror's uuid becomes known to a blank volume.
@@ -39,7 +42,8 @@ type receiver struct {
 	// where it is built fails.
 	resynced    func()
 	stageFailed func(error)
-	repaired    func() // the log, which had rotted, is whole again
+	members     func([]member) // the source has told of them
+	repaired    func()         // the log, which had rotted, is whole again
 
 	verify *verifyServer
 
@@ -75,7 +79,7 @@ func newReceiver(v *Volume, l link) *receiver {
 	r := &receiver{
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
 		verify: &verifyServer{v: v, l: l},
-		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, busy: new(sync.Mutex),
+		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, members: func([]member) {}, busy: new(sync.Mutex),
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -207,12 +211,14 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	if err := decodeJSON(b, &h); err != nil {
 		return nil, err
 	}
+	now := time.Now()
+	r.other.Store(meet(h.Node, h.Agent, h.Time, now, now))
 	head, chain := r.v.log.HeadChain()
 	a := r.v.log.Anchor()
 	f := followerState{
 		Mirror: r.mirror, Name: r.name, Node: r.node, ID: r.v.id, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
-		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(),
+		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Agent: r.agent, Time: now.UnixNano(),
 	}
 	if f.Blank && h.Mirror != r.mirror {
 		// An empty volume that a first resync of another mirror was cut short
@@ -294,8 +300,11 @@ func (r *receiver) begin(at journal.LSN) error {
 	return r.cameBack()
 }
 
-// cameBack: a source that had left feeds this volume again.
+// cameBack: a source that had left feeds this volume again, or one that it had handed over to.
 func (r *receiver) cameBack() error {
+	if err := r.v.forgetHandedOver(); err != nil {
+		return err
+	}
 	if r.v.flags()&stateLeft == 0 {
 		return nil
 	}

@@ -18,8 +18,8 @@ func (a *Agent) repairFirst(ctx context.Context) {
 	why := errors.New("no target was reached")
 	late := false
 	for !late {
-		for i := range a.followers {
-			l, _ := a.transport.session(i)
+		for i := range a.count() {
+			l, _ := a.transport.session(a.portOf(i))
 			if l == nil {
 				continue
 			}

@@ -56,6 +56,9 @@ func (a *Agent) stateLocked(failed error) stateReport {
 			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
 		}
 	}
+	if a.handing != nil {
+		return a.handingStateLocked()
+	}
 	if d := a.v.damageNow(); d != nil {
 		return a.damagedState(d)
 	}
@@ -163,6 +166,9 @@ func (a *Agent) secondaryStateLocked() stateReport {
 			next: "wait until it comes back (mirror-agent switch primary on the source); do not promote this host",
 		}
 	}
+	if s, ok := a.handedStateLocked(); ok {
+		return s
+	}
 	return stateReport{
 		state: "waiting", reason: "no source is connected",
 		next: "start the source; or, when it is lost, mirror-agent promote",
@@ -180,7 +186,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
-		Generation: rankString(a.v.Generation()), Node: a.node, Listen: a.transport.addresses(), Announced: a.transport.announced(),
+		Generation: rankString(a.v.Generation()), Node: a.node, Version: a.c.Version, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
@@ -197,18 +203,24 @@ func (a *Agent) Status() Status {
 	}
 	if a.v.Role() == RolePrimary {
 		a.followerStatusLocked(&s, now)
-		s.Network = a.transport.network(a.current)
+		if a.current < len(a.followers) {
+			s.Network = a.followerNetworkLocked(a.followers[a.current])
+		}
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
 
 func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 	head := a.v.log.Head()
 	for i, f := range a.followers {
+		if f.dynamic && !f.hot && i != a.current {
+			continue // it is another one
+		}
 		x := f.last
 		if f.sender != nil {
 			x = f.sender.lastAck()
@@ -221,12 +233,15 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
 		if f.sender != nil {
-			fs.Trouble = troubleName(x.Trouble)
+			fs.Trouble, fs.Host = troubleName(x.Trouble), f.sender.other.Load()
 		}
 		if i == a.current {
 			s.ActiveTarget = f.target
 		}
-		fs.Paths = append(fs.Paths, a.transport.paths(i)...)
+		fs.Paths = append(fs.Paths, a.followerPathsLocked(f)...)
+		if f.port != noPort {
+			fs.Port = a.transport.state(f.port)
+		}
 		if x.Durable >= firstLSN {
 			fs.LagBytes = uint64(head - min(head, x.Durable))
 			fs.RPOSeconds = a.rpo(x.Durable, head, now)
@@ -269,7 +284,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 		s.Members = append(s.Members, MemberStatus{Name: m.Name, Durable: uint64(m.Durable)})
 	}
 	r.mu.Unlock()
-	s.Resync = r.progress()
+	s.Resync, s.Host = r.progress(), r.other.Load()
 	s.Paths = append(s.Paths, linkPaths(in.link)...)
 	s.Network = linkNetwork(in.link)
 	return s

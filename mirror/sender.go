@@ -32,6 +32,8 @@ type sender struct {
 	mirror  string // uuid
 	name    string
 	node    string
+	agent   string                      // version of this program
+	other   atomic.Pointer[HostStatus]  // since the handshake
 	report  func(followerEvent, string) // state of the follower, for the operator
 	resync  resyncProgress
 	// follower is its name in the anchor, id the volume that answered; "" is
@@ -40,7 +42,9 @@ type sender struct {
 	id       [16]byte
 	track    trackView // at the handshake
 	members  memberTelling
-	hold     *hold // while run goes on
+	roster   func([]member)       // fills in what is not known here
+	known    func([16]byte) error // the volume that answered; an error ends the session's feed
+	hold     *hold                // while run goes on
 
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
@@ -75,7 +79,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}}
+	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}, roster: func([]member) {}, known: func([16]byte) error { return nil }}
 }
 
 func (s *sender) poke() {
@@ -157,8 +161,10 @@ func (s *sender) stop() {
 func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	h := hello{
 		Version: protocolVersion, Mirror: s.mirror, Name: s.name, Node: s.node, Size: s.v.size.Load(),
-		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(),
+		Generations: s.v.History(), Head: s.v.log.Head(), Durable: s.v.log.Durable(), Agent: s.agent,
 	}
+	asked := time.Now()
+	h.Time = asked.UnixNano()
 	b, err := s.l.Call(ctx, encodeJSON(kindHello, h))
 	if err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
@@ -167,7 +173,11 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 	if err := decodeJSON(b, &f); err != nil {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
+	s.other.Store(meet(f.Node, f.Agent, f.Time, asked, time.Now()))
 	s.ring, s.id = f.Ring, f.ID
+	if err := s.known(s.id); err != nil {
+		return outcome{}, err
+	}
 	s.v.dirty.adopt(s.follower, s.id)
 	s.track = s.v.dirty.view(s.follower)
 	out := decide(sourceView{

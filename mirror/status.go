@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"mirror-agent/blockdev"
-	"mirror-agent/journal"
+	"mirror-agent/histogram"
 )
 
 // Status is the state of one mirror on this host, as the control API and
@@ -25,6 +25,7 @@ type Status struct {
 	Generation   string           `json:"generation"`
 	Node         string           `json:"node"`
 	Key          string           `json:"key,omitempty"`
+	Version      string           `json:"version,omitempty"` // of this agent
 	Listen       []string         `json:"listen"`
 	Announced    []string         `json:"announced"` // where the other hosts are told to find this one
 	Device       DeviceStatus     `json:"device"`
@@ -66,6 +67,7 @@ type LogStatus struct {
 	UsedBytes        int64   `json:"used_bytes"`
 	PinnedBytes      int64   `json:"pinned_bytes"`
 	WriteRate        float64 `json:"write_bytes_per_second"`
+	WritersWaiting   int     `json:"writers_waiting"` // for room in the log, or for their turn while writers are slowed
 	// FullInSeconds is how long the ring lasts at this rate if nothing more is applied; absent while nothing is written.
 	FullInSeconds *float64 `json:"full_in_seconds,omitempty"`
 
@@ -90,7 +92,7 @@ type Distribution struct {
 	Max   float64 `json:"max"`
 }
 
-func distribution(h *journal.Histogram, unit float64) Distribution {
+func distribution(h *histogram.Snapshot, unit float64) Distribution {
 	q := func(q float64) float64 { return float64(h.Quantile(q)) / unit }
 	return Distribution{Count: h.Count, Mean: h.Mean() / unit, P50: q(0.5), P99: q(0.99), P999: q(0.999), Max: q(1)}
 }
@@ -99,6 +101,7 @@ func (l *LogStatus) fill(s *VolumeStats) {
 	l.OverlayExtents, l.OverlayBytes, l.AbsorbedBytes = s.OverlayExtents, s.OverlayBytes, s.AbsorbedBytes
 	l.UnappliedBytes, l.UnappliedSeconds = s.UnappliedBytes, s.UnappliedAge.Seconds()
 	l.UsedBytes, l.PinnedBytes, l.WriteRate = s.UsedBytes, s.PinnedBytes, s.WriteBytesPerSecond
+	l.WritersWaiting = s.WritersWaiting
 	if s.FullIn >= 0 {
 		seconds := s.FullIn.Seconds()
 		l.FullInSeconds = &seconds
@@ -110,12 +113,13 @@ func (l *LogStatus) fill(s *VolumeStats) {
 
 // SourceStatus is what a secondary knows of the primary that feeds it.
 type SourceStatus struct {
-	Peer       string    `json:"peer"`
-	Connected  bool      `json:"connected"`
-	LastSeen   time.Time `json:"last_seen"`
-	Received   uint64    `json:"received"`
-	Durable    uint64    `json:"durable"`
-	SourceHead uint64    `json:"source_head"`
+	Peer       string      `json:"peer"`
+	Host       *HostStatus `json:"host,omitempty"`
+	Connected  bool        `json:"connected"`
+	LastSeen   time.Time   `json:"last_seen"`
+	Received   uint64      `json:"received"`
+	Durable    uint64      `json:"durable"`
+	SourceHead uint64      `json:"source_head"`
 	// Active: this host is the active target, whose word counts for the mode. Told, as Members are, about once a second.
 	Active  bool           `json:"active"`
 	Members []MemberStatus `json:"members,omitempty"`
@@ -145,6 +149,8 @@ type FollowerStatus struct {
 	LagBytes   uint64       `json:"lag_bytes"`
 	RPOSeconds float64      `json:"rpo_seconds"`
 	DirtyBytes int64        `json:"dirty_bytes"`
+	Port       string       `json:"port,omitempty"`    // of the connection; "" when there is none
+	Host       *HostStatus  `json:"host,omitempty"`    // nil before the first handshake of this session
 	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
@@ -183,7 +189,11 @@ type PathStatus struct {
 	BytesSent     uint64 `json:"bytes_sent"`
 	BytesReceived uint64 `json:"bytes_received"`
 	ResentFrames  uint64 `json:"resent_frames"`
-	Reason        string `json:"reason,omitempty"`
+	// Rate is how fast data was delivered last, UnackedBytes what is on its way.
+	Rate         float64 `json:"rate_bytes_per_second"`
+	UnackedBytes int     `json:"unacked_bytes"`
+
+	Reason string `json:"reason,omitempty"`
 
 	Since time.Time `json:"since"` // in this state
 }
@@ -218,6 +228,17 @@ type FrontStats struct {
 	Flushes      uint64 `json:"flushes"`
 	ReadBytes    uint64 `json:"read_bytes"`
 	WrittenBytes uint64 `json:"written_bytes"`
+	Trims        uint64 `json:"trims"`
+	Zeroes       uint64 `json:"write_zeroes"`
+	Errors       uint64 `json:"errors"` // requests answered with one
+
+	Times []RequestTimes `json:"-"` // too long for a status; see Agent.Measures
+}
+
+// RequestTimes is how long the requests of one command took, in nanoseconds, until their answer was ready.
+type RequestTimes struct {
+	Command string
+	Time    histogram.Snapshot
 }
 
 // Front serves the volume of a primary to applications. The agent opens it

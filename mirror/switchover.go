@@ -67,8 +67,9 @@ func (a *Agent) leave(i int) {
 	a.transition(i, followerLeave, "")
 	a.mu.Lock()
 	a.followers[i].session, a.followers[i].up = 0, false
+	port := a.followers[i].port
 	a.mu.Unlock()
-	a.transport.shut(i)
+	a.transport.shut(port)
 }
 
 // goOn moves the data flow by itself where that is wanted, the active target
@@ -76,7 +77,7 @@ func (a *Agent) leave(i int) {
 func (a *Agent) goOn() {
 	a.mu.Lock()
 	from, next, why := a.current, -1, ""
-	if len(a.followers) > 0 && a.c.Switch == SwitchAuto && !a.suspended && a.fenced == "" && a.followers[a.current].state == FollowerDown {
+	if len(a.followers) > 0 && a.promise != nil && a.handing == nil && a.c.Switch == SwitchAuto && !a.suspended && a.fenced == "" && a.followers[a.current].state == FollowerDown {
 		next, why = a.nextBackupLocked(), a.followers[a.current].reason
 	}
 	a.mu.Unlock()
@@ -139,7 +140,7 @@ func (a *Agent) switchIndex(to string) (int, error) {
 	i := -1
 	switch to {
 	case "", "backup":
-		if len(a.c.Backups) == 0 {
+		if len(a.c.Backups) == 0 && len(a.followers) < 2 {
 			return 0, errors.New("no backup is configured: start the source with --backup HOST:PORT")
 		}
 		if i = a.nextBackupLocked(); i < 0 {

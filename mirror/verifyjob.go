@@ -273,6 +273,8 @@ func (a *Agent) verifySender(target string) (_ *sender, why string) {
 	switch {
 	case fenced != "":
 		return nil, fenced
+	case a.v.Role() != RolePrimary:
+		return nil, "another host leads now"
 	case current != target:
 		return nil, fmt.Sprintf("the data flow moved to %s", current)
 	}

@@ -25,6 +25,8 @@ type VolumeStats struct {
 	// nothing more is applied or read; negative when it is not growing.
 	WriteBytesPerSecond float64
 	FullIn              time.Duration
+
+	WritersWaiting int // in line, for room in the log or for their turn while writers are slowed
 }
 
 // Stats may be called at any time. It reads one header of the log.
@@ -37,6 +39,7 @@ func (v *Volume) Stats() VolumeStats {
 	pinned := max(min(applied, journal.LSN(v.holdMark.Load())), tail)
 	head := max(v.log.Head(), applied)
 	s.UnappliedBytes, s.UsedBytes, s.PinnedBytes = int64(head-applied), int64(head-tail), int64(head-pinned)
+	s.WritersWaiting = int(v.line.waiting.Load())
 	s.UnappliedAge = v.ageAt(applied, head, now)
 	if s.WriteBytesPerSecond >= 1 {
 		room := max(0, v.log.Capacity()-journal.Reserve-s.PinnedBytes)

@@ -46,6 +46,7 @@ type transport interface {
 	suspend(on bool) error                // of all connections to followers
 	session(i int) (link, uint64)         // the present one with follower i, or nil
 	paths(i int) []PathStatus
+	state(i int) string // of the connection to follower i, "" without one
 	resetPath(i, id int) error
 	removePath(i, id int) error
 	setBandwidth(spec string) error
@@ -300,6 +301,13 @@ func (t *portTransport) paths(i int) []PathStatus {
 	return pathStatus(p.Stats().Paths)
 }
 
+func (t *portTransport) state(i int) string {
+	if p := t.port(i); p != nil {
+		return p.Stats().State.String()
+	}
+	return ""
+}
+
 // linkPaths are the paths of a session that came in.
 func linkPaths(l link) []PathStatus {
 	if s, ok := l.(sessionLink); ok {
@@ -337,6 +345,7 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 		out = append(out, PathStatus{
 			ID: int(p.ID), Local: p.Local, Remote: p.Remote, Announced: p.Announced, Unproven: p.Unproven, State: p.State.String(), RTTMicros: p.RTT.Microseconds(),
 			BytesSent: p.BytesSent, BytesReceived: p.BytesReceived, ResentFrames: p.ResentFrames, Reason: p.Reason, Since: p.Since,
+			Rate: p.Rate, UnackedBytes: p.UnackedBytes,
 		})
 	}
 	return out

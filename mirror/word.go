@@ -93,6 +93,19 @@ func (w *word) acknowledge(i int, received, durable, head journal.LSN) levelNews
 	return newsOf(was, m.level)
 }
 
+// add takes one more follower. The first one is active, and may be expected to come into sync.
+func (w *word) add(expected bool) (spell uint64) {
+	w.members = append(w.members, memberWord{})
+	if len(w.members) == 1 {
+		w.active, w.standing = 0, isAlone
+		if expected {
+			w.standing = isExpected
+		}
+		w.spell++
+	}
+	return w.spell
+}
+
 // session: one with follower i begins; what it has is not known yet.
 func (w *word) session(i int) {
 	w.lost(i)

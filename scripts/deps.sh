@@ -21,6 +21,7 @@ packages=(
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
 	shellcheck
+	prometheus             # promtool: rules and metrics of scripts/monitoring
 )
 
 if [[ ${1:-} == --list ]]; then

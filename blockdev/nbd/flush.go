@@ -1,9 +1,12 @@
 package nbd
 
+import "time"
+
 // syncRequest is a request that is answered after the next Sync: a FLUSH, or a FUA write that the device already has.
 type syncRequest struct {
 	cookie uint64
 	fua    bool
+	began  time.Time // when it was received
 }
 
 // maxPendingSyncs bounds what waits for a Sync; beyond it the connection is not read.
@@ -51,9 +54,11 @@ func (c *conn) runFlusher() {
 
 		value := errno(cmdFlush, c.device.Sync())
 		out = out[:0]
+		now := time.Now()
 		k := &c.s.count
 		for _, r := range rs {
 			out = c.export.appendStatus(out, value, r.cookie)
+			c.s.times.observe(r.timed(), now.Sub(r.began), 1)
 			switch {
 			case value != errnoOK:
 				k.errors.Add(1)

@@ -145,7 +145,7 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 	case h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ, h.Type == cmdBlockStatus, h.Type == cmdCache:
 		w.reads = append(w.reads, readRequest{h.Handle, h.Offset, h.Length, h.Type, h.CommandFlags})
 	case h.Type == cmdFlush:
-		w.flushes = append(w.flushes, syncRequest{h.Handle, false})
+		w.flushes = append(w.flushes, syncRequest{h.Handle, false, c.lastRead})
 	default:
 		trim := h.Type == cmdTrim || h.CommandFlags&cmdFlagNoHole == 0
 		w.group = append(w.group, blockdev.Write{
@@ -172,6 +172,7 @@ func (c *conn) reply(w *work, errno uint32, cookie uint64) {
 // goroutine became the leader meanwhile; it has what was not begun.
 func (c *conn) run(w *work) (lead bool) {
 	lead = true
+	w.began = c.lastRead
 	c.flush(w.flushes)
 	w.flushes = w.flushes[:0]
 	if len(w.group) > 0 && !c.dead.Load() {
@@ -185,6 +186,7 @@ func (c *conn) run(w *work) (lead bool) {
 		r := w.reads[w.next]
 		w.next++
 		lead = c.ask(w, r)
+		c.s.times.observe(timedAs(r.command), time.Since(w.began), 1)
 	}
 	w.reads, w.next = w.reads[:0], 0
 	return lead
@@ -193,6 +195,7 @@ func (c *conn) run(w *work) (lead bool) {
 // answerGroup replies to the writes of a batch, but not to those that have to be durable first.
 func (c *conn) answerGroup(w *work) {
 	var writes, bytes, trims, zeroes, failed uint64
+	var answered [timedCommands]uint64
 	for i := range w.group {
 		from, err := w.origins[i], w.group[i].Err
 		switch {
@@ -207,7 +210,7 @@ func (c *conn) answerGroup(w *work) {
 			zeroes++
 		}
 		if err == nil && from.fua {
-			w.flushes = append(w.flushes, syncRequest{from.cookie, true})
+			w.flushes = append(w.flushes, syncRequest{from.cookie, true, w.began})
 			continue
 		}
 		value := errno(from.command, err)
@@ -215,6 +218,7 @@ func (c *conn) answerGroup(w *work) {
 			value = errnoNotSup
 		}
 		c.reply(w, value, from.cookie)
+		answered[timedAs(from.command)]++
 	}
 	c.flush(w.flushes)
 	w.flushes = w.flushes[:0]
@@ -224,6 +228,10 @@ func (c *conn) answerGroup(w *work) {
 	add(&k.trims, trims)
 	add(&k.zeroes, zeroes)
 	add(&k.errors, failed)
+	took := time.Since(w.began)
+	for command, n := range answered {
+		c.s.times.observe(timedCommand(command), took, n)
+	}
 }
 
 func add(n interface{ Add(uint64) uint64 }, k uint64) {
@@ -257,6 +265,7 @@ func (c *conn) runLarge(w *work) bool {
 	}
 	w.group = append(w.group, blockdev.Write{Offset: int64(large.offset), Data: *buf})
 	w.origins = append(w.origins, large.origin)
+	w.began = c.lastRead
 	c.enter(w)
 	blockdev.ApplyBatch(c.device, w.group)
 	lead := c.leave(w)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -41,6 +42,7 @@ type work struct {
 	group   []blockdev.Write // writes, zeroes, trims of this batch; Data points into in
 	origins []origin         // of group, same index
 	reads   []readRequest    // of this batch: what changes nothing
+	began   time.Time        // when the last of this batch was received
 	next    int              // the first of reads that was not begun
 	flushes []syncRequest    // of this batch
 

@@ -55,6 +55,8 @@ type Stats struct {
 	Reads, Writes, Flushes, Trims, Zeroes  uint64
 	ReadBytes, WrittenBytes, FUAs, Refused uint64 // Refused: connections beyond MaxConnections
 	Errors                                 uint64 // requests answered with an error
+
+	Times []CommandTime // in the order of the protocol, always all of them
 }
 
 type counters struct {
@@ -68,6 +70,7 @@ type Server struct {
 	options Options
 	exports []Export
 	count   counters
+	times   times
 	memory  *memory
 
 	draining atomic.Bool // later requests get ESHUTDOWN or nothing, see drain.go; set once
@@ -256,6 +259,6 @@ func (s *Server) Stats() Stats {
 		Connections: n,
 		Reads:       k.reads.Load(), Writes: k.writes.Load(), Flushes: k.flushes.Load(), Trims: k.trims.Load(), Zeroes: k.zeroes.Load(),
 		ReadBytes: k.readBytes.Load(), WrittenBytes: k.writtenBytes.Load(), FUAs: k.fuas.Load(), Refused: k.refusedCon.Load(),
-		Errors: k.errors.Load(),
+		Errors: k.errors.Load(), Times: s.times.snapshot(),
 	}
 }

@@ -21,6 +21,7 @@ import (
 type fakeAgent struct {
 	state *mirror.Status
 	calls []string
+	asked int // how often about a failback
 }
 
 func (f *fakeAgent) Status() mirror.Status { return *f.state }
@@ -119,10 +120,25 @@ func verified() *mirror.VerifyReport {
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
-	if !o.Force {
+	if !o.Force && !o.Planned {
 		return mirror.PromoteResult{}, errors.New("refused: the source was seen 0.2 s ago; end it first, or use --force")
 	}
 	return mirror.PromoteResult{Generation: "4.0", LSN: 4096, NBD: o.NBD, Seconds: 0.21, DryRun: o.DryRun, Missing: mirror.Missing{Known: true, Source: "nyc1", Bytes: 3 << 20, Seconds: 4}}, f.note("promote")
+}
+
+func (f *fakeAgent) Failback(_ context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
+	r := mirror.FailbackResult{Home: "nyc1", Primary: "fra2", DryRun: o.DryRun}
+	f.asked++
+	if f.asked < 3 {
+		r.Waiting, r.LagBytes = "nyc1 is catch-up", 3<<20
+		return r, nil
+	}
+	r.Ready = true
+	if o.DryRun {
+		return r, nil
+	}
+	r.Generation, r.LSN, r.NBD, r.Seconds = "5.0", 8192, "unix:/x", 0.12
+	return r, f.note(fmt.Sprintf("failback %g", o.LimitSeconds))
 }
 
 // agentAt serves f at the app's default place under name.
@@ -207,6 +223,14 @@ func TestCommands(t *testing.T) {
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  nyc1 was last heard of 4s ago: 3.0 MiB of its log that it had then are missing; what it wrote since then is not known\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},
 		{"promote --force --dry-run --nbd unix:/x", 0, "promote", "promote would go on from LSN 4096 and serve at unix:/x; nothing was changed\n  nyc1 was last heard of"},
+		{"promote --planned", 0, "promote", "generation 4.0 at LSN 4096"},
+		{"promote --planned --limit 5s --dry-run", 0, "promote", "nothing was changed"},
+		{"promote --planned --force", 2, "", "--planned and --force exclude each other"},
+		{"promote --limit 5s", 2, "", "--limit is for --planned"},
+		{"failback", 0, "failback 30", "nyc1 is catch-up, 3.0 MiB behind\nfra2 hands over to nyc1 ...\nnyc1 leads again: generation 5.0 at LSN 8192, after 0.12 s"},
+		{"failback --limit 7s --json", 0, "failback 7", `"generation": "5.0"`},
+		{"failback --dry-run", 0, "", "failback would wait: nyc1 is catch-up, 3.0 MiB behind; nothing was changed"},
+		{"failback --limit 0s", 2, "", "must be positive"},
 		{"promote --force --json", 0, "promote", `"generation": "4.0"`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

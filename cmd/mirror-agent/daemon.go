@@ -150,12 +150,18 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		return err
 	}
 	log := newLogger(a, &s)
+	s.config.Version = readVersion().Version
 	s.config.Log = log // the agent adds the mirror's name by itself
 	log = log.With().Str("mirror", s.config.Name).Logger()
 	// The socket comes first: it tells a second agent of the same name apart
 	// before anything is touched.
 	socket, err := control.Listen(s.control)
 	if err != nil {
+		return err
+	}
+	metrics, err := listenMetrics(s.metrics)
+	if err != nil {
+		socket.Close()
 		return err
 	}
 	if t := s.front.tls; t != nil {
@@ -165,6 +171,9 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	agent, err := mirror.Open(ctx, s.config, front)
 	if err != nil {
 		socket.Close()
+		if metrics != nil {
+			metrics.Close()
+		}
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			log.Info().Msg("ended while the journal was being made; nothing was left behind")
 			return nil
@@ -187,12 +196,16 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	}()
 	ended := takeKeysAgain(log, agent, again)
 	defer ended()
+	endMetrics := serveMetrics(metrics, agent, log)
+	endHooks := runHooks(agent, &s, log)
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
+	endHooks()
 	front.Abort() // closed by the agent already, unless it failed
 
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), controlShutdownTimeout)
 	defer stop()
+	endMetrics(end)
 	if err := server.Shutdown(end); err != nil {
 		log.Debug().Err(err).Msg("control clients were cut off")
 	}

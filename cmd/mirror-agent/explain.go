@@ -18,6 +18,8 @@ type explanation struct {
 	Reason   string         `json:"reason"`
 	Since    time.Time      `json:"since"`
 	NextStep string         `json:"next_step"`
+	Means    string         `json:"means"`
+	ByItself string         `json:"by_itself"`
 	Choices  []string       `json:"choices"`
 	Alarms   []mirror.Alarm `json:"alarms"`
 }
@@ -37,7 +39,8 @@ by itself, what each other host is doing, and which orders make sense now.`,
 				return err
 			}
 			if asJSON {
-				return a.printJSON(explanation{st.Name, st.State, st.Reason, st.Since, st.NextStep, choices(&st), st.Alarms})
+				w, _ := mirror.WordsFor(mirror.SubjectMirror, st.State)
+				return a.printJSON(explanation{st.Name, st.State, st.Reason, st.Since, st.NextStep, w.Means, w.ByItself, choices(&st), st.Alarms})
 			}
 			view{paint: paint(a.colour), now: a.now()}.explain(a.stdout, &st)
 			return nil
@@ -53,14 +56,21 @@ func (v view) explain(w io.Writer, st *mirror.Status) {
 	row := func(label, format string, args ...any) {
 		fmt.Fprintf(w, "  %-8s%s\n", label, fmt.Sprintf(format, args...))
 	}
+	words, known := mirror.WordsFor(mirror.SubjectMirror, st.State)
+	if known {
+		row("Means", "%s", words.Means)
+	}
 	if st.Reason != "" {
 		row("Why", "%s", st.Reason)
 	}
 	if !st.Since.IsZero() {
 		row("Since", "%s (%s)", st.Since.Format(sinceStamp), formatSpan(v.now.Sub(st.Since)))
 	}
-	if st.NextStep != "" {
-		row("Next", "%s", st.NextStep)
+	if known {
+		row("Then", "%s", words.ByItself)
+	}
+	if next := cmp.Or(st.NextStep, words.Next); next != "" {
+		row("Next", "%s", next)
 	}
 	if st.Role == mirror.RolePrimary.String() {
 		row("Mode", "%s", modeMeaning(st.Mode, st.OnLoss))
@@ -145,6 +155,12 @@ func (v view) explainFollower(row rowWriter, f *mirror.FollowerStatus) {
 		s += ", " + f.Reason
 	}
 	row(label, "%s", s)
+	if w, ok := mirror.WordsFor(mirror.SubjectFollower, f.State); ok && f.State != string(mirror.FollowerStreaming) {
+		row("", "%s; %s", w.Means, w.ByItself)
+	}
+	if w, ok := mirror.WordsFor(mirror.SubjectPort, f.Port); ok && f.Port != "connected" {
+		row("", "connection %s: %s", f.Port, w.Means)
+	}
 	switch f.Durable {
 	case 0:
 		row("", "nothing is there yet")

@@ -181,13 +181,30 @@ func (f *front) Stats() mirror.FrontStats {
 	return mirror.FrontStats{
 		Address: f.address, TLS: f.tls, Connections: connections,
 		Reads: all.Reads, Writes: all.Writes, Flushes: all.Flushes,
-		ReadBytes: all.ReadBytes, WrittenBytes: all.WrittenBytes,
+		ReadBytes: all.ReadBytes, WrittenBytes: all.WrittenBytes, Trims: all.Trims, Zeroes: all.Zeroes, Errors: all.Errors,
+		Times: requestTimes(all.Times),
 	}
 }
 
 func sum(a, b nbd.Stats) nbd.Stats {
+	times := b.Times
+	if len(a.Times) > 0 {
+		times = make([]nbd.CommandTime, len(b.Times))
+		for i := range times {
+			times[i] = nbd.CommandTime{Command: b.Times[i].Command, Time: a.Times[i].Time.Plus(&b.Times[i].Time)}
+		}
+	}
 	return nbd.Stats{
+		Times: times, Zeroes: a.Zeroes + b.Zeroes, Errors: a.Errors + b.Errors,
 		Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes, Flushes: a.Flushes + b.Flushes,
 		Trims: a.Trims + b.Trims, ReadBytes: a.ReadBytes + b.ReadBytes, WrittenBytes: a.WrittenBytes + b.WrittenBytes,
 	}
+}
+
+func requestTimes(of []nbd.CommandTime) []mirror.RequestTimes {
+	times := make([]mirror.RequestTimes, len(of))
+	for i := range of {
+		times[i] = mirror.RequestTimes(of[i])
+	}
+	return times
 }

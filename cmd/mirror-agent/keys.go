@@ -15,6 +15,7 @@ import (
 
 	"mirror-agent/dataport"
 	"mirror-agent/mirror"
+	"mirror-agent/mirror/hook"
 )
 
 // settings is what a daemon starts with.
@@ -25,6 +26,8 @@ type settings struct {
 	peerKeys  []string
 	backups   backupKind   // of the backups that do not say
 	kinds     []backupKind // of each backup, "" where it does not say
+	metrics   string       // HOST:PORT, "" for none
+	hooks     []hook.Hook
 	nbdTLS    nbdTLSFiles
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
@@ -76,7 +79,10 @@ var keys = []key{
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
+	duration("watchdog", "`TIME` for which a resync, a catch-up, the applier and the like may stand still before there is an alarm; 0: none", func(s *settings) *time.Duration { return &s.config.Watchdog }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
+	{"metrics", "`HOST:PORT` where Prometheus scrapes /metrics, without a host at loopback (default none)", stringFlag, parsed(parseMetrics, func(s *settings) *string { return &s.metrics })},
+	{"hook", "`EVENT[,EVENT]=COMMAND` to run by the shell on these events (README: hooks); give it again for the next", stringArray, setHooks},
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
 	{"peer-key", "public `KEY` of another host of the mirror; give it again for each", stringArray, setPeerKeys},
 	{"insecure", "plain TCP without keys, NBD off loopback without TLS, in a laboratory only", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Insecure })},
@@ -95,7 +101,7 @@ func keyNames() []string {
 	for _, k := range keys {
 		names = append(names, k.name)
 	}
-	return append(names, roleKey)
+	return append(names, roleKey, hooksKey)
 }
 
 func one(words []string) (string, error) {

@@ -85,7 +85,7 @@ func (l *loader) load(role mirror.Role) (settings, error) {
 		}
 	}
 	s.config.HotBackups = s.hotBackups()
-	return s, nil
+	return s, l.fileHooks(&s)
 }
 
 func (l *loader) role(s *settings, role mirror.Role) error {

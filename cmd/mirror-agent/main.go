@@ -13,6 +13,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
+	"golang.org/x/term"
 
 	"mirror-agent/blockdev/nbd"
 )
@@ -34,6 +35,8 @@ type app struct {
 	redraw         bool // stdout is a terminal
 	logColour      bool // the same for stderr
 
+	size func() (width, height int) // of the terminal; 0, 0 or nil: unknown
+
 	// kernel finds the kernel's NBD driver; nil is nbd.OpenKernel.
 	kernel func() (*nbd.Kernel, error)
 
@@ -47,6 +50,10 @@ func main() {
 		redraw: isatty.IsTerminal(os.Stdout.Fd()), stop: os.Exit,
 	}
 	a.colour = a.redraw && a.env("NO_COLOR") == "" && a.env("TERM") != "dumb"
+	a.size = func() (int, int) {
+		w, h, _ := term.GetSize(int(os.Stdout.Fd()))
+		return w, h
+	}
 	a.logColour = isatty.IsTerminal(os.Stderr.Fd()) && a.env("NO_COLOR") == ""
 	zerolog.TimeFieldFormat = time.RFC3339Nano // the library's only place for it; seconds are too coarse
 	ctx, release := a.untilSignal()

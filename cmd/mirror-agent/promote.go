@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,9 +13,10 @@ import (
 func newPromote(a *app) *cobra.Command {
 	var asJSON bool
 	var o mirror.PromoteOptions
+	var limit time.Duration
 	c := &cobra.Command{
 		Use:   "promote",
-		Short: "Make this target the primary: the source is gone",
+		Short: "Make this target the primary: the source is gone, or hands over (--planned)",
 		Long: `Makes the copy on this host the mirror's primary and serves it by NBD. Run it on
 the target, after the source is gone. Hosts of the old generation are refused
 from then on.
@@ -23,11 +25,19 @@ Refused while the source seems alive, or another host is further: --force
 promotes all the same. What only the other hosts had is then not in this copy;
 --dry-run says beforehand what that is, as far as this host can know.
 
+--planned is for a source that lives: it closes its front when it has answered what
+it was asked, sends the rest of its log, and becomes a secondary that follows this
+host. Nothing is lost and nothing is copied. When this host does not get everything
+within --limit the source opens its front again, and goes on. Clients lose their
+connection; unmount a filesystem on an attached device (mirror-agent detach) before,
+and attach it here. mirror-agent failback brings the lead home again.
+
 TLS is the target's: a TCP address off loopback is refused, and nothing is
 promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		Example: examples(
 			"mirror-agent promote",
 			"mirror-agent promote --dry-run",
+			"mirror-agent promote --planned --limit 10s",
 			"mirror-agent promote --nbd unix:/run/mirror-agent/vol0.nbd --json",
 		),
 		Args: arguments(),
@@ -36,6 +46,16 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 				if _, err := parseNBD(o.NBD); err != nil {
 					return usagef("--nbd: %w", err)
 				}
+			}
+			switch {
+			case o.Planned && o.Force:
+				return usagef("--planned and --force exclude each other: planned is with a source that lives, and loses nothing")
+			case c.Flags().Changed("limit") && !o.Planned:
+				return usagef("--limit is for --planned")
+			case limit <= 0:
+				return usagef("--limit %s: must be positive", limit)
+			case o.Planned:
+				o.LimitSeconds = limit.Seconds()
 			}
 			cl, err := a.client(c)
 			if err != nil {
@@ -64,6 +84,8 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 	}
 	addControlFlags(c)
 	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive or another host is further")
+	c.Flags().BoolVar(&o.Planned, "planned", false, "have the source, which lives, hand over: nothing is lost")
+	c.Flags().DurationVar(&limit, "limit", mirror.DefaultHandoverLimit, "`TIME` that the source may keep its front closed with --planned")
 	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "say whether it would be refused, and what would be missing; change nothing")
 	c.Flags().StringVar(&o.NBD, "nbd", "", "`ADDR` to serve at (default the target's --nbd)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

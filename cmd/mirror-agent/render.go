@@ -25,6 +25,7 @@ type view struct {
 	now        time.Time
 	before     *mirror.Status // nil: no rates
 	beforeTime time.Time
+	past       *past // nil: no sparklines
 }
 
 // status writes everything that an operator looks for first: is it fine, how
@@ -139,8 +140,8 @@ func (v view) source(w io.Writer, s *mirror.SourceStatus) {
 	if n := network(s.Network); n != "" {
 		fmt.Fprintf(w, "    network %s\n", n)
 	}
-	v.resync(w, s.Resync)
-	v.paths(w, s.Paths)
+	v.resync(w, s.Peer, s.Resync)
+	v.paths(w, s.Peer, s.Paths)
 }
 
 func (v view) follower(w io.Writer, label string, f *mirror.FollowerStatus) {
@@ -163,18 +164,23 @@ func (v view) follower(w io.Writer, label string, f *mirror.FollowerStatus) {
 	if f.Reason != "" && f.State != "streaming" {
 		fmt.Fprintf(w, "    why     %s\n", f.Reason)
 	}
-	v.resync(w, f.Resync)
-	v.paths(w, f.Paths)
+	if s := v.trend(f.Target); s != "" {
+		fmt.Fprintf(w, "    RPO     %s\n", s)
+	}
+	if s := v.coming(f); s != "" {
+		fmt.Fprintf(w, "    behind  %s\n", s)
+	}
+	v.resync(w, f.Target, f.Resync)
+	v.paths(w, f.Target, f.Paths)
 }
 
-func (v view) resync(w io.Writer, p *mirror.Progress) {
+func (v view) resync(w io.Writer, who string, p *mirror.Progress) {
 	if p == nil || p.TotalBytes <= 0 {
 		return
 	}
 	share := float64(p.DoneBytes) / float64(p.TotalBytes)
 	fmt.Fprintf(w, "    resync  %s of %s   %s  %2.0f %%", formatSize(p.DoneBytes), formatSize(p.TotalBytes), bar(share, barColumns), share*100)
-	if spent := v.now.Sub(p.Started); spent > time.Second && p.DoneBytes > 0 && !p.Started.IsZero() {
-		rate := float64(p.DoneBytes) / spent.Seconds()
+	if rate := v.resyncRate(who, p); rate > 0 {
 		left := time.Duration(float64(p.TotalBytes-p.DoneBytes) / rate * float64(time.Second))
 		fmt.Fprintf(w, "   %s/s   %s left", formatSize(uint64(rate)), formatSpan(left))
 	}
@@ -225,16 +231,29 @@ func bandwidthNow(n *mirror.NetworkStatus) string {
 }
 
 // paths lists the connections and how the load is shared among them.
-func (v view) paths(w io.Writer, paths []mirror.PathStatus) {
-	var total uint64
-	for _, p := range paths {
-		total += p.BytesSent
+func (v view) paths(w io.Writer, who string, paths []mirror.PathStatus) {
+	total, loads := 0.0, make([]float64, len(paths))
+	live := v.before != nil // rates, where there are any: else what was sent in all
+	for i := range paths {
+		_, ok := v.pathRate(who, &paths[i])
+		live = live && ok
+	}
+	for i := range paths {
+		loads[i] = float64(paths[i].BytesSent)
+		if live {
+			loads[i], _ = v.pathRate(who, &paths[i])
+		}
+		total += loads[i]
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	for _, p := range paths {
-		fmt.Fprintf(t, "    path %d  %s → %s\t%s\t%.2f ms\t%s sent", p.ID, p.Local, p.Remote, v.state(p.State), float64(p.RTTMicros)/1000, formatSize(p.BytesSent))
+	for i, p := range paths {
+		load := formatSize(p.BytesSent) + " sent"
+		if live {
+			load = formatSize(uint64(loads[i])) + "/s"
+		}
+		fmt.Fprintf(t, "    path %d  %s → %s\t%s\t%.2f ms\t%s", p.ID, p.Local, p.Remote, v.state(p.State), float64(p.RTTMicros)/1000, load)
 		if total > 0 {
-			share := float64(p.BytesSent) / float64(total)
+			share := loads[i] / total
 			fmt.Fprintf(t, "\t%s  %2.0f %%", bar(share, barColumns), share*100)
 		}
 		if p.Reason != "" && p.State != "active" && p.State != "standby" {

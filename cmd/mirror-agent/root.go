@@ -65,8 +65,8 @@ func newRoot(a *app) *cobra.Command {
 		}
 	}
 	add("daemon", newSource(a), newTarget(a), newRun(a), newDemo(a))
-	add("see", newStatus(a), newEvents(a), newExplain(a))
-	add("order", newMode(a), newSuspend(a), newResume(a), newSwitch(a), newPromote(a), newDemote(a), newPath(a), newListen(a), newBandwidth(a), newResize(a), newCheckpoint(a), newLog(a), newVerify(a), newScrub(a))
+	add("see", newStatus(a), newEvents(a), newExplain(a), newDoctor(a))
+	add("order", newMode(a), newSuspend(a), newResume(a), newSwitch(a), newPromote(a), newFailback(a), newDemote(a), newPath(a), newListen(a), newBandwidth(a), newResize(a), newCheckpoint(a), newLog(a), newVerify(a), newScrub(a))
 	add("device", newAttach(a), newDetach(a))
 	add("setup", newKeygen(a), newConfig(a), newVersion(a))
 	root.SetCompletionCommandGroupID("setup")

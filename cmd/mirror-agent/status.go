@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,50 +78,6 @@ func askStatus(ctx context.Context, cl *control.Client) (mirror.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	return cl.Status(ctx)
-}
-
-// watch shows the state again and again until ctx is cancelled: redrawn on a
-// terminal, one line each time elsewhere.
-func (a *app) watch(ctx context.Context, cl *control.Client, interval time.Duration, asJSON bool) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	var before *mirror.Status
-	var beforeTime time.Time
-	for {
-		st, err := askStatus(ctx, cl)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		now := a.now()
-		v := view{paint: paint(a.colour), now: now, before: before, beforeTime: beforeTime}
-		switch {
-		case asJSON:
-			if err := json.NewEncoder(a.stdout).Encode(st); err != nil {
-				return err
-			}
-		case a.redraw:
-			var screen strings.Builder
-			v.status(&screen, &st)
-			a.draw(screen.String())
-		default:
-			a.printf("%s\n", v.line(&st))
-		}
-		before, beforeTime = &st, now
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// draw replaces what is on the terminal's screen.
-func (a *app) draw(screen string) {
-	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K\n", "\x1b[J"
-	_, _ = io.WriteString(a.stdout, home+strings.ReplaceAll(screen, "\n", clearLine)+clearBelow)
 }
 
 func (a *app) printJSON(v any) error {

@@ -154,6 +154,12 @@ func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.P
 	return r, c.call(ctx, http.MethodPost, "/v1/promote", o, &r)
 }
 
+// Failback brings the lead home; with DryRun it says how far that is.
+func (c *Client) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
+	var r mirror.FailbackResult
+	return r, c.call(ctx, http.MethodPost, "/v1/failback", o, &r)
+}
+
 func (c *Client) command(ctx context.Context, path string, in any) (mirror.Status, error) {
 	var st mirror.Status
 	return st, c.call(ctx, http.MethodPost, path, in, &st)

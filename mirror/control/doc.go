@@ -10,6 +10,8 @@
 //	POST /v1/mode        {"mode": "flush"}            mirror.Status
 //	POST /v1/switch      {"to": "backup"}             mirror.Status
 //	POST /v1/promote     {"force": false, "nbd": ""}  mirror.PromoteResult
+//	                     and "planned": true, "limit_seconds": 30, "dry_run": false
+//	POST /v1/failback    {"dry_run": false, "limit_seconds": 30}  mirror.FailbackResult
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status

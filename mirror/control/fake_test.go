@@ -151,6 +151,10 @@ func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirro
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
 }
 
+func (a *fakeAgent) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
+	return mirror.FailbackResult{Home: "nyc1", Ready: true, DryRun: o.DryRun}, a.order(ctx, "failback dry=%t limit=%v", o.DryRun, o.LimitSeconds)
+}
+
 // serve starts a server for a and returns its socket.
 func serve(t *testing.T, a Agent, change func(*Options)) (*Server, string) {
 	t.Helper()

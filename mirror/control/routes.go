@@ -62,6 +62,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/mode", s.answer(o.CommandTimeout, s.setMode))
 	handle("POST", "/v1/switch", s.answer(o.CommandTimeout, s.switchTo))
 	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
+	handle("POST", "/v1/failback", s.answer(o.PromoteTimeout, s.failback))
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
 	handle("POST", "/v1/path/reset", s.answer(o.CommandTimeout, s.onPath(s.agent.ResetPath)))
@@ -215,6 +216,14 @@ func (s *Server) promote(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.agent.Promote(r.Context(), o)
+}
+
+func (s *Server) failback(r *http.Request) (any, error) {
+	var o mirror.FailbackOptions
+	if err := decode(r, &o); err != nil {
+		return nil, err
+	}
+	return s.agent.Failback(r.Context(), o)
 }
 
 func (s *Server) onPath(order func(ctx context.Context, target string, id int) error) handler {

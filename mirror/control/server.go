@@ -24,6 +24,7 @@ type Agent interface {
 	SetMode(ctx context.Context, m mirror.Mode) error
 	Switch(ctx context.Context, to string) error
 	Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error)
+	Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error)
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
 	ResetPath(ctx context.Context, target string, id int) error

@@ -14,22 +14,23 @@
 //
 // Log and volume (-only volume): a source without a target beside nbdkit's file plugin, which writes in place; the same client.
 //
-// The mirror (-only mirror), with fio's nbd engine:
+// The mirror (-only mirror), in each of its modes, over loopback with TLS; the same client:
 //
 //	nbdkit       nbdkit's file plugin, not mirrored: the floor
-//	mirror-agent a source in flush mode with its target
+//	mirror-agent one pair of agents, whose mode is changed
 //	qemu         qemu-storage-daemon, blockdev-mirror with copy-mode=write-blocking to a qemu-nbd on the same machine
 //
-// Two loads: random writes of 4 KiB, 32 at a time; and the same with a flush after every 32. Between two runs all servers
-// have to be idle again, and the CPU time that they need until then counts for the run before: a journal that is applied
-// later is not free. What is durable when a flush returns differs and is printed with the table.
+// Between two runs all servers have to be idle again, and the CPU time that they need until then counts for the run before:
+// a journal that is applied later is not free. What is durable when a flush returns differs and is printed with the table.
+//
+// What an operator waits for (-only times): a restart and a promotion with a full log, the switch to a hot backup, a full
+// resync beside nbdcopy, and a write in mode receive over a link with delay (as root).
 //
 // The data port (-only port): source and target as processes of their own, over loopback beside io.Copy over one TCP
 // connection and beside crypto/tls; and, as root, between network namespaces: links of 100 and 20 Mbit/s (tbf), a link
 // with delay (scripts/netns/wire), and three links of which one falls silent under load (nft).
 //
-// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror|port] [-rounds 5] [-seconds 3] [-size 512]
+// Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror|times|port] [-rounds 5] [-time 2s] [-size 512]
 // [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-port-rounds 5] [-port-time 1s]
-// [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by
-// pid, also on Ctrl-C; its files are removed.
+// [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by pid, also on Ctrl-C; its files are removed.
 package main

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,18 +20,17 @@ import (
 // peer is one of what is compared: its processes and its results.
 type peer struct {
 	name     string
-	flush    string // what is durable when a flush returns
 	socket   string
 	procs    []*exec.Cmd
 	commands []string
 	results  map[string][]result // by load
 }
 
-func (p *peer) keep(l load, r result) {
+func (p *peer) keep(load string, r result) {
 	if p.results == nil {
 		p.results = map[string][]result{}
 	}
-	p.results[l.name] = append(p.results[l.name], r)
+	p.results[load] = append(p.results[load], r)
 }
 
 // bench owns the files and processes.
@@ -147,36 +145,6 @@ func freePort() (string, error) {
 	}
 	defer l.Close()
 	return l.Addr().String(), nil
-}
-
-func (b *bench) startAgents(ctx context.Context, p *peer) error {
-	p.socket = b.socket("source")
-	addr, err := freePort()
-	if err != nil {
-		return err
-	}
-	if err := b.copies("source.img"); err != nil { // the target gets it by the first resync
-		return err
-	}
-	control := b.socket("source.ctl")
-	if err := b.start(p, b.o.agent, "target", "--name", "bench", "--device", b.file("target.img"), "--size", fmt.Sprintf("%dMiB", b.o.sizeMiB),
-		"--journal", b.file("target.log"), "--journal-size", b.o.journal, "--listen", addr, "--insecure", "--control", b.socket("target.ctl")); err != nil {
-		return err
-	}
-	if err := b.until(ctx, p, 10*time.Second, exists(b.socket("target.ctl"))); err != nil {
-		return err
-	}
-	if err := b.start(p, b.o.agent, "source", "--name", "bench", "--device", b.file("source.img"), "--journal", b.file("source.log"),
-		"--journal-size", b.o.journal, "--nbd", "unix:"+p.socket, "--target", addr, "--mode", "flush", "--insecure", "--control", control); err != nil {
-		return err
-	}
-	return b.until(ctx, p, 2*time.Minute, func() bool {
-		out, err := exec.Command(b.o.agent, "status", "--json", "--control", control).Output()
-		var s struct {
-			Followers []struct{ State string }
-		}
-		return err == nil && json.Unmarshal(out, &s) == nil && len(s.Followers) == 1 && s.Followers[0].State == "streaming"
-	})
 }
 
 // startQemu: the target is a qemu-nbd; the mirror job copies everything (the

@@ -20,10 +20,12 @@ type portLab struct {
 	wires   []*exec.Cmd
 }
 
-var labLinks = []struct {
+type labLink struct {
 	tbf  string // "": through a wire
 	wire []string
-}{
+}
+
+var labLinks = []labLink{
 	{tbf: "100mbit"},
 	{tbf: "20mbit"},
 	{tbf: "100mbit"},
@@ -44,7 +46,25 @@ func tool(name string, args ...string) error {
 	return nil
 }
 
-func (b *bench) newPortLab(ctx context.Context) (l *portLab, err error) {
+func (b *bench) newPortLab(ctx context.Context) (*portLab, error) {
+	l, ips, err := b.newLab(ctx, labLinks)
+	if err != nil {
+		return nil, err
+	}
+	if l.pair, err = startPair(ctx, l.b, l.a, ips...); err != nil {
+		l.end()
+	}
+	return l, err
+}
+
+// newDelayLab is two hosts with one fast link that takes its time each way.
+func (b *bench) newDelayLab(ctx context.Context, delay time.Duration) (*portLab, error) {
+	l, _, err := b.newLab(ctx, []labLink{{wire: []string{"-rate", "1gbit", "-delay", delay.String(), "-queue", "4MiB"}}})
+	return l, err
+}
+
+// newLab makes the namespaces and links, and returns the addresses of the second host.
+func (b *bench) newLab(ctx context.Context, links []labLink) (l *portLab, ips []string, err error) {
 	prefix := fmt.Sprintf("mab%d", os.Getpid())
 	l = &portLab{a: prefix + "a", b: prefix + "b", m: prefix + "m"}
 	defer func() {
@@ -54,15 +74,14 @@ func (b *bench) newPortLab(ctx context.Context) (l *portLab, err error) {
 	}()
 	for _, ns := range []string{l.a, l.b, l.m} {
 		if err = ip("netns", "add", ns); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	wire := filepath.Join(b.dir, "wire")
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", wire, "./scripts/netns/wire").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build scripts/netns/wire (bench runs in the root of the checkout): %w: %s", err, out)
+		return nil, nil, fmt.Errorf("build scripts/netns/wire (bench runs in the root of the checkout): %w: %s", err, out)
 	}
-	var ips []string
-	for i, link := range labLinks {
+	for i, link := range links {
 		n := i + 1
 		va, vb := fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n)
 		if link.tbf != "" {
@@ -93,7 +112,7 @@ func (b *bench) newPortLab(ctx context.Context) (l *portLab, err error) {
 			}
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		ips = append(ips, labIP(n, 2))
 	}
@@ -104,11 +123,10 @@ func (b *bench) newPortLab(ctx context.Context) (l *portLab, err error) {
 			break
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("links do not come up: %w\n%s", err, out)
+			return nil, nil, fmt.Errorf("links do not come up: %w\n%s", err, out)
 		}
 	}
-	l.pair, err = startPair(ctx, l.b, l.a, ips...)
-	return l, err
+	return l, ips, nil
 }
 
 func (l *portLab) startWire(ctx context.Context, program string, args []string) error {

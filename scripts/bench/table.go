@@ -11,7 +11,7 @@ import (
 
 // table is a result: for the terminal, and for the README between the marks of its section.
 type table struct {
-	section string // front, volume, port
+	section string // front, volume, mirror, times, port
 	one     string // what a bar of length one is; "": nbdkit
 	caption string
 	head    []string
@@ -34,9 +34,13 @@ func (b *bench) show(t table) error {
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
 	w.Flush()
-	fmt.Println()
-	t.bars(os.Stdout)
-	fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
+	if len(t.plot) > 0 {
+		fmt.Println()
+		t.bars(os.Stdout)
+	}
+	if len(t.notes) > 0 {
+		fmt.Println("\ncommands (DIR: -dir, SOCK: a temporary directory):")
+	}
 	for _, n := range t.notes {
 		fmt.Println("  " + n)
 	}
@@ -87,9 +91,11 @@ func (t *table) markdown() string {
 	for _, r := range t.rows {
 		fmt.Fprintf(&s, "| %s |\n", strings.Join(r, " | "))
 	}
-	s.WriteString("\n```text\n")
-	t.bars(&s)
-	s.WriteString("```\n")
+	if len(t.plot) > 0 {
+		s.WriteString("\n```text\n")
+		t.bars(&s)
+		s.WriteString("```\n")
+	}
 	return s.String()
 }
 

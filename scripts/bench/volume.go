@@ -60,7 +60,7 @@ func (b *bench) volume(ctx context.Context) error {
 		return err
 	}
 	loads := b.volumeLoads()
-	if err := b.wrap(ctx, agent, loads[0].deviceSize); err != nil {
+	if err := b.wrap(ctx, agent, loads[0].deviceSize, loads[0].deviceSize); err != nil {
 		return err
 	}
 	for round := range b.o.volumeRounds + 1 { // the first one warms up
@@ -71,12 +71,12 @@ func (b *bench) volume(ctx context.Context) error {
 				if !wanted.MatchString(l.name + "/" + p.name) {
 					continue
 				}
-				r, err := b.measureVolume(ctx, p, l)
+				r, err := b.measureVolume(ctx, p, l, b.o.volumeTime)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w\n%s", p.name, l.name, err, b.logs(p))
 				}
 				if round > 0 {
-					p.keep(load{name: l.name}, r)
+					p.keep(l.name, r)
 				}
 			}
 		}
@@ -129,15 +129,15 @@ func (b *bench) startAlone(ctx context.Context, p *peer) error {
 	return b.until(ctx, p, 30*time.Second, exists(p.socket))
 }
 
-// wrap fills the log more than once.
-func (b *bench) wrap(ctx context.Context, p *peer, size int64) error {
+// wrap writes so many bytes to a device of that size, to fill a log.
+func (b *bench) wrap(ctx context.Context, p *peer, size, most int64) error {
 	c, err := dialNBD("unix", p.socket)
 	if err != nil {
 		return err
 	}
 	defer c.close()
 	j := job{write: true, block: 1 << 20, depth: 8, deviceSize: size}
-	for written := int64(0); written < size; {
+	for written := int64(0); written < most; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -151,7 +151,7 @@ func (b *bench) wrap(ctx context.Context, p *peer, size int64) error {
 }
 
 // measureVolume runs one load and waits until the server is idle again; its CPU time until then counts.
-func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad) (r result, err error) {
+func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad, length time.Duration) (r result, err error) {
 	before, err := p.cpuTicks()
 	if err != nil {
 		return r, err
@@ -170,7 +170,7 @@ func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad) (r res
 		}
 		wg.Go(func() {
 			defer c.close()
-			n, took, err := c.run(l.job, b.o.volumeTime)
+			n, took, err := c.run(l.job, length)
 			mu.Lock()
 			defer mu.Unlock()
 			total, most = total+n, max(most, took)
