@@ -141,23 +141,23 @@ func (c *cell) judge(where string, read func(off int64, p []byte) error, k known
 	raw := func(off int64, p []byte) error { return read(off+cellBase, p) }
 	short, err := c.ledger.measure(raw, k.writes)
 	if err != nil {
-		c.t.Errorf("%s: %v", where, err)
+		c.t.Errorf("%s, %s: %v", c.mode, where, err)
 	}
 	older, _, err := c.files.judge(c.t, read, k.files)
 	if err != nil {
-		c.t.Errorf("%s: the filesystem: %v", where, err)
+		c.t.Errorf("%s, %s: the filesystem: %v", c.mode, where, err)
 	}
 	c.lost.acked, c.lost.flushed = max(c.lost.acked, short.acked), max(c.lost.flushed, short.flushed)
 	bad := d == dueFlushed && (short.flushed > 0 || older > 0) || d == dueAcked && (short.acked > 0 || older > 0)
 	if bad {
-		c.t.Errorf("%s: %d answered writes, %d flushed ones and %d synced documents of what was known are lost; promised: %s", where, short.acked, short.flushed, older, d)
+		c.t.Errorf("%s, %s: %d answered writes, %d flushed ones and %d synced documents of what was known are lost; promised: %s", c.mode, where, short.acked, short.flushed, older, d)
 	}
 	// In no mode is it older than what the target had acknowledged before.
 	short, err = c.ledger.measure(raw, c.level.writes)
 	if err == nil && short.acked > 0 {
-		c.t.Errorf("%s: %d writes are lost that the target had before the fault", where, short.acked)
+		c.t.Errorf("%s, %s: %d writes are lost that the target had before the fault", c.mode, where, short.acked)
 	}
-	c.t.Logf("%s: %d of %d answered writes are not there, %d flushed ones, %d documents older", where, c.lost.acked, c.total, c.lost.flushed, older)
+	c.t.Logf("%s, %s: %d of %d answered writes are not there, %d flushed ones, %d documents older", c.mode, where, c.lost.acked, c.total, c.lost.flushed, older)
 }
 
 // judgeServed is judge of what an agent serves.
@@ -201,7 +201,7 @@ func (c *cell) judgeBurnt(a *agent, k known, d due, flags ...string) {
 // copyOf prepares an agent with a copy of a follower's files.
 func (c *cell) copyOf(a *agent) *agent {
 	c.t.Helper()
-	if a.pid() != 0 {
+	if a.via == nil && a.pid() != 0 {
 		a.freeze()
 		defer a.thaw()
 		eventually(c.t, startLimit, a.name+" stands still", func() (bool, string) { return standsStill(c.t, a.pid()) })
@@ -226,8 +226,10 @@ func (c *cell) copyOf(a *agent) *agent {
 	b.replaceArg("--device", b.device)
 	b.replaceArg("--journal", filepath.Join(dir, "journal"))
 	b.replaceArg("--nbd", b.nbd)
-	b.replaceArg("--listen", "127.0.0.1:7499")
-	b.inside = c.net.bak.inside()
+	b.replaceArg("--listen", freePort(c.t, "127.0.0.1"))
+	if c.net != nil {
+		b.inside = c.net.bak.inside()
+	}
 	return b
 }
 
@@ -299,14 +301,26 @@ func (c *cell) noResync(a *agent) {
 // finish lets the users end, waits until the follower of a kind is in sync, and compares both devices with each other and with what is known.
 func (c *cell) finish(primary *agent, kind string, second *agent) {
 	c.t.Helper()
+	c.settle(primary, kind)
+	primary.stop()
+	second.stop()
+	c.compare(primary, second)
+}
+
+// settle lets the users end, and waits until the follower has everything.
+func (c *cell) settle(primary *agent, kind string) {
+	c.t.Helper()
 	c.says(primary, "in sync")
 	c.client.more(c.t, 30)
 	c.rest()
 	c.conn.close()
 	c.files.leave()
 	primary.untilLevel(kind)
-	primary.stop()
-	second.stop()
+}
+
+// compare compares both devices, whose agents have ended, with each other and with what is known.
+func (c *cell) compare(primary, second *agent) {
+	c.t.Helper()
 	sameFile(c.t, primary.device, second.device)
 	k := c.known()
 	lost := c.lost

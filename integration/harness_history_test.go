@@ -389,4 +389,3 @@ func (l *ledger) someOrder(want []uint64, done []bool, now []uint64) bool {
 	}
 	return false
 }
-

@@ -21,3 +21,6 @@ func TestMatrixOne(t *testing.T) {
 		}
 	}
 }
+
+func TestMatrixPowerSource(t *testing.T) { powerSource(t) }
+func TestMatrixPowerTarget(t *testing.T) { powerTarget(t) }
