@@ -22,12 +22,24 @@ type cell struct {
 	level  known // what the target had for certain before the fault
 	lost   shortfall
 	total  int // answered writes at the fault
+	pace   pace
 }
 
+// pace is how much the users of a cell do.
+type pace struct {
+	pause, filePause time.Duration
+	before, during   int64 // requests until the mirror is level, and until the fault
+	files            int   // versions of documents by then; a third of them before it is level
+}
+
+var (
+	usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21}
+	guestPace = pace{80 * time.Millisecond, 200 * time.Millisecond, 10, 60, 6} // one side is in software emulation
+)
+
 const (
-	cellBytes    = 48 << 20
-	cellBase     = syncedBytes // where the ledger begins
-	matrixFaults = 13
+	cellBytes = 48 << 20
+	cellBase  = syncedBytes // where the ledger begins
 )
 
 var matrixModes = []string{"async", "flush", "receive", "durable"}
@@ -58,7 +70,7 @@ func newCell(t *testing.T, mode string, lay netLayout) *cell {
 	needTools(t, "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "debugfs", "fusermount3")
 	lay.size = cellBytes
 	lay.sourceArgs = append([]string{"--mode", mode, "--start-wait", "5s"}, lay.sourceArgs...)
-	c := &cell{netMirror: newNetMirror(t, newTopology(t), lay), t: t, mode: mode, ledger: newLedger(baseSeed, cellBytes-cellBase)}
+	c := &cell{netMirror: newNetMirror(t, newTopology(t), lay), t: t, mode: mode, ledger: newLedger(baseSeed, cellBytes-cellBase), pace: usualPace}
 	makeExt4(t, c.source.device, cellBytes)
 	return c
 }
@@ -74,15 +86,15 @@ func (c *cell) begin() {
 func (c *cell) use(inside []string) {
 	c.t.Helper()
 	c.connect(c.source)
-	c.files = useFiles(c.t, inside, c.source.nbd, baseSeed)
-	c.client.more(c.t, 60)
-	c.files.untilSynced(8)
+	c.files = useFiles(c.t, inside, c.source.nbd, baseSeed, c.pace.filePause)
+	c.client.more(c.t, c.pace.before)
+	c.files.untilSynced(c.pace.files / 3)
 	c.rest()
 	c.source.untilLevel("target")
 	c.level = c.known()
 	c.work()
-	c.client.more(c.t, 150)
-	c.files.untilSynced(20)
+	c.client.more(c.t, c.pace.during)
+	c.files.untilSynced(c.pace.files)
 }
 
 // connect begins to write to an agent that serves.
@@ -92,7 +104,7 @@ func (c *cell) connect(a *agent) {
 	c.work()
 }
 
-func (c *cell) work() { c.client = c.ledger.work(c.conn, cellBase, newRand(c.t)) }
+func (c *cell) work() { c.client = c.ledger.work(c.conn, cellBase, c.pace.pause, newRand(c.t)) }
 
 // rest ends the client's work; its connection may have gone.
 func (c *cell) rest() {
@@ -326,12 +338,4 @@ func (c *cell) compare(primary, second *agent) {
 	lost := c.lost
 	c.judge("both devices in the end", deviceFile(c.t, second.device), k, dueAcked)
 	c.lost = lost
-}
-
-// outcome is what a cell has shown.
-type outcome struct {
-	held string
-	lost shortfall
-	of   int
-	took time.Duration
 }

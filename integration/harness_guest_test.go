@@ -64,7 +64,7 @@ func (g *poweredGuest) boot() {
 	}
 	os.Remove(g.pidFile)
 	cmd.Env = append(cmd.Environ(), "FILES="+program(g.t), "NET="+network, "DISKS="+strings.Join(disks, " "),
-		"QEXTRA=-pidfile "+g.pidFile, fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
+		"QEXTRA=-pidfile "+g.pidFile, "TIMEOUT=600")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

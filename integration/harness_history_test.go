@@ -157,6 +157,7 @@ func (l *ledger) ackRun(first uint64, n int) {
 type diligent struct {
 	l       *ledger
 	base    int64
+	pause   time.Duration
 	conn    *nbdClient
 	answers atomic.Int64
 	slowest atomic.Int64 // ns of the slowest answered request
@@ -168,13 +169,12 @@ type diligent struct {
 
 const (
 	diligentWriters = 6
-	diligentPause   = 5 * time.Millisecond
 	diligentFlush   = 12 // one request in so many is followed by a FLUSH
 )
 
 // work begins to write through a connection; base is where the ledger's first block lies.
-func (l *ledger) work(c *nbdClient, base int64, rng *rand.Rand) *diligent {
-	d := &diligent{l: l, base: base, conn: c}
+func (l *ledger) work(c *nbdClient, base int64, pause time.Duration, rng *rand.Rand) *diligent {
+	d := &diligent{l: l, base: base, pause: pause, conn: c}
 	for w := range diligentWriters {
 		r := rand.New(rand.NewPCG(rng.Uint64(), uint64(w)))
 		d.wg.Go(func() {
@@ -213,7 +213,7 @@ func (d *diligent) run(w int, r *rand.Rand) error {
 				break
 			}
 		}
-		time.Sleep(diligentPause) // a pace, so that an outage is short in bytes
+		time.Sleep(d.pause) // a pace, so that an outage is short in bytes
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (d *diligent) end() error {
 func (d *diligent) more(t testing.TB, n int64) {
 	t.Helper()
 	from := d.answers.Load()
-	eventually(t, 40*time.Second, fmt.Sprintf("%d more requests answered", n), func() (bool, string) {
+	eventually(t, guestLimit, fmt.Sprintf("%d more requests answered", n), func() (bool, string) {
 		d.errMu.Lock()
 		defer d.errMu.Unlock()
 		got := d.answers.Load() - from

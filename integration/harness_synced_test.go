@@ -50,7 +50,7 @@ func makeExt4(t testing.TB, file string, size int64) {
 }
 
 // useFiles mounts the filesystem of an NBD address and begins to work in it.
-func useFiles(t testing.TB, inside []string, addr string, seed uint64) *syncedFiles {
+func useFiles(t testing.TB, inside []string, addr string, seed uint64, pause time.Duration) *syncedFiles {
 	t.Helper()
 	s := &syncedFiles{t: t, seed: seed, ended: make(chan struct{})}
 	stopped := make(chan struct{})
@@ -75,7 +75,7 @@ func useFiles(t testing.TB, inside []string, addr string, seed uint64) *syncedFi
 			select {
 			case <-stopped:
 				return
-			case <-time.After(10 * time.Millisecond): // its pace
+			case <-time.After(pause): // its pace
 			}
 		}
 	}()
@@ -134,7 +134,7 @@ func (s *syncedFiles) moment() [syncedSlots]int {
 
 func (s *syncedFiles) untilSynced(version int) {
 	s.t.Helper()
-	eventually(s.t, 40*time.Second, fmt.Sprintf("version %d is synced", version), func() (bool, string) {
+	eventually(s.t, guestLimit, fmt.Sprintf("version %d is synced", version), func() (bool, string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.synced[version%syncedSlots] >= version, fmt.Sprint(s.newest)

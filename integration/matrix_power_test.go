@@ -21,7 +21,7 @@ func powerCells(t *testing.T, name string) (*poweredGuest, []*cell) {
 		m := newMirror(t, layout{
 			size: cellBytes, insecure: true, targetArgs: patient, sourceArgs: append([]string{"--mode", mode, "--start-wait", "20s"}, patient...),
 		})
-		c := &cell{netMirror: &netMirror{testMirror: m}, t: t, mode: mode, ledger: newLedger(baseSeed+uint64(i), cellBytes-cellBase)}
+		c := &cell{netMirror: &netMirror{testMirror: m}, t: t, mode: mode, ledger: newLedger(baseSeed+uint64(i), cellBytes-cellBase), pace: guestPace}
 		makeExt4(t, m.source.device, cellBytes)
 		away := map[string]*agent{"source": m.source, "target": m.target}[name]
 		journal := m.path(name, "journal")
@@ -143,7 +143,7 @@ func powerTarget(t *testing.T) []*cell {
 		}
 		c.judgeBurnt(c.target, known[i], least)
 		c.alarmed()
-		c.client.more(t, 60)
+		c.client.more(t, 20)
 		c.toTarget[0].Blackhole(false)
 	}
 	g.boot()
