@@ -71,7 +71,8 @@ func decide(s sourceView, f followerState) outcome {
 	if rank := compareRank(f.Seen, mine); rank > 0 {
 		return outcome{kind: outcomeFenced, seen: f.Seen, reason: fmt.Sprintf("%s has seen generation %s, this is %s", f.Node, rankString(f.Seen), rankString(mine))}
 	} else if rank == 0 && f.Seen.ID != mine.ID && f.Seen.ID != [16]byte{} {
-		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("%s knows another generation %s: two primaries were promoted independently", f.Node, rankString(mine))}
+		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("%s knows another generation %s: two primaries were promoted independently; "+
+			"end the agent whose writes do not count, on its host mirror-agent demote --force, and start it as a target", f.Node, rankString(mine))}
 	}
 	if f.Refused != "" {
 		return outcome{kind: outcomeRefused, reason: f.Refused}

@@ -120,6 +120,11 @@ func (v *Volume) giveUp(exported journal.LSN) error {
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		v.fillAnchor(a)
 		a.Role = uint8(RoleSecondary)
+		if a.State&stateFenced == 0 {
+			// The operator has named the loser: of two primaries with generations of one rank the other may feed it
+			// now, and still nobody with an older one.
+			a.Seen.ID = [16]byte{}
+		}
 		a.State = a.State&^(stateFenced|stateLeft) | stateDiverged
 		withSidecar(a, func(s *sidecar) { s.exported, s.active = exported, "" })
 	}); err != nil {
