@@ -21,6 +21,10 @@
 //     whose ledger harness_books_test.go compares with the other side's.
 //   - claims*_test.go: TestClaims, one subtest for each claim of the data port;
 //     README.md is the table of what it shows. chaos_test.go: everything at once.
+//   - package_test.go: the Debian package, its life under a real systemd that harness_package_test.go
+//     starts in a root of its own (testdata/systemd-root.sh).
+//   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
+//   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
@@ -32,7 +36,8 @@
 //     majority_test.go (three members), arbiter_test.go (with a real etcd),
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
 //     that are full or fail), rot_test.go, verify_test.go
-//     (verify, repair and scrub between real agents), cli_test.go with testdata/*.txtar, demo_test.go.
+//     (verify, repair and scrub between real agents), failback_test.go and
+//     plannedkill_test.go (the lead handed over and home again, under load and kills), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //

@@ -34,6 +34,7 @@ type Agent struct {
 	feedMu sync.Mutex // every receiver's busy
 
 	checks checks // verify and scrub
+	drills drills
 
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
@@ -52,6 +53,7 @@ type Agent struct {
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
+	pulse   atomic.Pointer[Pulse] // written by Run's loop only
 
 	hangUpDue atomic.Bool // the connections of a lead that is over are still there
 
@@ -147,6 +149,9 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.removeStaleDrill(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
+	}
 	a := &Agent{
 		arbiter: arbiter,
 		c:       c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
@@ -241,6 +246,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.c.AutoPromote {
 		a.spawn(func() { a.promoteByItself(a.tasks) })
 	}
+	a.spawn(func() { a.checkpointNowAndThen(a.tasks) })
 	a.spawn(func() { a.watchOver(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -249,9 +255,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.noteState()
 		a.goOn()
 		a.hangUp()
+		a.beat()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
+			a.endDrill(err)
 			a.giveWay()
 		}
 		select {

@@ -92,6 +92,8 @@ type agentNode struct {
 	a       *Agent
 	stop    context.CancelFunc
 	done    chan error
+
+	opened func() // called when a is open and does not run yet
 }
 
 func newAgentNode(t *testing.T, role Role, targets ...*agentNode) *agentNode {
@@ -127,6 +129,9 @@ func (n *agentNode) start() *agentNode {
 	n.a = a
 	if n.arbiter != nil {
 		a.arbiter, a.c.ArbiterTTL = n.arbiter, 2*time.Second
+	}
+	if n.opened != nil {
+		n.opened()
 	}
 	if len(n.c.Listen) > 0 {
 		n.c.Listen = a.transport.addresses()

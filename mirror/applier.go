@@ -128,9 +128,11 @@ func (v *Volume) applyReady(ctx context.Context) error {
 // makes it durable there, says so in the anchor, and lets the layer go.
 // applyMu is held.
 func (v *Volume) applyLayer(l *layer) error {
+	v.preserve(l)
 	if err := v.writeLayer(l); err != nil {
 		return fmt.Errorf("apply up to LSN %d: %w", l.end, err)
 	}
+	v.viewsApplied(l)
 	if err := v.dev.Sync(); err != nil {
 		return &deviceError{sync: true, err: fmt.Errorf("sync the device: %w", err)}
 	}

@@ -96,6 +96,9 @@ type Config struct {
 	RetainTime  time.Duration
 	RetainBytes int64
 
+	// CheckpointEvery is how often a source names a point by itself; 0 is never.
+	CheckpointEvery time.Duration
+
 	// ScrubEvery is how often the log is read to look for rot; 0 is never.
 	ScrubEvery time.Duration
 
@@ -186,6 +189,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ScrubEvery != 0 && c.ScrubEvery < time.Minute {
 		return fmt.Errorf("scrub-every %v: at least a minute, or 0 for never", c.ScrubEvery)
+	}
+	if c.CheckpointEvery != 0 && c.CheckpointEvery < time.Second {
+		return fmt.Errorf("checkpoint-every %v: at least a second, or 0 for never", c.CheckpointEvery)
 	}
 	if c.Watchdog != 0 && c.Watchdog < 4*time.Second {
 		return fmt.Errorf("watchdog %v: at least 4s, or 0 to watch nothing", c.Watchdog)

@@ -43,9 +43,20 @@
 //     what the agent makes of it. scrub.go: rot in the log, found early.
 //   - inspect.go, export.go, demote.go, shadow.go: a log looked at from outside,
 //     and an old primary that becomes a target and keeps what only it had.
+//   - handover.go: a planned promotion as a state machine; handoversource.go,
+//     handovertarget.go, handoverstate.go: the agents' sides of it. stepdown.go:
+//     a primary becomes a secondary. failback.go: the way home. follow.go,
+//     memberfile.go: who feeds whom after that, and where they are found.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
-//     this host, and what the operator sees of it.
+//     this host, and what the operator sees of it; pulse.go: that it lives.
+//   - watchdog.go: what ought to move and does not becomes an alarm; alarms that
+//     come and go become events. words.go: what every state means, and what
+//     happens in it by itself; eventkinds.go: every kind of event. measures.go,
+//     otherhost.go: what a monitoring system and a doctor get beyond the status.
 //   - wire.go: the one file that knows package dataport.
+//
+// mirror/hook runs the operator's commands on events, mirror/control answers the
+// command line and Prometheus.
 //
 // # Invariants
 //
@@ -182,6 +193,27 @@
 //
 // protocolmodel_test.go goes through every order of events within bounds, with
 // these machines and those of the handshake and the word.
+//
+// # Who feeds whom
+//
+// Roles say it, not who dials: a session carries the log in either direction. A
+// source need not listen anywhere, so one that has handed over goes on dialling its
+// targets and backups, and asks over each session to be fed; who leads feeds it over
+// that one. All others have addresses. A source tells its followers where those are
+// that it feeds; they keep it in a file, and who is promoted dials them. Such a host
+// becomes a follower, for which a mode waits and an alarm is raised, with its first
+// session, not before. After a handover the old source is the active one, expected
+// at once. One volume is fed by one session.
+//
+// A target that handed over keeps its connections, and asks over them, until
+// somebody feeds it; then it hangs up and is dialled. A generation of which the port
+// says that it fences is stored by a secondary, which dials on with it (G5).
+//
+// A planned handover never has two that serve: the source leaves its lead, durably,
+// before it says so, and the target takes it only by that word, of that order. In
+// between nobody leads. Whoever was to lead and is asked again by the other says no
+// more to it (a decline, or the word back) before that one goes on. That two hosts
+// that cannot reach each other are both promoted by hand nothing here prevents.
 //
 // # Disks that fail
 //

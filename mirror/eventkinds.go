@@ -10,6 +10,8 @@ var eventMeanings = map[string]string{
 	"started":           "this host began as a secondary",
 	"serving":           "this host serves the device: it is the primary",
 	"promoted":          "this host was promoted",
+	"handover":          "a planned promotion: how far it is, on both hosts",
+	"follower-new":      "a host follows that is not configured here",
 	"fenced":            "a higher generation was met: this host serves no more",
 	"generation":        "a new minor generation, after an unclean end",
 	"alone":             "no follower answered a starting source",
@@ -44,6 +46,9 @@ var eventMeanings = map[string]string{
 	"scrub-rot":         "a scrub found rot",
 	"scrub-not-mended":  "which nobody could mend",
 	"mended":            "which was mended from the other side",
+	"went-back":         "promoted at a point of the past: what came after it was exported",
+	"drill-started":     "a drill shows a point in time",
+	"drill-ended":       "its scratch is gone",
 
 	"follower-" + string(FollowerIdle):       "a follower is not used any more",
 	"follower-" + string(FollowerConnecting): "a follower is dialled",

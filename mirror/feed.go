@@ -109,6 +109,12 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if lsn < v.Committed() {
 		return fmt.Errorf("cut at LSN %d below committed %d: %w", lsn, v.Committed(), journal.ErrCommitted)
 	}
+	return v.cutLocked(lsn)
+}
+
+// cutLocked is cut, also of what is committed and not applied yet. applyMu is held.
+func (v *Volume) cutLocked(lsn journal.LSN) error {
+	v.endViews(lsn, errViewCut)
 	if v.dirty.clamp(lsn) { // first: what comes to lie beyond is another history
 		if err := v.setFlags(0, 0); err != nil {
 			return err
@@ -158,6 +164,7 @@ func keepBelow(gs []journal.Generation, lsn journal.LSN) []journal.Generation {
 func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation, update func(*journal.Anchor)) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	v.endViews(0, errViewResynced)
 	if err := v.log.Reset(lsn, chain, func(a *journal.Anchor) {
 		a.Generations = gs
 		a.Role = uint8(v.Role())

@@ -220,6 +220,9 @@ func (a *Agent) Status() Status {
 	s.Arbiter = a.arbiterStatusLocked()
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	if d, _, ok := a.Drill(); ok && d.Running {
+		s.Drill = &d
+	}
 	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }

@@ -41,6 +41,7 @@ type Status struct {
 	Arbiter    *ArbiterStatus    `json:"arbiter,omitempty"` // where one leases who is primary
 	Verify     *VerifyReport     `json:"verify,omitempty"`  // the one that runs or ran last
 	Scrub      *ScrubStatus      `json:"scrub,omitempty"`
+	Drill      *DrillStatus      `json:"drill,omitempty"` // the one that runs
 }
 
 // DeviceStatus describes the backing device.

@@ -30,6 +30,10 @@
 // thing, 409 the agent refused, 413 too long, 503 too many at once or the
 // agent is ending, 504 it took too long.
 //
+// Prometheus is served apart from that, by TCP and read-only: MetricsServer
+// (metrics.go), from one look at the agent for each scrape; metricnames.go is the
+// list of all names, metricvalues.go where their values come from.
+//
 // Main types: Agent is the little that the server needs of a mirror.Agent,
 // Server answers, Client asks, Listen opens the socket.
 //

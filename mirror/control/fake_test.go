@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -22,6 +23,8 @@ type fakeAgent struct {
 	entered chan struct{} // when set, told by every command that waits
 	events  []mirror.Event
 	changed chan struct{}
+	drill   mirror.DrillStatus
+	drilled chan struct{} // closed when it has ended
 }
 
 func newFakeAgent() *fakeAgent {
@@ -146,6 +149,40 @@ func (a *fakeAgent) StopVerify(ctx context.Context) (mirror.VerifyReport, error)
 
 func (a *fakeAgent) VerifyReport(ctx context.Context) (mirror.VerifyReport, error) {
 	return mirror.VerifyReport{State: mirror.VerifyDone, Differences: []mirror.Difference{{Offset: 4096, Length: 4096, Kind: "differs"}}}, a.order(ctx, "verify report")
+}
+
+func (a *fakeAgent) Window() (mirror.Window, error) {
+	return mirror.Window{From: mirror.Point{LSN: 4096}, To: mirror.Point{LSN: 8192}}, a.order(context.Background(), "window")
+}
+
+func (a *fakeAgent) StartDrill(ctx context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error) {
+	if err := a.order(ctx, "drill %+v", o); err != nil {
+		return mirror.DrillStatus{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drill = mirror.DrillStatus{ID: a.drill.ID + 1, Running: true, Asked: o.At}
+	a.drilled = make(chan struct{})
+	return a.drill, nil
+}
+
+func (a *fakeAgent) StopDrill(ctx context.Context, id uint64, why string) (mirror.DrillStatus, error) {
+	a.mu.Lock()
+	if !a.drill.Running || id != 0 && id != a.drill.ID {
+		a.mu.Unlock()
+		return mirror.DrillStatus{}, errors.New("no drill runs")
+	}
+	a.drill.Running, a.drill.Reason = false, why
+	close(a.drilled)
+	ended := a.drill
+	a.mu.Unlock()
+	return ended, a.order(ctx, "drill stop %d %s", id, why)
+}
+
+func (a *fakeAgent) Drill() (mirror.DrillStatus, <-chan struct{}, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.drill, a.drilled, a.drill.ID > 0
 }
 
 func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scrub") }

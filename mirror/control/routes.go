@@ -82,6 +82,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
 	handle("POST", "/v1/member/remove", s.answer(o.CommandTimeout, s.removeMember))
 	s.checks(handle)
+	s.drills(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)

@@ -41,6 +41,13 @@ type Agent interface {
 	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
 	VerifyReport(ctx context.Context) (mirror.VerifyReport, error)
 	Scrub(ctx context.Context) error
+	Window() (mirror.Window, error)
+	StartDrill(ctx context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error)
+	// StopDrill ends a drill, 0 is the one that runs, and returns how it ended.
+	StopDrill(ctx context.Context, id uint64, why string) (mirror.DrillStatus, error)
+	// Drill returns the drill that runs, or the last one, and a channel that
+	// is closed when it has ended.
+	Drill() (mirror.DrillStatus, <-chan struct{}, bool)
 }
 
 // Options of a Server; start from DefaultOptions.

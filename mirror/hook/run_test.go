@@ -218,6 +218,20 @@ func mustRead(t *testing.T, path string) []byte {
 	return b
 }
 
+// What was told right before the end is run, whatever the runner was doing then.
+func TestRun_last(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 20 {
+		h, out := newHistory(), filepath.Join(dir, strconv.Itoa(i))
+		_, end := running(t, h, time.Minute, Hook{On: []string{"failed"}, Timeout: time.Minute, Run: shell("echo $MIRROR_EVENT > " + out)})
+		h.add("mode", "failed")
+		end()
+		if got := lines(t, out); len(got) != 1 {
+			t.Fatalf("round %d: the last event was lost", i)
+		}
+	}
+}
+
 // What still runs some time after the agent's end is killed.
 func TestRun_end(t *testing.T) {
 	h, pids := newHistory(), filepath.Join(t.TempDir(), "pids")
