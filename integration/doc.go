@@ -25,6 +25,9 @@
 //     starts in a root of its own (testdata/systemd-root.sh).
 //   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
 //   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
+//   - matrix*_test.go: TestMatrix, each fault in each mode; README.md has the table. harness_cell_test.go is what every cell
+//     of it does, harness_history_test.go the client and the judge of histories, harness_synced_test.go the filesystem in
+//     use, harness_guest_test.go a virtual machine whose power is cut.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
@@ -33,9 +36,11 @@
 //     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
+//     majority_test.go (three members), arbiter_test.go (with a real etcd),
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
-//     that are full or fail), rot_test.go, verify_test.go
-//     (verify, repair and scrub between real agents), drill_test.go (a database at
+//     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
+//     (verify, repair and scrub between real agents), failback_test.go and
+//     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
 //     points in time; drills killed at every step), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
@@ -50,10 +55,11 @@
 //	MIRROR_AGENT_ROUNDS      rounds of the kill tests (default: 100 in all)
 //	MIRROR_AGENT_SEED        seed of everything random; a failure prints it
 //	MIRROR_AGENT_CHAOS=10m   how long TestChaos goes on (default: 20s)
-//	MIRROR_AGENT_UPDATE=1    TestClaims writes the table in README.md
+//	MIRROR_AGENT_UPDATE=1    TestClaims and TestMatrix write their tables in README.md
 //	MIRROR_AGENT_RACE=1      builds the binary with the race detector
 //	MIRROR_AGENT_BIN         a binary to test in place of the one built here
 //	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
 //	MIRROR_AGENT_RAPID=n     journal, mirror and dataport: checks of each model (default: 100, dataport 150)
+//	MIRROR_AGENT_MODEL=n     mirror: states at most in each search of the protocol's model
 //	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration

@@ -29,7 +29,7 @@ func (a *agent) leads(kind string) {
 func TestFailback(t *testing.T) {
 	for _, where := range []string{"at home", "on the other host"} {
 		t.Run(where, func(t *testing.T) {
-			m := newMirror(t, layout{paths: 2, journal: "512MiB"})
+			m := newMirror(t, layout{paths: 2})
 			m.start()
 			l := newLedger(baseSeed, m.size)
 			write := func(on *agent, while func()) {
@@ -95,7 +95,7 @@ func TestFailback(t *testing.T) {
 
 // TestPlannedBackup: the hot backup follows whoever leads, although nobody told the target of it; all three are equal at the end.
 func TestPlannedBackup(t *testing.T) {
-	m := hotMirror(t, "")
+	m := hotMirror(t, "64MiB")
 	l := newLedger(baseSeed, m.size)
 	for _, next := range []*agent{m.target, m.backup, m.source} {
 		lead := m.source

@@ -33,6 +33,7 @@ type ledger struct {
 
 type ledgerWrite struct {
 	block         int
+	request       uint64 // the first write of the same request, which fills several blocks; 0: its own
 	before        uint64 // the write that this one replaces, 0: none
 	next          uint64 // the write that replaced it, 0: none
 	issued, acked uint64 // ticks; acked 0: never answered
@@ -199,6 +200,8 @@ func (l *ledger) judge(block int, got, want []byte, f floor) (uint64, error) {
 		least = s.flushed
 	case allSettled:
 		least = s.settled
+	case nothing:
+		least = 0
 	}
 	seq := binary.LittleEndian.Uint64(got)
 	if seq >= uint64(len(l.writes)) || seq != 0 && l.writes[seq].block != block {

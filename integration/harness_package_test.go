@@ -139,7 +139,7 @@ func newGroup(t *testing.T) string {
 }
 
 func (m *machine) try(args ...string) (string, error) {
-	return tryTool(2*time.Minute, "nsenter", append([]string{"--target", m.pid, "--all", "--root", "--wd"}, args...)...)
+	return tryTool(5*time.Minute, "nsenter", append([]string{"--target", m.pid, "--all", "--root", "--wd"}, args...)...)
 }
 
 // run runs a program in the machine to its end, which has to be a good one.

@@ -74,6 +74,12 @@ type follower struct {
 		BytesReceived uint64 `json:"bytes_received"`
 		ResentFrames  uint64 `json:"resent_frames"`
 	} `json:"paths"`
+	Resynced *struct {
+		All           bool   `json:"all"`
+		Reason        string `json:"reason"`
+		LookedAtBytes int64  `json:"looked_at_bytes"`
+		SentBytes     int64  `json:"sent_bytes"`
+	} `json:"resynced"`
 }
 
 const streaming = "streaming"
@@ -115,6 +121,9 @@ func (a *agent) mustStatus() status {
 // test at once.
 func (a *agent) until(within time.Duration, what string, ok func(*status) bool) (found status) {
 	a.t.Helper()
+	if a.via != nil {
+		within += guestLimit
+	}
 	eventually(a.t, within, a.name+": "+what, func() (bool, string) {
 		a.t.Helper()
 		if a.hasEnded() {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,13 +102,20 @@ func parseFio(t testing.TB, out string) (read, write fioJob) {
 // detach takes it away; it may be called once, the cleanup does what is left.
 func loopDevice(t testing.TB, addr string) (dev string, detach func()) {
 	t.Helper()
+	return loopDeviceFrom(t, nil, addr)
+}
+
+// fuseFile is an NBD address as a file, as long as the test runs.
+func fuseFile(t testing.TB, inside []string, addr string) string {
+	t.Helper()
 	dir := shortDir(t)
 	mount := filepath.Join(dir, "m")
 	if err := os.Mkdir(mount, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(mount, "nbd")
-	background(t, "nbdfuse", "-C", "4", file, nbdURI(addr))
+	line := append(slices.Clone(inside), "nbdfuse", "-C", "4", file, nbdURI(addr))
+	background(t, line[0], line[1:]...)
 	eventually(t, 10*time.Second, "nbdfuse shows its file", func() (bool, string) {
 		st, err := os.Stat(file)
 		if err != nil {
@@ -115,6 +123,14 @@ func loopDevice(t testing.TB, addr string) (dev string, detach func()) {
 		}
 		return st.Size() > 0, "an empty file"
 	})
+	return file
+}
+
+// loopDeviceFrom is loopDevice with a command that nbdfuse is started by, such as one that enters a host.
+func loopDeviceFrom(t testing.TB, inside []string, addr string) (dev string, detach func()) {
+	t.Helper()
+	file := fuseFile(t, inside, addr)
+	mount := filepath.Dir(file)
 	dev = strings.TrimSpace(tool(t, "losetup", "--direct-io=on", "-f", "--show", file))
 	detached := false
 	detach = func() {

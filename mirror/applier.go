@@ -235,12 +235,12 @@ func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	if limit <= tail {
 		return 0, 0, false
 	}
-	if waits {
+	if waits && !v.heldByFork() {
 		// Both bounds are record boundaries.
 		chain, err := v.log.ChainAt(limit)
 		return limit, chain, err == nil
 	}
-	if int64(head-tail) <= size/4*3 {
+	if int64(head-tail) <= size/4*3 || v.heldByFork() {
 		return 0, 0, false
 	}
 	lsn, chain, err := v.log.BoundaryBefore(min(limit, head-journal.LSN(size/2)))

@@ -76,6 +76,16 @@ type Config struct {
 	// higher generation before it opens its front.
 	StartWait time.Duration
 
+	// AutoPromote: a secondary that was in sync and has lost its source promotes itself,
+	// when the members or the arbiter let it.
+	AutoPromote bool
+	// Arbiter decides who is primary: "operator" (or empty), or etcd://HOST:PORT[,…]/PREFIX.
+	Arbiter string
+	// ArbiterTTL is how long it leases that at a time, whole seconds.
+	ArbiterTTL time.Duration
+	// ArbiterCA, ArbiterCert and ArbiterKey are PEM files, for TLS to the arbiter.
+	ArbiterCA, ArbiterCert, ArbiterKey string
+
 	// SyncInterval and SyncBytes are the log's own pace: without any FLUSH it
 	// is fdatasynced that often, so that the backing device follows.
 	SyncInterval time.Duration
@@ -123,7 +133,7 @@ func DefaultConfig() Config {
 	return Config{
 		Compress: "none",
 		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
-		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
+		Announced: true, Arbiter: "operator", ArbiterTTL: 10 * time.Second, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
 		ScrubEvery: 24 * time.Hour, Watchdog: time.Minute, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
@@ -166,6 +176,9 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("compress: %w", err)
 	}
 	if err := validBandwidth(c.Bandwidth); err != nil {
+		return err
+	}
+	if err := c.validateArbiter(); err != nil {
 		return err
 	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {

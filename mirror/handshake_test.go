@@ -102,6 +102,8 @@ func TestDecide(t *testing.T) {
 		{"saw a higher minor generation", with(func(f *followerState) { f.Seen = gen(1, 3, 7, 0) }), outcomeFenced, 0, "1.3"},
 		{"saw the same rank from another primary", with(func(f *followerState) { f.Seen = gen(1, 2, 8, 0) }), outcomeDiverged, 0, "independently"},
 		{"refuses", with(func(f *followerState) { f.Refused = "because" }), outcomeRefused, 0, "because"},
+		{"demoted, with a generation of the same rank that it gave up", followerState{Node: "f", Size: 1 << 20, Blank: true, Seen: gen(1, 2, 0, 0)}, outcomeResync, 0, "empty"},
+		{"demoted, and the source is of an older rank than what it gave up", followerState{Node: "f", Size: 1 << 20, Blank: true, Seen: gen(1, 3, 0, 0)}, outcomeFenced, 0, "1.3"},
 		{"refuses, but is fencing too", with(func(f *followerState) { f.Refused, f.Seen = "because", gen(2, 0, 7, 0) }), outcomeFenced, 0, "2.0"},
 	}
 	for _, tt := range tests {
@@ -185,7 +187,7 @@ func FuzzFollowerMessages(f *testing.F) {
 	b := make([]byte, recordsHeaderBytes+64)
 	recordsHeader{From: firstLSN}.put(b)
 	f.Add(b)
-	f.Add(hashRequest{Offset: 0, Length: resyncBlockBytes}.encode())
+	f.Add(hashRequest{Offset: 0, Length: resyncBlockBytes, Unit: resyncBlockBytes}.encode())
 	b = make([]byte, blockHeaderBytes+512)
 	blockHeader{Length: 512}.put(b)
 	f.Add(b)

@@ -27,6 +27,9 @@ type PromoteOptions struct {
 
 	back  wayBack // that At means
 	token uint64  // of the order; 0: a new one
+	// auto: nobody has ordered it, see autopromote.go. mandate: what the members or the arbiter agreed upon, if they had to.
+	auto    bool
+	mandate journal.Generation
 }
 
 // PromoteResult tells what a promotion did.
@@ -44,7 +47,7 @@ type PromoteResult struct {
 
 // Promote makes this secondary a primary of a new generation, durable before
 // anything is served, and opens the front at what its log holds.
-func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
+func (a *Agent) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	began := time.Now()
 	if o.Planned && o.At != "" {
 		return PromoteResult{}, errors.New("refused: a planned promotion loses nothing, one at a point goes back: say one of both")
@@ -76,6 +79,9 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if a.v.flags()&stateLeft != 0 && !o.Force {
 		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
 	}
+	if a.v.flags()&stateDiverged != 0 && !o.Force {
+		return PromoteResult{}, errors.New("refused: this volume was given up, and has not yet got what the new primary has: wait until it is in sync, or say promote --force to go on with its own old state")
+	}
 	if peer, alive := a.sourceAlive(); alive && !o.Force {
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: mirror-agent promote --planned has it hand over, nothing is lost; or stop it first, or say promote --force to fence it", peer)
 	}
@@ -88,6 +94,12 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, err
 	}
 	o.back = back
+	if !o.Force {
+		if o.mandate, err = a.mandate(ctx, &o); err != nil {
+			return PromoteResult{}, err
+		}
+		defer a.noLongerRising()
+	}
 	if o.DryRun {
 		return PromoteResult{
 			Generation: rankString(a.v.Generation()), LSN: back.at.LSN, NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing, GivenUp: back.givenUp,
@@ -107,12 +119,16 @@ var errNoFront = errors.New("refused: no NBD address is configured on this host:
 // will follow, if one has. opMu is held.
 func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, from *memberInfo) (PromoteResult, error) {
 	a.endDrill(errDrillPromoted)
+	a.voteMu.Lock() // no word for another one from here on
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
 	sources := a.closeInbound() // no record of the old generation from here on
 	var err error
-	if a.v.damageNow() != nil {
+	if o.mandate.Major != 0 && !mayBegin(a.v.Seen(), o.mandate) {
+		err = fmt.Errorf("refused: generation %s was agreed upon meanwhile: promote again, or see which host is primary", rankString(a.v.Seen()))
+	}
+	if err == nil && a.v.damageNow() != nil {
 		err = a.v.giveUpRepair()
 	}
 	if err == nil {
@@ -120,11 +136,12 @@ func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, fro
 	}
 	var g journal.Generation
 	if err == nil {
-		g, err = a.v.beginGeneration(true)
+		g, err = a.v.beginAs(true, o.mandate)
 	}
 	a.mu.Lock()
 	a.promoting = false
 	a.mu.Unlock()
+	a.voteMu.Unlock()
 	for _, in := range sources {
 		a.dismiss(in, a.node+" was promoted")
 	}

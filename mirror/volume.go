@@ -146,6 +146,8 @@ const (
 	// stateLeft: the source moved its data flow to another target and said so.
 	// What is here is old; a promotion must be forced.
 	stateLeft
+	// stateDiverged: an old primary's volume that was given up (rejoin.go). Promotable by force only, to its own old state.
+	stateDiverged
 )
 
 // openVolume opens the volume of f (its log) and dev, recovers it, and starts

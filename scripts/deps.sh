@@ -16,6 +16,7 @@ packages=(
 	nbd-client
 	qemu-system-x86        # the virtual machine of scripts/vm, with:
 	busybox-static cpio kmod
+	etcd-server            # the arbiter
 	fio
 	e2fsprogs xfsprogs btrfs-progs fuse3 sqlite3
 	systemd dpkg           # units under a real systemd; packages

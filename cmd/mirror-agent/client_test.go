@@ -82,6 +82,10 @@ func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 	return []mirror.Checkpoint{{Name: "noon", LSN: 4096, Time: testNow}}, nil
 }
 
+func (f *fakeAgent) RemoveMember(_ context.Context, who string) error {
+	return f.note("member remove " + who)
+}
+
 func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
 	f.state.Log.SizeBytes = bytes - 8192
 	return f.note("log resize " + strconv.FormatInt(bytes, 10))
@@ -141,6 +145,10 @@ func verified() *mirror.VerifyReport {
 			{Offset: 3 << 20, Length: 4096, LSN: 6000, Kind: "unreadable on the target", Repaired: "from the source"},
 		},
 	}
+}
+
+func (f *fakeAgent) Demote(_ context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	return mirror.DemoteResult{Name: "vol0", DryRun: o.DryRun}, nil
 }
 
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
@@ -235,6 +243,9 @@ func TestCommands(t *testing.T) {
 		{"checkpoint list --json", 0, "", `"name": "noon"`},
 		{"log resize 96MiB", 0, "log resize 100663296", "vol0: the log has 96 MiB now"},
 		{"log resize 8GiB --json", 0, "log resize 8589934592", `"size_bytes": 8589926400`},
+		{"member remove ams1", 0, "member remove ams1", "vol0: ams1 was removed"},
+		{"member remove", 2, "", "missing argument HOST|ADDRESS|ID"},
+		{"member list", 0, "", "never told"},
 		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
 		{"verify", 0, `verify "" 0 false false`, "12,288 bytes in 2 places differed, all repaired"},
 		{"verify --repair --rate 50MiB --direct", 0, `verify "source" 52428800 true false`, "1.0 MiB"},

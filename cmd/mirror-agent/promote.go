@@ -21,9 +21,15 @@ func newPromote(a *app) *cobra.Command {
 the target, after the source is gone. Hosts of the old generation are refused
 from then on.
 
-Refused while the source seems alive, or another host is further: --force
-promotes all the same. What only the other hosts had is then not in this copy;
---dry-run says beforehand what that is, as far as this host can know.
+With three members or more (mirror-agent member list) it needs the word of all but
+one of them: none of them further than this host, none fed by a live source. Who
+gives it refuses the old source from then on. With two members nobody can tell a
+dead source from a cut cable, and the order is your word that it is down. Where
+there is an arbiter (--arbiter) that decides.
+
+Refused while the source seems alive, or another host is further, or too few can be
+asked: --force promotes all the same. What only the other hosts had is then not in
+this copy; --dry-run says beforehand what that is, as far as this host can know.
 
 --at goes back first, to a point that the log of this host still has (see
 "mirror-agent checkpoint list"): a time, lsn:NUMBER or checkpoint:NAME. What came
@@ -97,7 +103,7 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		},
 	}
 	addControlFlags(c)
-	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive or another host is further")
+	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive, another host is further, or too few have given their word")
 	c.Flags().StringVar(&o.At, "at", "", "`POINT` to go back to first: a time, lsn:NUMBER or checkpoint:NAME")
 	c.Flags().BoolVar(&o.Planned, "planned", false, "have the source, which lives, hand over: nothing is lost")
 	c.Flags().DurationVar(&limit, "limit", mirror.DefaultHandoverLimit, "`TIME` that the source may keep its front closed with --planned")

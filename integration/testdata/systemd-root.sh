@@ -28,6 +28,7 @@ mount --bind "$files" "$root/mnt"
 # What an earlier life of this machine may have installed.
 rm -rf "$root/etc/mirror-agent" "$root/var/lib/mirror-agent" "$root/etc/systemd/system" "$root/usr/bin/mirror-agent"
 mkdir -p "$root/etc/systemd/system"
+rm -f "$root/var/lib/man-db/auto-update" # reading all manual pages anew takes minutes on a busy machine
 printf '[Unit]\nDescription=nothing but what the test starts\nDefaultDependencies=no\n' >"$root/etc/systemd/system/only.target"
 exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 	/lib/systemd/systemd --unit=only.target --log-target=console --log-level=info --show-status=0

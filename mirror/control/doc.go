@@ -12,6 +12,7 @@
 //	POST /v1/promote     {"force": false, "nbd": ""}  mirror.PromoteResult
 //	                     and "planned": true, "limit_seconds": 30, "dry_run": false
 //	POST /v1/failback    {"dry_run": false, "limit_seconds": 30}  mirror.FailbackResult
+//	POST /v1/demote      {"dry_run": false}           mirror.DemoteResult
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status

@@ -135,6 +135,10 @@ func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
 	return a.order(ctx, "log resize %d", bytes)
 }
 
+func (a *fakeAgent) RemoveMember(ctx context.Context, who string) error {
+	return a.order(ctx, "member remove %s", who)
+}
+
 func (a *fakeAgent) Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
 	return mirror.VerifyReport{State: mirror.VerifyRunning, Options: o}, a.order(ctx, "verify %+v", o)
 }
@@ -186,6 +190,11 @@ func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scru
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s dry=%t", o.Force, o.NBD, o.DryRun)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
+}
+
+func (a *fakeAgent) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	err := a.order(ctx, "demote dry=%t", o.DryRun)
+	return mirror.DemoteResult{Name: "vol0", From: 4096}, err
 }
 
 func (a *fakeAgent) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {

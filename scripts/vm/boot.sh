@@ -136,6 +136,7 @@ boot() {
 		i=$((i + 1))
 	done
 	case ${NET:-user} in
+	user,*) network=user,id=n0,${NET#user,} ;;
 	tap:*) network=tap,id=n0,ifname=${NET#tap:},script=no,downscript=no,vhost=off ;;
 	listen:* | connect:*) network=socket,id=n0,${NET%%:*}=127.0.0.1:${NET#*:} ;;
 	esac

@@ -176,7 +176,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.WriteHeader(http.StatusForbidden)
-		w.Write([]byte(strings.Replace(string(page), `<p id="wrong" hidden>`, `<p id="wrong" role="alert">`, 1)))
+		fmt.Fprint(w, strings.Replace(string(page), `<p id="wrong" hidden>`, `<p id="wrong" role="alert">`, 1))
 		return
 	}
 	cookie, err := d.session(r.TLS != nil)
