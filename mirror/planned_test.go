@@ -121,9 +121,10 @@ func TestPlannedSwaps(t *testing.T) {
 				copy(w.model[off:], p)
 			}
 		}()
+		var once sync.Once
+		lead.front.setEnding(func() { once.Do(func() { close(stop); <-ended }) }) // as a server drains
 		r := next.plan()
-		close(stop)
-		<-ended
+		lead.front.setEnding(nil)
 		if want := fmt.Sprintf("%d.0", i+2); r.Generation != want {
 			t.Fatalf("swap %d: generation %s, want %s", i, r.Generation, want)
 		}
