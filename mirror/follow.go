@@ -256,7 +256,7 @@ func (a *Agent) dialMembers() {
 			known = known || c.ID == m.ID
 		}
 		for _, f := range a.followers {
-			known = known || f.id == m.ID || slices.ContainsFunc(f.addresses, func(x string) bool { return slices.Contains(m.Addresses, x) })
+			known = known || f.port != noPort && (f.id == m.ID || slices.ContainsFunc(f.addresses, func(x string) bool { return slices.Contains(m.Addresses, x) }))
 		}
 		if !known {
 			a.lastPort++

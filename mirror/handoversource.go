@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"mirror-agent/journal"
 )
 
 // The agent's side of a handover (handover.go) as the source.
@@ -49,6 +51,8 @@ type handing struct {
 	began  time.Time
 	news   chan handoverMessage // of a target; a word too many is dropped
 	ended  chan struct{}        // closed at the end, when err is set
+
+	level journal.LSN // of a source: what the target has
 
 	step handoverStep // guarded by the agent's mu
 	err  error
@@ -184,7 +188,7 @@ func (a *Agent) runHandOver(h *handing, l link, s *sender, limit time.Duration) 
 		case handDrain:
 			e, why = a.drainFront(ctx)
 		case handLevel:
-			e, why = a.makeLevel(ctx, l, s)
+			e, why = a.makeLevel(ctx, h, l, s)
 		case handDemote:
 			e, why = a.demoteNow(h)
 		case handReturn:
@@ -232,7 +236,7 @@ func (a *Agent) drainFront(ctx context.Context) (handoverEvent, error) {
 }
 
 // makeLevel waits until the follower is durable up to the head and knows that this side is.
-func (a *Agent) makeLevel(ctx context.Context, l link, s *sender) (handoverEvent, error) {
+func (a *Agent) makeLevel(ctx context.Context, h *handing, l link, s *sender) (handoverEvent, error) {
 	tick := time.NewTicker(declareEvery / 10)
 	defer tick.Stop()
 	for {
@@ -245,6 +249,7 @@ func (a *Agent) makeLevel(ctx context.Context, l link, s *sender) (handoverEvent
 			return handoverLost, errors.New("it is not in sync any more")
 		}
 		if ack := s.lastAck(); ack.Durable >= head && s.told.Load() >= uint64(head) && a.v.log.Head() == head {
+			h.level = head
 			return handoverLevel, nil
 		}
 		select {
@@ -260,7 +265,7 @@ func (a *Agent) makeLevel(ctx context.Context, l link, s *sender) (handoverEvent
 
 // demoteNow makes the volume a secondary, durably. It is the point of no return.
 func (a *Agent) demoteNow(h *handing) (handoverEvent, error) {
-	head := a.v.log.Head()
+	head := h.level // and nothing beyond: that is all that the target is known to have
 	if err := a.v.stepDown(head, handedOver{token: h.token, node: h.peer}); err != nil {
 		return handoverFailed, err
 	}

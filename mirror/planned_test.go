@@ -100,6 +100,7 @@ func TestPlannedSwaps(t *testing.T) {
 	for i := range 10 {
 		lead, next := nodes[i%2], nodes[(i+1)%2]
 		w.round(t, lead, 50)
+		lead.awaitWithin(plannedWait, "in sync", func(s Status) bool { return s.State == "in sync" }) // or a fast disk writes more than the log keeps
 		stop, ended := make(chan struct{}), make(chan struct{})
 		go func() { // writes until it is let in no more
 			defer close(ended)
@@ -121,9 +122,10 @@ func TestPlannedSwaps(t *testing.T) {
 				copy(w.model[off:], p)
 			}
 		}()
+		var once sync.Once
+		lead.front.setEnding(func() { once.Do(func() { close(stop); <-ended }) }) // as a server drains
 		r := next.plan()
-		close(stop)
-		<-ended
+		lead.front.setEnding(nil)
 		if want := fmt.Sprintf("%d.0", i+2); r.Generation != want {
 			t.Fatalf("swap %d: generation %s, want %s", i, r.Generation, want)
 		}

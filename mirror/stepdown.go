@@ -56,11 +56,12 @@ var errWentOn = errors.New("mirror: something was written meanwhile")
 func (v *Volume) stepDown(lsn journal.LSN, to handedOver) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
-	if v.log.Head() != lsn || v.log.Durable() < lsn {
-		return errWentOn
-	}
 	v.declared.Store(uint64(lsn)) // first: what is committed stays so
 	v.role.Store(uint32(RoleSecondary))
+	if v.log.Head() != lsn || v.log.Durable() < lsn { // nothing is let in any more when this is asked
+		v.role.Store(uint32(RolePrimary))
+		return errWentOn
+	}
 	err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		v.fillAnchor(a)
 		a.State &^= stateLeft
