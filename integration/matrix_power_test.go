@@ -26,7 +26,7 @@ func powerCells(t *testing.T, name string) (*poweredGuest, []*cell) {
 		away := map[string]*agent{"source": m.source, "target": m.target}[name]
 		journal := m.path(name, "journal")
 		writeFile(t, journal, "")
-		truncate(t, journal, 64<<20)
+		truncate(t, journal, 32<<20) // all of it is written at the first start
 		if name == "target" {
 			writeFile(t, away.device, "")
 			truncate(t, away.device, cellBytes)
@@ -127,7 +127,7 @@ func powerTarget(t *testing.T) []*cell {
 	g.boot()
 	for _, c := range cells {
 		c.source.start()
-		c.source.untilStreaming("target")
+		c.source.until(guestLimit, "target is streaming", func(s *status) bool { return s.follower("target").State == streaming })
 		c.use(nil)
 	}
 	var known []known
@@ -144,12 +144,14 @@ func powerTarget(t *testing.T) []*cell {
 		c.judgeBurnt(c.target, known[i], least)
 		c.alarmed()
 		c.client.more(t, 20)
+		c.rest() // a boot may take longer than its log reaches
 		c.toTarget[0].Blackhole(false)
 	}
 	g.boot()
 	for _, c := range cells {
-		c.source.untilStreaming("target")
+		c.source.until(guestLimit, "target is streaming", func(s *status) bool { return s.follower("target").State == streaming })
 		c.noResync(c.source)
+		c.work()
 		c.settle(c.source, "target")
 	}
 	for _, c := range cells {
