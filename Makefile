@@ -22,7 +22,7 @@ BENCH_FLAGS     ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race torture planted bench lint fmt deps clean
+.PHONY: help build package demo test race torture planted bench lint fmt deps clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ help: ## this list
 build: ## bin/mirror-agent, one static binary
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/mirror-agent
+
+package: ## bin/package: a Debian package with units, manual pages, completion; SBOM, checksums (GOARCH=arm64)
+	VERSION='$(VERSION)' scripts/package/build.sh bin/package
 
 demo: build ## source, target and backup on this machine, explained as they run (DEMO_FLAGS=…)
 	$(BIN) demo $(DEMO_FLAGS)

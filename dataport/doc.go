@@ -84,7 +84,7 @@
 // removed, ear.go what to believe of a peer that hears nothing, meter.go what a path delivers, scheduler.go who gets the
 // next frame, rescue.go what goes elsewhere since it is stuck, place.go where fragments are read to; port.go the handle,
 // port_run.go how it dials, joins, gives up and switches; node.go the process and its clients, listen.go where it listens
-// and what it knows of its host, welcome.go what it accepts, door.go whom of those that have not said who they are;
+// and what it knows of its host, welcome.go what it accepts, door.go whom of those that have not said who they are; probe.go asks a node who it is;
 // announce.go and fence.go as above; keys.go and keyring.go who may; compress.go the format and codec of packed
 // messages, autopack.go when it pays to pack; bandwidth.go the limit.
 package dataport

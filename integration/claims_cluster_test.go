@@ -276,10 +276,7 @@ func claimCluster(t *testing.T, _ *plays) {
 // takeOver promotes the backup and looks for all that was flushed.
 func (m *netMirror) takeOver(l *ledger) {
 	m.t.Helper()
-	eventually(m.t, portLimit, "promote is accepted", func() (bool, string) {
-		r := m.backup.command("promote")
-		return r.code == 0, r.stderr
-	})
+	m.promoteAlone(m.backup)
 	c := m.backup.dial(startLimit)
 	if err := l.verify(c.read, allFlushed); err != nil {
 		m.t.Fatalf("on the promoted backup: %v", err)

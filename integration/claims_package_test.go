@@ -3,31 +3,9 @@ package integration
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
-
-// newPackage makes a package file of the program under test, as Debian's tools
-// install it; a file like any other, on whatever medium.
-func newPackage(t *testing.T) string {
-	t.Helper()
-	needTools(t, "dpkg-deb")
-	tree := filepath.Join(t.TempDir(), "tree")
-	for _, d := range []string{"DEBIAN", "usr/bin"} {
-		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	control := "Package: mirror-agent\nVersion: 0.0.0\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: a block device that lives in two places\n"
-	if err := os.WriteFile(filepath.Join(tree, "DEBIAN/control"), []byte(control), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "install", "-m", "755", program(t), filepath.Join(tree, "usr/bin/mirror-agent"))
-	file := filepath.Join(t.TempDir(), "mirror-agent.deb")
-	tool(t, "dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, file)
-	return file
-}
 
 // installPackage unpacks a package file into a root that holds nothing else but
 // /proc, /dev/null, /tmp and room for data: no shell, no library, no other program.
@@ -56,7 +34,7 @@ func installPackage(t *testing.T, file string) *netRoot {
 // the target killed, the source killed, the backup promoted.
 func claimInstalled(t *testing.T, _ *plays) {
 	needRoot(t, "network namespaces, chroot")
-	root := installPackage(t, newPackage(t))
+	root := installPackage(t, newPackage(t, "v1.2.3"))
 	n := newTopology(t)
 	m := newNetMirror(t, n, netLayout{toBackup: 2, sourceArgs: []string{"--switch", "auto"}, root: root})
 	m.begin()
@@ -88,7 +66,7 @@ func claimInstalled(t *testing.T, _ *plays) {
 // claimMedium: the package from its file passes the drill in a host of its own.
 func claimMedium(t *testing.T, _ *plays) {
 	needRoot(t, "network namespaces, chroot")
-	file := newPackage(t)
+	file := newPackage(t, "v1.2.3")
 	root := installPackage(t, file)
 	n := newTopology(t)
 	out := n.src.run(t, "chroot", root.path, "/usr/bin/mirror-agent", "demo", "--drill", "--size", "64MiB", "--timeout", "100s")

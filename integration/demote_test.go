@@ -11,7 +11,8 @@ import (
 )
 
 // TestDemote: the source writes on alone and dies, the target is promoted and written to. The old source is told, exports what
-// only it had, becomes a target, and is brought in sync: both devices are equal, and the export has what was dropped.
+// only it had, becomes a target, and is brought in sync by what differs: both devices are equal, and the export has what was dropped.
+// Until then it can be promoted by force to its own old state.
 func TestDemote(t *testing.T) {
 	back := freePort(t, "127.0.0.1")
 	m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "3s"}, targetArgs: []string{"--target", back, "--announced=false"}})
@@ -47,12 +48,12 @@ func TestDemote(t *testing.T) {
 		t.Errorf("a volume in use was demoted: %+v", r)
 	}
 	m.source.stop()
-	if r := demote("--dry-run"); r.code != 0 || !strings.Contains(r.stdout, "may be here only") {
+	if r := demote("--dry-run"); r.code != 0 || !strings.Contains(r.stdout, "was written here only") {
 		t.Errorf("dry run: %+v", r)
 	}
 	r := demote("--json")
 	var d mirror.DemoteResult
-	if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || r.code != 0 || d.Export == nil || !d.Complete || !d.Fenced {
+	if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || r.code != 0 || d.Export == nil || !d.Complete || !d.Fenced || !d.Exact {
 		t.Fatalf("%+v (%v)", r, err)
 	}
 	if r := demote(); r.code != 1 || !strings.Contains(r.stderr, "secondary already") {
@@ -75,7 +76,7 @@ func TestDemote(t *testing.T) {
 	lonely := rejoin(freePort(t, "127.0.0.1"))
 	lonely.start()
 	lonely.untilUp()
-	if r := lonely.command("promote"); r.code != 1 || !strings.Contains(r.stderr, "never been in sync") {
+	if r := lonely.command("promote"); r.code != 1 || !strings.Contains(r.stderr, "was given up") {
 		t.Errorf("promoted before it was in sync: %+v", r)
 	}
 	lonely.stop()
@@ -88,6 +89,10 @@ func TestDemote(t *testing.T) {
 	}
 	c.close()
 	m.target.untilLevel("target")
+	s := m.target.mustStatus()
+	if x := s.follower("target").Resynced; x == nil || x.All {
+		t.Errorf("it came back by %+v", x)
+	}
 	m.target.stop()
 	old.stop()
 	sameFile(t, m.target.device, m.path("source", "img"))

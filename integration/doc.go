@@ -21,6 +21,10 @@
 //     whose ledger harness_books_test.go compares with the other side's.
 //   - claims*_test.go: TestClaims, one subtest for each claim of the data port;
 //     README.md is the table of what it shows. chaos_test.go: everything at once.
+//   - package_test.go: the Debian package, its life under a real systemd that harness_package_test.go
+//     starts in a root of its own (testdata/systemd-root.sh).
+//   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
+//   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
 //   - matrix*_test.go: TestMatrix, each fault in each mode; README.md has the table. harness_cell_test.go is what every cell
 //     of it does, harness_history_test.go the client and the judge of histories, harness_synced_test.go the filesystem in
 //     use.
@@ -32,9 +36,12 @@
 //     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,
 //     kill_test.go, log_test.go, partition_test.go, path_test.go, addresses_test.go, switch_test.go, promote_test.go,
+//     majority_test.go (three members), arbiter_test.go (with a real etcd),
 //     nbd_tls_test.go, badinput_test.go, wrongdisk_test.go, disk_test.go (disks
-//     that are full or fail), rot_test.go, verify_test.go
-//     (verify, repair and scrub between real agents), cli_test.go with testdata/*.txtar, demo_test.go.
+//     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
+//     (verify, repair and scrub between real agents), failback_test.go and
+//     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
+//     points in time; drills killed at every step), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //
@@ -53,5 +60,6 @@
 //	MIRROR_AGENT_BIN         a binary to test in place of the one built here
 //	MIRROR_AGENT_CRASH=full  journal and mirror: every state after a power cut, not a sample
 //	MIRROR_AGENT_RAPID=n     journal, mirror and dataport: checks of each model (default: 100, dataport 150)
+//	MIRROR_AGENT_MODEL=n     mirror: states at most in each search of the protocol's model
 //	MIRROR_AGENT_PLANTED=1   plants the faults (or a part of the name of some)
 package integration

@@ -74,6 +74,12 @@ type follower struct {
 		BytesReceived uint64 `json:"bytes_received"`
 		ResentFrames  uint64 `json:"resent_frames"`
 	} `json:"paths"`
+	Resynced *struct {
+		All           bool   `json:"all"`
+		Reason        string `json:"reason"`
+		LookedAtBytes int64  `json:"looked_at_bytes"`
+		SentBytes     int64  `json:"sent_bytes"`
+	} `json:"resynced"`
 }
 
 const streaming = "streaming"

@@ -165,7 +165,7 @@ func TestHotPromoted(t *testing.T) {
 		if err := ld.join(); err != nil {
 			t.Fatal(err)
 		}
-		m.promote(m.backup)
+		m.promoteAlone(m.backup)
 		c = m.backup.dial(startLimit)
 		if err := l.verify(c.read, allFlushed); err != nil {
 			t.Fatalf("on the promoted backup: %v", err)
@@ -193,7 +193,7 @@ func TestHotPromoted(t *testing.T) {
 		if err := ld.join(); err != nil {
 			t.Fatal(err)
 		}
-		m.promote(m.backup)
+		m.promoteAlone(m.backup)
 		c = m.backup.dial(startLimit)
 		if err := l.verify(c.read, allFlushed); err != nil {
 			t.Fatalf("on the promoted backup: %v", err)
@@ -214,7 +214,7 @@ func TestHotPromoted(t *testing.T) {
 		hammer(t, c, rng, 8<<20, 2<<20, 3*16<<20/(64<<10)) // more than any log holds
 		m.source.untilFedAll("target")
 		m.source.kill()
-		m.promote(m.target)
+		m.promoteAlone(m.target)
 		m.backup.start()
 		m.target.untilLevel("target")
 		why := m.target.resyncs()
@@ -225,6 +225,16 @@ func TestHotPromoted(t *testing.T) {
 		m.backup.stop()
 		sameFile(t, m.target.device, m.backup.device)
 	})
+}
+
+// promoteAlone promotes one of three members while both others are dead: without --force it has to be refused.
+func (m *testMirror) promoteAlone(a *agent) {
+	m.t.Helper()
+	eventually(m.t, 20*time.Second, "promote is refused by the count", func() (bool, string) {
+		r := a.command("promote")
+		return r.code == 1 && strings.Contains(r.stderr, "1 of the 3 members"), r.stderr
+	})
+	a.mustCommand("promote", "--force")
 }
 
 // promote orders the promotion of a follower until it no longer hears its source.

@@ -19,7 +19,7 @@ import (
 // Agent runs one mirror on this host: a volume, what feeds it, and what it
 // feeds. Its methods may be called from any goroutine.
 //
-// Lock order: opMu, then moveMu and feedMu, then mu.
+// Lock order: opMu, then voteMu, then moveMu and feedMu, then mu.
 type Agent struct {
 	c         Config
 	front     Front
@@ -34,10 +34,16 @@ type Agent struct {
 	feedMu sync.Mutex // every receiver's busy
 
 	checks checks // verify and scrub
+	drills drills
 
 	resizing sync.Mutex // one ResizeLog at a time; nothing else waits for it
 
 	opMu sync.Mutex // one operator's order, or start and end, at a time
+
+	voteMu   sync.Mutex // one vote, or begin of a generation, at a time
+	electors *electorateStore
+	arbiter  Arbiter
+	askMu    sync.Mutex // one call of the arbiter at a time
 
 	moveMu sync.Mutex // one move of the data flow at a time, by order or by itself
 
@@ -47,6 +53,7 @@ type Agent struct {
 	refused chan struct{} // closed when the start was refused after all; startError says why
 	verdict chan struct{} // a signal that the first handshake has ended
 	running atomic.Bool
+	pulse   atomic.Pointer[Pulse] // written by Run's loop only
 
 	hangUpDue atomic.Bool // the connections of a lead that is over are still there
 
@@ -57,9 +64,11 @@ type Agent struct {
 	current     int         // the active one
 	serving     bool
 	nbd         string
-	fenced      string // why, when fenced
+	fenced      string      // why, when fenced
+	parted      *divergence // from whom fenced it, once that is known
 	suspended   bool
 	promoting   bool   // no source may feed this volume now
+	rising      bool   // it has the members' word, and is about to begin a generation
 	starting    string // why the front is not open yet
 	startError  error
 	held        resyncHold // why no resync is taken now
@@ -80,6 +89,8 @@ type Agent struct {
 	receivers map[uint64]*inbound // by session
 	inbound   *inbound            // the one that feeds this volume
 	source    heard               // who fed it last
+	lease     leaseReport
+	granted   *grantedLease // of a promotion that has not begun
 	state     stateReport
 	stuck     []Alarm // what the watchdog has found
 	tasks     context.Context
@@ -105,6 +116,8 @@ type follower struct {
 	feeding   chan struct{} // closed when the newest sender has ended; nil before the first
 	cancel    context.CancelFunc
 	last      ack
+	resynced  *Resynced
+	again     chan struct{} // capacity 1: what it refused for has passed
 
 	port    int      // the transport's; noPort: it dials this host
 	id      [16]byte // of its volume, once it is known
@@ -131,15 +144,27 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if node == "" {
 		node, _ = os.Hostname()
 	}
+	arbiter, err := newArbiter(&c)
+	if err != nil {
+		return nil, err
+	}
 	o, err := openVolumeFiles(ctx, &c)
 	if err != nil {
 		return nil, err
 	}
+	if err := c.removeStaleDrill(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
+	}
 	a := &Agent{
-		c: c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
+		arbiter: arbiter,
+		c:       c, front: front, v: o.v, node: node, fresh: o.fresh, unclean: o.recovery != nil && !o.recovery.Clean && !o.fresh,
 		log: c.Log.With().Str("mirror", c.Name).Logger(), events: newEventLog(), verdict: make(chan struct{}, 1), refused: make(chan struct{}),
 		uuid: uuidString(o.v.log.Anchor().Mirror), receivers: map[uint64]*inbound{},
 		calling: map[uint64]bool{}, callers: map[uint64]link{}, stepped: func(handoverStep) {},
+	}
+	a.electors = openElectorate(c.electoratePath(), a.mirrorID)
+	if err := a.checkAuto(); err != nil {
+		return nil, errors.Join(err, o.v.Close(), o.undo())
 	}
 	a.tasks, a.stopTasks = context.WithCancel(context.Background())
 	a.followers = c.followers()
@@ -221,6 +246,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.spawn(func() { a.scrubNowAndThen(a.tasks) })
+	a.spawn(func() { a.checkpointNowAndThen(a.tasks) })
+	if a.c.AutoPromote {
+		a.spawn(func() { a.promoteByItself(a.tasks) })
+	}
 	a.spawn(func() { a.watchOver(a.tasks) })
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -229,9 +258,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.noteState()
 		a.goOn()
 		a.hangUp()
+		a.beat()
 		if err := a.v.Err(); err != nil && !stopped {
 			stopped = true
 			a.event("failed", "", "%v", err)
+			a.endDrill(err)
 			a.giveWay()
 		}
 		select {
@@ -329,7 +360,7 @@ func (a *Agent) Close() error {
 	err := a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()
-	return errors.Join(err, a.v.Close())
+	return errors.Join(err, a.arbiter.Close(), a.v.Close())
 }
 
 // adopt gives a blank volume the mirror's identity.

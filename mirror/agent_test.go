@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"mirror-agent/blockdev"
+	"mirror-agent/journal"
 )
 
 // fakeFront is a front without clients: the test is the client.
@@ -90,6 +92,9 @@ type agentNode struct {
 	a     *Agent
 	stop  context.CancelFunc
 	done  chan error
+
+	opened  func()  // called when a is open and does not run yet
+	arbiter Arbiter // takes the place of the configured one
 }
 
 func newAgentNode(t *testing.T, role Role, targets ...*agentNode) *agentNode {
@@ -123,6 +128,12 @@ func (n *agentNode) start() *agentNode {
 		n.t.Fatal(err)
 	}
 	n.a = a
+	if n.arbiter != nil {
+		a.arbiter, a.c.ArbiterTTL = n.arbiter, 2*time.Second
+	}
+	if n.opened != nil {
+		n.opened()
+	}
 	if len(n.c.Listen) > 0 {
 		n.c.Listen = a.transport.addresses()
 	}
@@ -249,14 +260,14 @@ func TestAgents(t *testing.T) {
 	}
 	target.holds(p)
 	target.write(4)
-	source.start()
-	source.awaitState("fenced")
+	source.start() // it has nothing of its own: the target had everything
+	source.awaitState("streaming")
 	if source.front.served() != nil {
 		t.Fatal("the old source serves")
 	}
 	source.end()
 	source.start() // and again
-	source.awaitState("fenced")
+	source.awaitState("streaming")
 	target.kill()
 	target.start()
 	target.awaitServing()
@@ -276,7 +287,7 @@ func TestForcedPromotion(t *testing.T) {
 	if _, err := target.a.Promote(t.Context(), PromoteOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	source.awaitState("fenced")
+	source.await("fenced", func(Status) bool { return slices.Contains(eventKinds(source.a), "fenced") })
 	target.holds(p)
 	if _, err := dev.WriteAt([]byte("x"), 0); !errors.Is(err, ErrFenced) {
 		t.Fatalf("a write on the fenced side: %v", err)
@@ -435,7 +446,7 @@ func TestPromoteWhereNothingServes(t *testing.T) {
 // leaves no front open.
 func TestFencedWhileOpening(t *testing.T) {
 	n := newAgentNode(t, RolePrimary)
-	n.front.setOpening(func() error { n.a.fence("a test"); return nil })
+	n.front.setOpening(func() error { n.a.fence("a test", journal.Generation{Major: 99}); return nil })
 	a, err := Open(t.Context(), n.c, n.front)
 	if err != nil {
 		t.Fatal(err)

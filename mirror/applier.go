@@ -128,9 +128,11 @@ func (v *Volume) applyReady(ctx context.Context) error {
 // makes it durable there, says so in the anchor, and lets the layer go.
 // applyMu is held.
 func (v *Volume) applyLayer(l *layer) error {
+	v.preserve(l)
 	if err := v.writeLayer(l); err != nil {
 		return fmt.Errorf("apply up to LSN %d: %w", l.end, err)
 	}
+	v.viewsApplied(l)
 	if err := v.dev.Sync(); err != nil {
 		return &deviceError{sync: true, err: fmt.Errorf("sync the device: %w", err)}
 	}
@@ -233,12 +235,12 @@ func (v *Volume) chooseTail(applied journal.LSN) (journal.LSN, uint64, bool) {
 	if limit <= tail {
 		return 0, 0, false
 	}
-	if waits {
+	if waits && !v.heldByFork() {
 		// Both bounds are record boundaries.
 		chain, err := v.log.ChainAt(limit)
 		return limit, chain, err == nil
 	}
-	if int64(head-tail) <= size/4*3 {
+	if int64(head-tail) <= size/4*3 || v.heldByFork() {
 		return 0, 0, false
 	}
 	lsn, chain, err := v.log.BoundaryBefore(min(limit, head-journal.LSN(size/2)))

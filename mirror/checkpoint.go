@@ -14,7 +14,15 @@ type Checkpoint struct {
 	Name string    `json:"name"`
 	LSN  uint64    `json:"lsn"`  // everything below is in it
 	Time time.Time `json:"time"` // when the source made it
+	// InWindow: this host can be shown as it was then, and be promoted there. Of Agent.Checkpoints.
+	InWindow bool `json:"in_window"`
 }
+
+// end is where its record ends: the point that its name stands for.
+func (c *Checkpoint) end() uint64 { return c.LSN + uint64(journal.RecordSize(len(c.Name))) }
+
+// maxCheckpoints are listed at most, the newest.
+const maxCheckpoints = 1000
 
 func validCheckpoint(name string) error {
 	if err := validName(name); err != nil {
@@ -75,10 +83,13 @@ func (v *Volume) checkpoints(tail journal.LSN) ([]Checkpoint, error) {
 		}
 		if validCheckpoint(string(name)) == nil { // else of a newer version, or rot that Verify finds
 			found = append(found, Checkpoint{Name: string(name), LSN: uint64(r.LSN), Time: time.Unix(0, r.Time)})
+			if len(found) > 2*maxCheckpoints {
+				found = append(found[:0], found[len(found)-maxCheckpoints:]...)
+			}
 		}
 		return nil
 	})
-	return found, err
+	return found[max(0, len(found)-maxCheckpoints):], err
 }
 
 // CreateCheckpoint puts a named checkpoint into the order of writes, on this host and on all that follow it.
@@ -90,5 +101,12 @@ func (a *Agent) CreateCheckpoint(ctx context.Context, name string) (Checkpoint, 
 	return c, err
 }
 
-// Checkpoints returns the checkpoints that this host's log still holds, oldest first.
-func (a *Agent) Checkpoints(context.Context) ([]Checkpoint, error) { return a.v.Checkpoints() }
+// Checkpoints returns the checkpoints that this host's log still holds, oldest first, the newest thousand.
+func (a *Agent) Checkpoints(context.Context) ([]Checkpoint, error) {
+	all, err := a.v.Checkpoints()
+	applied := uint64(a.v.log.Applied())
+	for i := range all {
+		all[i].InWindow = all[i].end() >= applied
+	}
+	return all, err
+}

@@ -76,6 +76,16 @@ type Config struct {
 	// higher generation before it opens its front.
 	StartWait time.Duration
 
+	// AutoPromote: a secondary that was in sync and has lost its source promotes itself,
+	// when the members or the arbiter let it.
+	AutoPromote bool
+	// Arbiter decides who is primary: "operator" (or empty), or etcd://HOST:PORT[,…]/PREFIX.
+	Arbiter string
+	// ArbiterTTL is how long it leases that at a time, whole seconds.
+	ArbiterTTL time.Duration
+	// ArbiterCA, ArbiterCert and ArbiterKey are PEM files, for TLS to the arbiter.
+	ArbiterCA, ArbiterCert, ArbiterKey string
+
 	// SyncInterval and SyncBytes are the log's own pace: without any FLUSH it
 	// is fdatasynced that often, so that the backing device follows.
 	SyncInterval time.Duration
@@ -85,6 +95,9 @@ type Config struct {
 	// the volume can go back to any point of it; see VolumeOptions.
 	RetainTime  time.Duration
 	RetainBytes int64
+
+	// CheckpointEvery is how often a source names a point by itself; 0 is never.
+	CheckpointEvery time.Duration
 
 	// ScrubEvery is how often the log is read to look for rot; 0 is never.
 	ScrubEvery time.Duration
@@ -120,7 +133,7 @@ func DefaultConfig() Config {
 	return Config{
 		Compress: "none",
 		Mode:     ModeFlush, Switch: SwitchManual, OnLoss: OnLossContinue, Alone: AloneServe,
-		Announced: true, OnFull: OnFullTrack, PushBack: 10 * time.Second,
+		Announced: true, Arbiter: "operator", ArbiterTTL: 10 * time.Second, OnFull: OnFullTrack, PushBack: 10 * time.Second,
 		StartWait: 10 * time.Second, SyncInterval: time.Second, SyncBytes: 64 << 20,
 		ScrubEvery: 24 * time.Hour, Watchdog: time.Minute, UnreachableAfter: 3 * time.Second, PathDownAfter: time.Second,
 		Log: zerolog.Nop(),
@@ -165,6 +178,9 @@ func (c *Config) Validate() error {
 	if err := validBandwidth(c.Bandwidth); err != nil {
 		return err
 	}
+	if err := c.validateArbiter(); err != nil {
+		return err
+	}
 	if c.StartWait < 0 || c.SyncInterval <= 0 || c.SyncBytes <= 0 || c.UnreachableAfter <= 0 || c.PathDownAfter <= 0 || c.PushBack <= 0 {
 		return errors.New("durations and sizes of the pace must be positive")
 	}
@@ -173,6 +189,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ScrubEvery != 0 && c.ScrubEvery < time.Minute {
 		return fmt.Errorf("scrub-every %v: at least a minute, or 0 for never", c.ScrubEvery)
+	}
+	if c.CheckpointEvery != 0 && c.CheckpointEvery < time.Second {
+		return fmt.Errorf("checkpoint-every %v: at least a second, or 0 for never", c.CheckpointEvery)
 	}
 	if c.Watchdog != 0 && c.Watchdog < 4*time.Second {
 		return fmt.Errorf("watchdog %v: at least 4s, or 0 to watch nothing", c.Watchdog)

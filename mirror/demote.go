@@ -5,27 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
 
-// How an old primary becomes a target: its agent has ended, what only it has had is exported, and its volume is marked as one
-// that a source is to bring in sync. The blocks that differ are found by hash and copied; nothing is moved away by hand.
+// How an old primary becomes a target: what only it has had is exported, and its volume is given up (rejoin.go). Here by its
+// files, when its agent has ended; a running one does it in rejoinagent.go.
 
 // DemoteOptions are what the operator says when ordering a demotion.
 type DemoteOptions struct {
 	// Device and Journal are the files of the volume; Journal "" is beside Device.
-	Device, Journal string
+	Device  string `json:"-"`
+	Journal string `json:"-"`
 	// Node is this host's name, for the export.
-	Node string
+	Node string `json:"-"`
 	// Force demotes a volume that no other host has fenced: its device may be the newest there is.
-	Force bool
+	Force bool `json:"force,omitempty"`
 	// DryRun says what would be exported, and changes nothing but what every start of the agent changes: a torn tail is cut,
 	// what the log has is applied.
-	DryRun bool
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // DemoteResult says what a demotion did.
@@ -35,15 +35,19 @@ type DemoteResult struct {
 	DryRun bool    `json:"dry_run,omitempty"`
 	Export *Export `json:"export"` // nil: every follower had everything
 	// Complete: the export has everything that a follower may lack. Else the log did not reach back to it.
-	Complete bool   `json:"complete"`
-	From     uint64 `json:"from"`
-	Head     uint64 `json:"head"`
-	Bytes    int64  `json:"bytes"` // of log between them
+	Complete bool `json:"complete"`
+	// Exact: From is where this history parts from the new primary's. Else it is what all followers are known to have.
+	Exact   bool   `json:"exact"`
+	From    uint64 `json:"from"`
+	Head    uint64 `json:"head"`
+	Bytes   int64  `json:"bytes"`   // of log between them
+	Records uint64 `json:"records"` // there
+	Writes  uint64 `json:"writes"`  // of these, the ones that change the device or name a point of it
 }
 
-// Demote makes the volume of a primary, whose agent does not run, one that `target` takes: not promotable before a source has
-// brought it in sync. What of its log no follower is known to have is exported first, durably, to divergence-NAME-TIME.log
-// beside the journal.
+// Demote makes the volume of a primary, whose agent does not run, one that `target` takes: promotable by force only before a
+// source has brought it in sync. What of its log the new primary has not, or when that is not known what some follower may
+// not have, is exported first, durably, to divergence-NAME-TIME.log beside the journal.
 func Demote(ctx context.Context, o DemoteOptions, now time.Time) (r DemoteResult, err error) {
 	c := DefaultConfig()
 	c.Device, c.Journal = o.Device, o.Journal
@@ -57,12 +61,7 @@ func Demote(ctx context.Context, o DemoteOptions, now time.Time) (r DemoteResult
 		return r, err
 	}
 	v := opened.v
-	closed := false
-	defer func() {
-		if !closed {
-			err = errors.Join(err, v.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, v.Close()) }() // everything is applied then
 	r.Fenced = v.flags()&stateFenced != 0
 	switch {
 	case v.Role() != RolePrimary:
@@ -72,28 +71,10 @@ func Demote(ctx context.Context, o DemoteOptions, now time.Time) (r DemoteResult
 	case !r.Fenced && !o.Force:
 		return r, fmt.Errorf("refused: no other host has fenced %s, it may be the newest there is: start its source once, while the new primary runs, so that it is told; or say --force", o.Device)
 	}
-	from, complete, err := v.unshared()
-	if err != nil {
+	if err := v.exportOwn(&r, c.journalPath(), o.Node, now); err != nil || o.DryRun {
 		return r, err
 	}
-	head := v.log.Head()
-	r.Complete, r.From, r.Head, r.Bytes = complete, uint64(from), uint64(head), int64(head-from)
-	if o.DryRun {
-		return r, nil
-	}
-	if from < head {
-		path := filepath.Join(filepath.Dir(c.journalPath()), fmt.Sprintf("divergence-%s-%s.log", name, now.UTC().Format("20060102T150405Z")))
-		e, err := v.export(path, o.Node, "what no follower is known to have, before this volume was demoted", from)
-		if err != nil {
-			return r, fmt.Errorf("%w; nothing else was changed", err)
-		}
-		r.Export = &e
-	}
-	closed = true
-	if err := v.Close(); err != nil { // everything is applied now
-		return r, err
-	}
-	return r, demoteJournal(c.journalPath())
+	return r, v.giveUp(journal.LSN(r.From))
 }
 
 // nameOf returns the mirror's name by its journal.
@@ -127,26 +108,4 @@ func (v *Volume) unshared() (from journal.LSN, complete bool, err error) {
 	}
 	from, _, err = v.log.BoundaryBefore(from)
 	return from, true, err
-}
-
-// demoteJournal makes the volume of a journal, which was ended cleanly, a blank secondary, durably.
-func demoteJournal(path string) error {
-	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
-	if err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	l, rec, err := journal.Open(f, journal.Options{})
-	if err != nil {
-		return errors.Join(fmt.Errorf("journal %s: %w", path, err), f.Close())
-	}
-	err = l.WriteAnchor(func(a *journal.Anchor) {
-		a.Role, a.Clean = uint8(RoleSecondary), rec.Clean
-		if a.State&stateFenced == 0 {
-			// The operator has named the loser: of two primaries with generations of one rank the other may feed it
-			// now, and still nobody with an older one.
-			a.Seen.ID = [16]byte{}
-		}
-		a.State = a.State&^(stateFenced|stateLeft) | stateBlank
-	})
-	return errors.Join(err, l.Close())
 }

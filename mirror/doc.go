@@ -20,6 +20,11 @@
 //   - decide (handshake.go), FollowerState (progress.go): pure tables.
 //   - switchover.go: another follower becomes the active one. members.go,
 //     membersets.go: what the members know of each other.
+//   - vote.go, electorate.go: who gives whom the word for a promotion, and who
+//     the members are; ballots.go, memberlist.go, electorstore.go: the agent's
+//     part. autopromote.go: a target that promotes itself.
+//   - Arbiter (arbiter.go, etcd.go): leases who is primary; tenure.go, leased.go:
+//     what may be answered under a lease; leasekeeper.go keeps it.
 //   - resync.go, partial.go, staging.go: the fuzzy copy, of all blocks or of
 //     those that are dirty, and where it is built.
 //   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
@@ -27,6 +32,8 @@
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
 //   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
 //     named points in the order of writes; history that is kept.
+//   - points.go: points in time, and the way back to one. view (view.go): the
+//     device as it was at one LSN, writable; drill.go: how the operator gets it.
 //   - resizelog.go: a log of another size, in a new file that takes the old
 //     one's name, while everything goes on.
 //   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
@@ -36,11 +43,23 @@
 //     (verifyserve.go), their messages (verifywire.go), watch (watch.go): both
 //     sides of a verify; verifyjob.go, verifypace.go, verifyreport.go, checks.go:
 //     what the agent makes of it. scrub.go: rot in the log, found early.
-//   - inspect.go, export.go, demote.go, shadow.go: a log looked at from outside,
-//     and an old primary that becomes a target and keeps what only it had.
+//   - inspect.go, export.go, shadow.go: a log looked at from outside. rejoin.go,
+//     rejoinagent.go, demote.go: an old primary that becomes a follower by what
+//     differs, and keeps what only it had. fetchback.go: what a log has lost.
+//   - handover.go: a planned promotion as a state machine; handoversource.go,
+//     handovertarget.go, handoverstate.go: the agents' sides of it. stepdown.go:
+//     a primary becomes a secondary. failback.go: the way home. follow.go,
+//     memberfile.go: who feeds whom after that, and where they are found.
 //   - Agent (agent.go, feedfollower.go, fedby.go, report.go): one mirror on
-//     this host, and what the operator sees of it.
+//     this host, and what the operator sees of it; pulse.go: that it lives.
+//   - watchdog.go: what ought to move and does not becomes an alarm; alarms that
+//     come and go become events. words.go: what every state means, and what
+//     happens in it by itself; eventkinds.go: every kind of event. measures.go,
+//     otherhost.go: what a monitoring system and a doctor get beyond the status.
 //   - wire.go: the one file that knows package dataport.
+//
+// mirror/hook runs the operator's commands on events, mirror/control answers the
+// command line and Prometheus.
 //
 // # Invariants
 //
@@ -116,7 +135,8 @@
 // OnFullWait a hot follower, too, may hold writers for as long as it takes.
 //
 // A source that just started for the first time opens its front at once; one
-// that starts again asks its followers for a higher generation first.
+// that starts again asks its followers for a higher generation first, and after
+// an unclean end for what its log has lost.
 //
 // A connected follower holds the tail at its base. Writers are slowed smoothly
 // when more than half of the ring is held by it, or not applied yet, so that
@@ -150,6 +170,72 @@
 // staged, which is compared by hash, since it may be of a history that ended.
 // Before a resync is taken over, what the follower's log has and its device has
 // not is staged too: the log is begun anew.
+//
+// # Who feeds whom
+//
+// Roles say it, not who dials: a session carries the log in either direction. A
+// source need not listen anywhere, so one that has handed over goes on dialling its
+// targets and backups, and asks over each session to be fed; who leads feeds it over
+// that one. All others have addresses. A source tells its followers where those are
+// that it feeds; they keep it in a file, and who is promoted dials them. Such a host
+// becomes a follower, for which a mode waits and an alarm is raised, with its first
+// session, not before. After a handover the old source is the active one, expected
+// at once. One volume is fed by one session.
+//
+// A target that handed over keeps its connections, and asks over them, until
+// somebody feeds it; then it hangs up and is dialled. A generation of which the port
+// says that it fences is stored by a secondary, which dials on with it (G5).
+//
+// A planned handover never has two that serve: the source leaves its lead, durably,
+// before it says so, and the target takes it only by that word, of that order. In
+// between nobody leads. Whoever was to lead and is asked again by the other says no
+// more to it (a decline, or the word back) before that one goes on. That two hosts
+// that cannot reach each other are both promoted by hand nothing here prevents.
+//
+// # Promotion
+//
+// With three members or more a promotion that is not forced needs the word of all
+// but one, the promoted one among them. That is a majority of three and of four;
+// of more members it is more than one, since a FLUSH is answered when it is durable
+// at two of them: only so one of the two is always asked. A word is the anchor's
+// seen generation, with the id of the candidate's: stored before it is given, once
+// for a number. The candidate's own is the first, and it begins its generation only
+// while it is still bound to it. A candidate polls first, so that an order that
+// must be refused binds nobody. A vote beside the data flow has a registration
+// of its own at the data port, without a generation: nobody is refused there.
+//
+// The members are a list that the primary makes and tells; the newer list counts.
+// A volume comes in when it is in sync for the first time, and is replaced by another
+// one at its address. The dead stay until an operator removes them. A change is known
+// to the others within a tenth of a second when they are connected: who adds a member
+// while most of the others are away should wait with relying on it.
+//
+// With two members the order itself is the operator's word, or the arbiter decides.
+// Where there is one it decides alone, and its record stands for the members' word:
+// it names who has everything that a FLUSH was answered for, and a FLUSH waits until
+// all whom it may name have what it covers. The lease is asked at the point where
+// something is answered, by the clock that goes on while a machine sleeps.
+//
+// protocolmodel_test.go goes through every order of events within bounds, with
+// these machines and those of the handshake and the word.
+//
+// # Points in time
+//
+// Between applied and head every LSN is a state that the volume can be shown at
+// (a view) and be promoted at; the window is as long as retention holds the
+// applier back. A view takes the overlay's frozen layers up to its LSN and makes
+// one layer of its own of the rest, so it opens at once. It holds nothing back:
+// before a layer that reaches beyond its LSN is applied, the view's state of the
+// blocks in it is copied into its scratch. The other way, to hold the applier at
+// the drill's LSN, would fill the ring in a long drill and stop the source. So a
+// drill costs the applier a read and a write for each block that it overwrites
+// for the first time; when writers have waited a second for that at a stretch,
+// or the scratch is full, the view ends. A cut below its LSN and the takeover
+// of a resync end it too, since the state below it goes.
+//
+// A promotion at a point exports what came after, durably, and then cuts it,
+// committed or not: nothing of it is on the device. Members that have more of that
+// history are diverged from then on, as an old source is.
 //
 // # Disks that fail
 //
@@ -206,6 +292,22 @@
 // what has rotted at a source. The way on from a target that cannot be repaired is
 // promote --force, from before the rot.
 //
-// Not here yet: rejoin after a divergence by what differs alone; Demote makes
-// the volume one that is compared as a whole.
+// # Old primaries
+//
+// A fenced primary asks those it can reach for their history and finds where its
+// own parts from it (F: the last common generation ends there, on either side).
+// Nothing written here beyond F: it follows by itself. Else the operator gives it
+// up, after what lies beyond F is in a file. A volume that was given up is a
+// secondary that keeps its log and device as they are, tail and all; the log is
+// the account of what it has to get back, and by force it can be promoted to its
+// old state (G4). In the handshake it offers its history up to F, as found from
+// the source's hello; what the source changed since F (log or bitmap) and what it
+// itself changed are copied by a partial resync into the staging file, and one
+// anchor takes that over. F not in its log any more, or another chain there: all
+// blocks are compared, and the reason is told. Should F lie below what was
+// exported, more is exported before anything is taken.
+//
+// A primary that starts after an unclean end fetches, before it begins its new
+// generation, what its followers have beyond its log's end: only what continues
+// its chain, no generation record, and from nobody who has seen a higher one.
 package mirror

@@ -3,6 +3,7 @@ package mirror
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"strconv"
 	"strings"
 
 	"mirror-agent/journal"
@@ -15,20 +16,50 @@ type sidecar struct {
 	active         string   // name of the active follower, "" is the first one
 	id             [16]byte // tells the volume from any other of its mirror
 	handed         string   // to whom a source handed over, see handedOver.encode; "": to nobody, or that one leads
+	// Of a volume that another one has replaced: where its history parts from that one's, and from where on it is exported; 0 is
+	// not known, and not exported (rejoin.go).
+	fork, exported journal.LSN
+	candidate      [16]byte // the id of a generation that this volume has given itself its word for, until it has begun it
 }
 
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
 	s.active, s.handed = lines[4], lines[5]
+	s.fork, s.exported = parseLSN(lines[6]), parseLSN(lines[7])
 	if id, err := hex.DecodeString(lines[3]); err == nil {
 		copy(s.id[:], id)
+	}
+	if id, err := hex.DecodeString(lines[8]); err == nil {
+		copy(s.candidate[:], id)
 	}
 	return s
 }
 
 func (s sidecar) encode() []byte {
-	return []byte(s.nbd + "\n" + s.stamp + "\n" + s.pending + "\n" + hex.EncodeToString(s.id[:]) + "\n" + s.active + "\n" + s.handed)
+	text := strings.Join([]string{s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported)}, "\n")
+	if s.candidate != [16]byte{} {
+		text += "\n" + hex.EncodeToString(s.candidate[:])
+	}
+	return []byte(text)
+}
+
+func formatLSN(lsn journal.LSN) string {
+	if lsn == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(lsn), 10)
+}
+
+func parseLSN(s string) journal.LSN {
+	n, _ := strconv.ParseUint(s, 10, 64) // "" and what cannot be are not known
+	return journal.LSN(n)
+}
+
+// forgetFork: the volume has one history again.
+func forgetFork(a *journal.Anchor) {
+	a.State &^= stateDiverged
+	withSidecar(a, func(s *sidecar) { s.fork, s.exported = 0, 0 })
 }
 
 // withSidecar changes the sidecar in an anchor.

@@ -45,8 +45,10 @@ func (a *Agent) receiverFor(l link, session uint64, hello bool) *receiver {
 	r.accept = a.acceptSource
 	r.accepted = func() { a.supersede(session) }
 	r.seen = a.tellGeneration
+	r.diverged = a.exportMore
 	r.members = a.noteMembers
 	r.repaired = func() { a.noteRepaired(l.Peer()) }
+	r.listTold, r.addresses = a.listTold, a.transport.announced
 	r.resynced = func() {
 		a.holdResync(nil)
 		a.event("resynced", l.Peer(), "the copy is complete, consistent from here on")
@@ -66,8 +68,9 @@ func (a *Agent) acceptSource(h *hello) string {
 	mine, theirs := a.v.Generation(), h.generation()
 	if compareRank(theirs, mine) > 0 {
 		reason := fmt.Sprintf("%s is primary of generation %s, this is %s", h.Node, rankString(theirs), rankString(mine))
-		a.spawn(func() { a.fence(reason) })
-		return fmt.Sprintf("%s was primary of generation %s until now and closes; it rejoins when its volume is given up", a.node, rankString(mine))
+		generations := h.Generations
+		a.spawn(func() { a.fence(reason, theirs); a.noteFork(h.Node, generations) })
+		return fmt.Sprintf("%s was primary of generation %s and is fenced; it rejoins when its volume is given up: mirror-agent demote on that host", a.node, rankString(mine))
 	}
 	return fmt.Sprintf("%s is primary of generation %s itself", a.node, rankString(mine))
 }
@@ -85,6 +88,7 @@ func (a *Agent) supersede(session uint64) {
 	}
 	first := a.inbound == nil || a.inbound.session != session
 	a.inbound = a.receivers[session]
+	a.source.level = false // until it is in sync with this one
 	in := a.inbound
 	a.mu.Unlock()
 	for _, o := range others {

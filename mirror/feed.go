@@ -109,6 +109,12 @@ func (v *Volume) cut(lsn journal.LSN) error {
 	if lsn < v.Committed() {
 		return fmt.Errorf("cut at LSN %d below committed %d: %w", lsn, v.Committed(), journal.ErrCommitted)
 	}
+	return v.cutLocked(lsn)
+}
+
+// cutLocked is cut, also of what is committed and not applied yet. applyMu is held.
+func (v *Volume) cutLocked(lsn journal.LSN) error {
+	v.endViews(lsn, errViewCut)
 	if v.dirty.clamp(lsn) { // first: what comes to lie beyond is another history
 		if err := v.setFlags(0, 0); err != nil {
 			return err
@@ -136,8 +142,10 @@ func (v *Volume) undoPromotion() error {
 		return nil
 	}
 	seen := v.Seen()
+	candidate := parseSidecar(v.log.Anchor().Extra).candidate
 	for _, g := range v.History() {
-		if compareRank(g, seen) > 0 && g.First < v.log.Head() {
+		begun := compareRank(g, seen) > 0 || g.ID == candidate && candidate != [16]byte{}
+		if begun && g.First < v.log.Head() {
 			return v.cut(g.First)
 		}
 	}
@@ -156,10 +164,12 @@ func keepBelow(gs []journal.Generation, lsn journal.LSN) []journal.Generation {
 func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation, update func(*journal.Anchor)) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	v.endViews(0, errViewResynced)
 	if err := v.log.Reset(lsn, chain, func(a *journal.Anchor) {
 		a.Generations = gs
 		a.Role = uint8(v.Role())
 		a.Followers = nil // of a time when it was fed by nobody
+		forgetFork(a)
 		update(a)
 	}); err != nil {
 		return v.journalError(err)
@@ -188,6 +198,20 @@ func (v *Volume) see(g journal.Generation) error {
 	}))
 }
 
+// vouch stores that this volume has given its word for g, itself when it is the candidate: from then on it refuses all below.
+func (v *Volume) vouch(g journal.Generation, itself bool) error {
+	return v.journalError(v.log.WriteAnchor(func(a *journal.Anchor) {
+		a.Seen = g
+		withSidecar(a, func(s *sidecar) {
+			s.candidate = [16]byte{}
+			if itself {
+				s.candidate = g.ID
+			}
+		})
+		v.fillAnchor(a)
+	}))
+}
+
 // Seen returns the highest generation that this volume ever met.
 func (v *Volume) Seen() journal.Generation { return v.log.Anchor().Seen }
 
@@ -206,6 +230,11 @@ func (v *Volume) setFlags(set, clear uint32) error {
 // record is durable before anything may be written, and the role changes
 // with the anchor that follows it.
 func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
+	return v.beginAs(major, journal.Generation{})
+}
+
+// beginAs is beginGeneration of the generation that the members gave their word for; the zero one leaves number and id open.
+func (v *Volume) beginAs(major bool, mandate journal.Generation) (journal.Generation, error) {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	if _, err := v.log.Sync(v.log.Head()); err != nil {
@@ -225,6 +254,9 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	if _, err := rand.Read(g.ID[:]); err != nil {
 		return g, err
 	}
+	if mandate.ID != [16]byte{} {
+		g.Major, g.Minor, g.ID = mandate.Major, mandate.Minor, mandate.ID
+	}
 	e := &journal.Entry{Op: journal.OpGeneration, Payload: encodeGeneration(g)}
 	if err := v.log.Append([]*journal.Entry{e}); err != nil {
 		return g, v.journalError(err)
@@ -243,7 +275,8 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 		}
 		if major {
 			a.State &^= stateFenced | stateLeft
-			withSidecar(a, func(s *sidecar) { s.active, s.handed = "", "" }) // of a time when it was primary before
+			forgetFork(a)
+			withSidecar(a, func(s *sidecar) { s.active, s.handed, s.candidate = "", "", [16]byte{} }) // of a time when it was primary before
 		}
 	})
 	if err != nil {
@@ -251,6 +284,9 @@ func (v *Volume) beginGeneration(major bool) (journal.Generation, error) {
 	}
 	v.role.Store(uint32(RolePrimary))
 	v.unclean.Store(false)
+	if major {
+		v.refused.Store(nil)
+	}
 	v.changed()
 	return g, nil
 }

@@ -90,7 +90,7 @@ func (a *Agent) onPortEvent(e portEvent) {
 	case portFenced:
 		reason := fmt.Sprintf("%s has seen generation %s, this is %s", e.by, rankString(portRank(e.generation)), rankString(a.v.Generation()))
 		a.transition(e.follower, followerRefuse, reason)
-		a.spawn(func() { a.fence(reason) })
+		a.spawn(func() { a.fence(reason, portRank(e.generation)) })
 	case portPeerRefused:
 		a.transition(e.follower, followerRefuse, e.text)
 		a.withPromise(func(p *promise) { p.giveUp(e.follower) })
@@ -158,7 +158,14 @@ func (a *Agent) connect(i int) error {
 func (a *Agent) sessionUp(i int, l link, session uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed || a.promise == nil {
+	if a.closed {
+		return
+	}
+	if a.fenced != "" {
+		a.wg.Go(func() { a.askHistory(a.tasks, l) })
+		return
+	}
+	if a.promise == nil {
 		return
 	}
 	f := a.followers[i]
@@ -237,6 +244,10 @@ func (a *Agent) expect(p *promise, spell uint64) {
 // refusal or an error it tries again.
 func (a *Agent) feed(ctx context.Context, l link, i int) {
 	outrun := 0
+	again := make(chan struct{}, 1)
+	a.mu.Lock()
+	a.followers[i].again = again
+	a.mu.Unlock()
 	for fails := 0; ctx.Err() == nil; fails++ {
 		a.mu.Lock()
 		f := a.followers[i]
@@ -245,7 +256,13 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		s.member, s.mirror, s.name, s.node, s.follower = i, id, a.c.Name, a.node, f.name
 		s.agent = a.c.Version
 		s.roster, s.known = a.roster, func(id [16]byte) error { return a.knownAs(i, id) }
-		s.report = func(e followerEvent, reason string) { a.transition(i, e, reason); a.signalStarted(i, e) }
+		s.report = func(e followerEvent, reason string) {
+			a.transition(i, e, reason)
+			a.signalStarted(i, e)
+			a.noteMember(i, s, e)
+		}
+		s.resynced = func(r Resynced) { a.noteResynced(i, r) }
+		s.list = a.listToTell
 		f.sender = s
 		a.mu.Unlock()
 		p.session(i)
@@ -275,7 +292,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		switch {
 		case errors.As(err, &refused) && refused.kind == outcomeFenced:
 			a.transition(i, followerRefuse, refused.reason)
-			a.fence(refused.reason)
+			a.fence(refused.reason, refused.seen)
 			return
 		case errors.As(err, &refused):
 			a.transition(i, followerRefuse, refused.reason)
@@ -302,6 +319,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		select {
 		case <-ctx.Done():
 		case <-l.Done():
+		case <-again:
 		case <-time.After(wait):
 		}
 	}
@@ -388,8 +406,10 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 		return a.onFollow(l, session, b[1:])
 	case kindHandover:
 		return a.onHandover(l, session, b[1:])
-	case kindFetch: // the other side's scrub has found rot
+	case kindFetch: // the other side's scrub has found rot, or it starts after an unclean end
 		return a.v.serveFetch(a.node, a.mirrorID(), b[1:])
+	case kindHistory:
+		return a.serveHistory(), nil
 	case kindAck, kindVerified, kindBroken:
 	default:
 		return a.onFollowerMessage(ctx, l, session, b)
@@ -398,6 +418,12 @@ func (a *Agent) onMessage(ctx context.Context, l link, session uint64, in bool, 
 	var s *sender
 	if i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.session == session }); i >= 0 {
 		s = a.followers[i].sender
+		if again := a.followers[i].again; s == nil && b[0] == kindBroken && again != nil {
+			select {
+			case again <- struct{}{}:
+			default:
+			}
+		}
 	}
 	a.mu.Unlock()
 	if s == nil {

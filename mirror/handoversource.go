@@ -161,11 +161,11 @@ func (a *Agent) handOverAsked(l link, session uint64, m *handoverMessage) (refus
 		limit = DefaultHandoverLimit
 	}
 	h := a.beginHandover(true, m.Node, m.Token, handLead)
-	a.moveHandover(h, handoverAsked)
 	begun = true
 	a.event("handover", m.Node, "asked by %s: the front is closed, within %s %s has to have everything", m.Node, limit, m.Node)
 	a.spawn(func() {
 		defer a.opMu.Unlock()
+		a.moveHandover(h, handoverAsked)
 		a.endHandover(h, a.runHandOver(h, l, s, limit))
 	})
 	return "", false

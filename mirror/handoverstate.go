@@ -86,6 +86,12 @@ func (a *Agent) callerGone(e portEvent) {
 	}
 	e.follower = i
 	a.sessionDown(e)
+	if port := a.dialsToo(i); port != noPort {
+		if l, session := a.transport.session(port); l != nil {
+			a.sessionUp(i, l, session)
+			return
+		}
+	}
 	a.spawn(func() {
 		select {
 		case <-a.tasks.Done():
@@ -99,6 +105,20 @@ func (a *Agent) callerGone(e portEvent) {
 			a.unreachable(i, cmp.Or(e.text, "its connection ended")+"; it dials this host, and has not since")
 		}
 	})
+}
+
+// dialsToo is the port of a follower that has called in, and that this host has dialled as a member too. One that has handed over
+// hangs up as soon as it is fed: from then on it is dialled.
+func (a *Agent) dialsToo(i int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.followers[i]
+	for _, c := range a.candidates {
+		if c.ID == f.id && f.port == noPort {
+			f.port = c.port
+		}
+	}
+	return f.port
 }
 
 // onCallersEvent is about a connection over which this secondary asks to be fed.

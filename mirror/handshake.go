@@ -24,9 +24,10 @@ import (
 //	else                                                   stream from the fork; what the follower has beyond is cut
 type outcome struct {
 	kind   outcomeKind
-	at     journal.LSN // stream, partial: where
-	chain  uint64      // stream: the source's chain value there
-	reason string      // for the operator
+	at     journal.LSN        // stream, partial: where
+	chain  uint64             // stream: the source's chain value there
+	reason string             // for the operator
+	seen   journal.Generation // fenced: what the follower has seen
 }
 
 type outcomeKind int
@@ -68,7 +69,7 @@ func decide(s sourceView, f followerState) outcome {
 	}
 	mine := s.generation()
 	if rank := compareRank(f.Seen, mine); rank > 0 {
-		return outcome{kind: outcomeFenced, reason: fmt.Sprintf("%s has seen generation %s, this is %s", f.Node, rankString(f.Seen), rankString(mine))}
+		return outcome{kind: outcomeFenced, seen: f.Seen, reason: fmt.Sprintf("%s has seen generation %s, this is %s", f.Node, rankString(f.Seen), rankString(mine))}
 	} else if rank == 0 && f.Seen.ID != mine.ID && f.Seen.ID != [16]byte{} {
 		return outcome{kind: outcomeDiverged, reason: fmt.Sprintf("%s knows another generation %s: two primaries were promoted independently; "+
 			"end the agent whose writes do not count, on its host mirror-agent demote --force, and start it as a target", f.Node, rankString(mine))}

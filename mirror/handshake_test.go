@@ -187,7 +187,7 @@ func FuzzFollowerMessages(f *testing.F) {
 	b := make([]byte, recordsHeaderBytes+64)
 	recordsHeader{From: firstLSN}.put(b)
 	f.Add(b)
-	f.Add(hashRequest{Offset: 0, Length: resyncBlockBytes}.encode())
+	f.Add(hashRequest{Offset: 0, Length: resyncBlockBytes, Unit: resyncBlockBytes}.encode())
 	b = make([]byte, blockHeaderBytes+512)
 	blockHeader{Length: 512}.put(b)
 	f.Add(b)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,8 @@ type members struct {
 	// Active: the follower that is told is the active one.
 	Active  bool     `json:"active"`
 	Members []member `json:"members"`
+	// List is who counts for a majority, see electorate.go.
+	List *electorate `json:"list,omitempty"`
 }
 
 // member is a volume of the mirror.
@@ -51,17 +54,20 @@ const tellEvery = time.Second
 // memberTelling is a sender's memory of what it has told.
 type memberTelling struct {
 	last []byte
+	list *electorate
 	at   time.Time
 }
 
 // tellMembers sends what is known of the others, if that is news.
 func (s *sender) tellMembers(ctx context.Context) error {
-	if time.Since(s.members.at) < tellEvery {
-		return nil
+	list := s.list()
+	if time.Since(s.members.at) < tellEvery && (list == nil || s.members.list != nil && !list.newer(s.members.list)) {
+		return nil // who counts is told at once
 	}
-	s.members.at = time.Now()
+	s.members.at, s.members.list = time.Now(), list
 	m := members{Active: s.promise.isActive(s.member), Members: s.v.dirty.others(s.id)}
 	m.Members = append(m.Members, member{ID: s.v.id, Name: s.node, Durable: s.v.log.Durable()})
+	m.List = list
 	s.roster(m.Members)
 	b := encodeJSON(kindMembers, m)
 	if bytes.Equal(b, s.members.last) {
@@ -86,6 +92,12 @@ func (r *receiver) membersTold(b []byte) error {
 	r.mu.Unlock()
 	if !started || r.v.Role() != RoleSecondary {
 		return nil
+	}
+	if m.List != nil {
+		if err := m.List.validate(); err != nil {
+			return fmt.Errorf("%w: %w", errMessage, err)
+		}
+		r.listTold(*m.List)
 	}
 	r.members(m.Members)
 	news := false

@@ -40,7 +40,7 @@ func (n *agentNode) overwrite(fill byte) {
 func (n *agentNode) takesOver() {
 	n.t.Helper()
 	n.awaitState("waiting")
-	if _, err := n.a.Promote(n.t.Context(), PromoteOptions{}); err != nil {
+	if _, err := n.a.Promote(n.t.Context(), PromoteOptions{Force: true}); err != nil { // the other member may be away
 		n.t.Fatal(err)
 	}
 	n.awaitServing()

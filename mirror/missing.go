@@ -38,6 +38,8 @@ type heard struct {
 	peer string
 	at   time.Time
 	head journal.LSN
+	// level: this volume was in sync with it.
+	level bool
 }
 
 // noteHeard keeps what a session's receiver knew of its source. a.mu is held.
@@ -46,7 +48,10 @@ func (a *Agent) noteHeard(in *inbound) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sourceHead > 0 && !r.lastSeen.Before(a.source.at) {
-		a.source = heard{peer: in.link.Peer(), at: r.lastSeen, head: r.sourceHead}
+		a.source = heard{
+			peer: in.link.Peer(), at: r.lastSeen, head: r.sourceHead,
+			level: r.started && r.resyncAll == 0 && behind(r.sourceHead, r.received) <= maxBehindBytes,
+		}
 	}
 }
 

@@ -50,6 +50,9 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	if err != nil || r.Compare != "" {
 		return r.Compare, err
 	}
+	if err := addRewound(set, r.Rewound, c.size); err != nil {
+		return "", err
+	}
 	staged, err := stagedSet(r.Staged, c.size)
 	if err != nil {
 		return "", err
@@ -62,7 +65,7 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	}
 	c.report(followerNeedsResync, out.reason)
 	c.resync.begin(staged.bytes() + set.bytes())
-	if err := staged.each(func(off, end int64) error { return c.run(ctx, off, end, c.compare) }); err != nil {
+	if err := staged.each(func(off, end int64) error { return c.run(ctx, off, end, c.compareFinely) }); err != nil {
 		return "", err
 	}
 	if err := set.each(func(off, end int64) error { return c.run(ctx, off, end, c.copy) }); err != nil {

@@ -185,3 +185,79 @@ func (n *agentNode) knowsMember(o *agentNode) {
 		return slices.ContainsFunc(n.a.members, func(m memberInfo) bool { return m.ID == o.a.v.id && len(m.Addresses) > 0 && m.Fed })
 	})
 }
+
+// TestPlannedOpensLast: when the front of the new primary opens, its generation is durable, and the old source's disk says that it
+// is a secondary which handed over.
+func TestPlannedOpensLast(t *testing.T) {
+	target := newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, target).start()
+	story(t, source, target)
+	source.awaitState("in sync")
+	source.write(1)
+	opened := 0
+	target.front.setOpening(func() error {
+		opened++
+		if a := target.a.v.log.Anchor(); a.Role != uint8(RolePrimary) || a.Seen.Major != 2 || target.a.v.log.Durable() <= a.Seen.First {
+			t.Errorf("the front opens: role %d, seen %s, durable %d", a.Role, rankString(a.Seen), target.a.v.log.Durable())
+		}
+		if a := source.a.v.log.Anchor(); a.Role != uint8(RoleSecondary) || parseSidecar(a.Extra).handed == "" {
+			t.Errorf("the front opens: the old source's disk says role %d, handed over %q", a.Role, parseSidecar(a.Extra).handed)
+		}
+		return nil
+	})
+	target.plan()
+	if opened != 1 {
+		t.Fatalf("opened %d times", opened)
+	}
+	target.holds(target.write(2))
+}
+
+// TestHandoverWords: words that nobody waits for, or of another order, do nothing; a word that is none is refused.
+func TestHandoverWords(t *testing.T) {
+	target := newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, target).start()
+	source.awaitState("in sync")
+	a := target.a
+	if why := a.handoverNews(&handoverMessage{Word: wordHanded, Token: 7}); !strings.Contains(why, "did not wait") {
+		t.Errorf("handed to who has not asked: %q", why)
+	}
+	if _, err := a.Promote(t.Context(), PromoteOptions{Force: false}); err == nil {
+		t.Error("promoted right after that")
+	}
+	a.opMu.Lock()
+	h := a.beginHandover(false, "a source", 8, handAsk)
+	for _, m := range []handoverMessage{{Word: wordHanded, Token: 7}, {Word: wordBack, Token: 7}} {
+		a.handoverNews(&m)
+	}
+	if len(h.news) > 0 {
+		t.Error("the word of another order counts")
+	}
+	a.handoverNews(&handoverMessage{Word: wordBack, Token: 8})
+	if len(h.news) != 1 {
+		t.Error("the word of this order does not count")
+	}
+	a.endHandover(h, nil)
+	a.opMu.Unlock()
+	if _, err := a.onHandover(nil, 1, []byte(`{"word":"surrender"}`)); err == nil {
+		t.Error("an unknown word was taken")
+	}
+	if _, err := a.onHandover(nil, 1, []byte(`{`)); err == nil {
+		t.Error("half a word was taken")
+	}
+	if why := a.invited(&handoverMessage{Word: wordInvite}); !strings.Contains(why, "not home") {
+		t.Errorf("a target was invited: %q", why)
+	}
+	if why, _ := a.handOverAsked(nil, 1, &handoverMessage{Word: wordAsk}); !strings.Contains(why, "does not lead") {
+		t.Errorf("a target was asked: %q", why)
+	}
+	for name, p := range map[string]handedOver{"short": {token: 1, node: "a"}, "spaces": {token: ^uint64(0), node: "a b"}} {
+		if got, ok := parseHandedOver(p.encode()); !ok || got != p {
+			t.Errorf("%s: %+v (%t)", name, got, ok)
+		}
+	}
+	for _, s := range []string{"", "x y", "0000000000000001", "00 y"} {
+		if _, ok := parseHandedOver(s); ok {
+			t.Errorf("%q says to whom", s)
+		}
+	}
+}

@@ -22,7 +22,8 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		a.fenced = fmt.Sprintf("generation %s was met before", rankString(a.v.Seen()))
 		a.mu.Unlock()
 		a.event("fenced", "", "a higher generation was met before this start; the front stays closed")
-		return nil
+		a.tellGeneration()
+		return a.openFollowers() // to ask them where the histories part
 	}
 	if a.v.damageNow() != nil {
 		if err := a.openFollowers(); err != nil {
@@ -31,32 +32,56 @@ func (a *Agent) startPrimary(ctx context.Context) error {
 		a.spawn(func() { a.repairFirst(a.tasks) })
 		return nil
 	}
-	if err := a.beginLead(); err != nil {
-		return err
-	}
 	a.mu.Lock()
 	alone := len(a.c.Target) == 0 && len(a.members) == 0
 	a.mu.Unlock()
-	if alone {
-		return unlessFenced(a.serve(""))
+	if a.unclean && !alone {
+		a.activeAsBefore()
+		if err := a.openFollowers(); err != nil {
+			return err
+		}
+		a.dialMembers()
+		a.spawn(func() { a.fetchBackFirst(a.tasks) })
+		return nil
 	}
-	if err := a.openFollowers(); err != nil {
+	if err := a.beginLead(); err != nil {
 		return err
 	}
-	a.dialMembers()
-	if a.fresh {
+	if !alone {
+		if err := a.openFollowers(); err != nil {
+			return err
+		}
+		a.dialMembers()
+	}
+	switch {
+	case !alone && !a.fresh:
+		a.startAsking(a.c.StartWait)
+	case a.arbiter.Leases():
+		a.startWithLease()
+	default:
 		return unlessFenced(a.serve(""))
 	}
-	a.startAsking()
 	return nil
 }
 
-// startAsking has the followers asked for a higher generation.
-func (a *Agent) startAsking() {
+// activeAsBefore: the follower that was the active one is asked, and fed, first.
+func (a *Agent) activeAsBefore() {
+	active := parseSidecar(a.v.log.Anchor().Extra).active
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, f := range a.followers {
+		if f.name == active {
+			a.current = i
+		}
+	}
+}
+
+// startAsking has the followers asked for a higher generation, for so long before this volume serves alone.
+func (a *Agent) startAsking(wait time.Duration) {
 	a.mu.Lock()
 	a.starting = fmt.Sprintf("asking the followers for a higher generation, for up to %s", a.c.StartWait)
 	a.mu.Unlock()
-	a.spawn(func() { a.askFirst(a.tasks) })
+	a.spawn(func() { a.askFirst(a.tasks, wait) })
 }
 
 // beginLead begins a generation where the last end was not clean, and the mode's promise.
@@ -100,20 +125,25 @@ func (a *Agent) lead() {
 	if current > 0 {
 		p.activate(current, a.v.log.Head())
 	}
+	a.leasePromise(p)
 	a.mu.Lock()
 	a.promise, a.current, a.leading = p, current, time.Now()
 	a.mu.Unlock()
+	if p.lease != nil {
+		a.spawn(func() { a.keepLease(a.tasks, p) })
+	}
 	a.v.gate.Store(&gateBox{p})
+	a.leadMembers()
 }
 
 // tellGeneration has the data port carry this volume's generation, which is
 // stored by now: who is below it is refused there already (G5).
 func (a *Agent) tellGeneration() { a.transport.generation(a.v.log.Anchor().Mirror, a.rank()) }
 
-// rank is what this volume lives by: a primary's own generation, else the
-// highest that it follows.
+// rank is what this volume lives by: a primary's own generation, else, also
+// when it is fenced, the highest that it has seen.
 func (a *Agent) rank() journal.Generation {
-	if a.v.Role() == RolePrimary {
+	if a.v.Role() == RolePrimary && a.v.flags()&stateFenced == 0 {
 		return a.v.Generation()
 	}
 	return a.v.Seen()
@@ -148,8 +178,8 @@ func (a *Agent) askOthers(ctx context.Context) {
 
 // askFirst opens the front of a restarted source once its followers have
 // answered, or when none did in time and alone is allowed.
-func (a *Agent) askFirst(ctx context.Context) {
-	alone := time.NewTimer(a.c.StartWait)
+func (a *Agent) askFirst(ctx context.Context, wait time.Duration) {
+	alone := time.NewTimer(wait)
 	defer alone.Stop()
 	select {
 	case <-ctx.Done():
@@ -171,11 +201,33 @@ func (a *Agent) askFirst(ctx context.Context) {
 			a.event("alone", "", "no follower answered within %s: serving alone (alone: serve)", a.c.StartWait)
 		}
 	}
+	a.serveWithLease(ctx)
+}
+
+// startWithLease opens the front once the arbiter lets this primary serve.
+func (a *Agent) startWithLease() {
+	a.mu.Lock()
+	a.starting = "asking " + a.arbiter.Name() + " for the lease"
+	a.mu.Unlock()
+	a.spawn(func() { a.serveWithLease(a.tasks) })
+}
+
+// serveWithLease opens the front of a source that has started. Where there is an arbiter it waits for its lease first.
+func (a *Agent) serveWithLease(ctx context.Context) {
+	a.mu.Lock()
+	p := a.promise
+	if a.arbiter.Leases() && a.starting != "" {
+		a.starting = "waiting for the lease of " + a.arbiter.Name()
+	}
+	a.mu.Unlock()
+	if a.awaitLease(ctx, p) != nil {
+		return
+	}
 	a.opMu.Lock()
 	defer a.opMu.Unlock()
 	a.mu.Lock()
 	blocked := a.fenced != "" || a.closed
-	blocked = blocked || a.serving
+	blocked = blocked || a.serving || a.v.Role() != RolePrimary // by now it may follow another
 	a.starting = ""
 	a.mu.Unlock()
 	if blocked {
@@ -240,7 +292,7 @@ func (s served) NextData(off int64) (start, end int64, err error) { return s.nex
 func (served) Close() error { return nil }
 
 // fence stops this primary for good: a higher generation exists (G5).
-func (a *Agent) fence(reason string) {
+func (a *Agent) fence(reason string, seen journal.Generation) {
 	a.mu.Lock()
 	if a.fenced != "" {
 		a.mu.Unlock()
@@ -255,10 +307,17 @@ func (a *Agent) fence(reason string) {
 	if p != nil {
 		p.close()
 	}
-	if err := a.v.setFlags(stateFenced, 0); err != nil {
+	if err := a.v.journalError(a.v.log.WriteAnchor(func(x *journal.Anchor) {
+		x.State |= stateFenced
+		if compareRank(seen, x.Seen) > 0 {
+			x.Seen = seen
+		}
+		a.v.fillAnchor(x)
+	})); err != nil {
 		a.log.Error().Err(err).Msg("store that the volume is fenced")
 	}
 	a.event("fenced", "", "%s: the front is closed, nothing more is written here", reason)
+	a.tellGeneration() // as one who knows of the higher: to be let in, and asked what it knows
 	a.signalVerdict(-1)
 }
 

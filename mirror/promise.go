@@ -22,6 +22,8 @@ type promise struct {
 	frozen atomic.Bool   // writes must wait: the fast path of admit
 	pushes atomic.Uint32 // recordsFlags of the mode: the fast path of written
 
+	lease *leased // of an arbiter, or nil; set before the promise is used
+
 	mu     sync.Mutex // guards all below; a leaf
 	w      word
 	wanted journal.LSN   // a FLUSH waits for this
@@ -53,14 +55,14 @@ func (p *promise) updateLocked(change func(w *word)) {
 }
 
 func (p *promise) admit(ctx context.Context) error {
-	for p.frozen.Load() {
+	for p.frozen.Load() || p.lease.over() {
 		p.mu.Lock()
 		moved, closed := p.moved, p.w.closed
 		p.mu.Unlock()
 		if closed {
 			return blockdev.ErrShutdown
 		}
-		if !p.frozen.Load() {
+		if !p.frozen.Load() && !p.lease.over() {
 			break
 		}
 		select {
@@ -91,7 +93,7 @@ func (p *promise) kickLocked() {
 
 func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
 	return p.await(ctx, func() bool {
-		if !p.w.flushed(lsn) {
+		if !p.w.flushed(lsn) || !p.lease.coversLocked(&p.w, lsn, true) {
 			return false
 		}
 		p.w.answer(lsn)
@@ -101,12 +103,12 @@ func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
 
 // written: see gate. What a write waits for is the mode of the moment: who waits when the mode becomes weaker is let go.
 func (p *promise) written(ctx context.Context, lsn journal.LSN) (durable bool, err error) {
-	if p.pushes.Load() == 0 {
+	if p.pushes.Load() == 0 && !p.lease.over() {
 		return false, nil
 	}
 	err = p.await(ctx, func() bool {
 		durable = p.w.mode == ModeDurable
-		return durable || p.w.written(lsn)
+		return durable || p.w.written(lsn) && (p.w.mode != ModeReceive || p.lease.coversLocked(&p.w, lsn, false))
 	})
 	return durable, err
 }
@@ -115,7 +117,7 @@ func (p *promise) written(ctx context.Context, lsn journal.LSN) (durable bool, e
 func (p *promise) await(ctx context.Context, ok func() bool) error {
 	for {
 		p.mu.Lock()
-		if ok() {
+		if !p.lease.over() && ok() {
 			p.mu.Unlock()
 			return nil
 		}
@@ -161,6 +163,9 @@ func (p *promise) add(expected bool) (spell uint64) {
 	p.update(func(w *word) {
 		p.kicks = append(p.kicks, nil)
 		spell = w.add(expected)
+		if p.lease != nil {
+			p.lease.ids = append(p.lease.ids, memberID{})
+		}
 	})
 	return spell
 }

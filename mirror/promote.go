@@ -18,12 +18,18 @@ type PromoteOptions struct {
 	NBD string `json:"nbd"`
 	// DryRun changes nothing: it says whether the promotion would be refused, and what would be missing.
 	DryRun bool `json:"dry_run"`
+	// At is a point to go back to first, see CheckPoint; empty is the newest.
+	At string `json:"at,omitempty"`
 	// Planned asks the source, which lives, to hand over: nothing is lost, and it follows afterwards. See handover.go.
 	Planned bool `json:"planned,omitempty"`
 	// LimitSeconds is how long the source may keep its front closed for that; 0 is DefaultHandoverLimit.
 	LimitSeconds float64 `json:"limit_seconds,omitempty"`
 
-	token uint64 // of the order; 0: a new one
+	back  wayBack // that At means
+	token uint64  // of the order; 0: a new one
+	// auto: nobody has ordered it, see autopromote.go. mandate: what the members or the arbiter agreed upon, if they had to.
+	auto    bool
+	mandate journal.Generation
 }
 
 // PromoteResult tells what a promotion did.
@@ -35,12 +41,17 @@ type PromoteResult struct {
 	Seconds    float64 `json:"seconds"` // from the order to the open front
 	DryRun     bool    `json:"dry_run,omitempty"`
 	Missing    Missing `json:"missing"`
+	// GivenUp is what lay behind the point that was asked for.
+	GivenUp *GivenUp `json:"given_up,omitempty"`
 }
 
 // Promote makes this secondary a primary of a new generation, durable before
 // anything is served, and opens the front at what its log holds.
-func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, error) {
+func (a *Agent) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, error) {
 	began := time.Now()
+	if o.Planned && o.At != "" {
+		return PromoteResult{}, errors.New("refused: a planned promotion loses nothing, one at a point goes back: say one of both")
+	}
 	if o.Planned {
 		return a.promotePlanned(o, began)
 	}
@@ -68,6 +79,9 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 	if a.v.flags()&stateLeft != 0 && !o.Force {
 		return PromoteResult{}, errors.New("refused: the source moved its data flow to another target, what is here is old: promote that target, or say promote --force to go on with this state")
 	}
+	if a.v.flags()&stateDiverged != 0 && !o.Force {
+		return PromoteResult{}, errors.New("refused: this volume was given up, and has not yet got what the new primary has: wait until it is in sync, or say promote --force to go on with its own old state")
+	}
 	if peer, alive := a.sourceAlive(); alive && !o.Force {
 		return PromoteResult{}, fmt.Errorf("refused: %s, the source, is alive: mirror-agent promote --planned has it hand over, nothing is lost; or stop it first, or say promote --force to fence it", peer)
 	}
@@ -75,9 +89,21 @@ func (a *Agent) Promote(_ context.Context, o PromoteOptions) (PromoteResult, err
 		return PromoteResult{}, errors.New("refused: the lead was just left to another host: look at mirror-agent status in some seconds")
 	}
 	missing := a.missing(time.Now())
+	back, err := a.wayBack(o.At)
+	if err != nil {
+		return PromoteResult{}, err
+	}
+	o.back = back
+	if !o.Force {
+		if o.mandate, err = a.mandate(ctx, &o); err != nil {
+			return PromoteResult{}, err
+		}
+		defer a.noLongerRising()
+	}
 	if o.DryRun {
-		head := a.v.log.Head()
-		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(head), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing}, nil
+		return PromoteResult{
+			Generation: rankString(a.v.Generation()), LSN: back.at.LSN, NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: missing, GivenUp: back.givenUp,
+		}, nil
 	}
 	if !o.Force {
 		if err := a.leadAgain(); err != nil {
@@ -92,21 +118,30 @@ var errNoFront = errors.New("refused: no NBD address is configured on this host:
 // takeLead makes this secondary a primary of a new generation and opens the front. from is the source that has handed over and
 // will follow, if one has. opMu is held.
 func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, from *memberInfo) (PromoteResult, error) {
+	a.endDrill(errDrillPromoted)
+	a.voteMu.Lock() // no word for another one from here on
 	a.mu.Lock()
 	a.promoting = true
 	a.mu.Unlock()
 	sources := a.closeInbound() // no record of the old generation from here on
 	var err error
-	if a.v.damageNow() != nil {
+	if o.mandate.Major != 0 && !mayBegin(a.v.Seen(), o.mandate) {
+		err = fmt.Errorf("refused: generation %s was agreed upon meanwhile: promote again, or see which host is primary", rankString(a.v.Seen()))
+	}
+	if err == nil && a.v.damageNow() != nil {
 		err = a.v.giveUpRepair()
+	}
+	if err == nil {
+		err = o.back.goBack(a)
 	}
 	var g journal.Generation
 	if err == nil {
-		g, err = a.v.beginGeneration(true)
+		g, err = a.v.beginAs(true, o.mandate)
 	}
 	a.mu.Lock()
 	a.promoting = false
 	a.mu.Unlock()
+	a.voteMu.Unlock()
 	for _, in := range sources {
 		a.dismiss(in, a.node+" was promoted")
 	}
@@ -134,7 +169,7 @@ func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, fro
 	}
 	return PromoteResult{
 		Generation: rankString(g), LSN: uint64(g.First), NBD: a.nbd, NBDTLS: a.front.Stats().TLS, Seconds: time.Since(began).Seconds(),
-		Missing: missing,
+		Missing: missing, GivenUp: o.back.givenUp,
 	}, nil
 }
 
@@ -146,6 +181,9 @@ func (a *Agent) serveAnyway(o PromoteOptions, began time.Time) (PromoteResult, e
 	a.mu.Unlock()
 	if fenced != "" {
 		return PromoteResult{}, fmt.Errorf("refused: %s: %w", fenced, ErrFenced)
+	}
+	if o.At != "" {
+		return PromoteResult{}, errors.New("refused: this volume is primary; only a target goes back to a point: stop this agent and promote a target --at")
 	}
 	if serving {
 		return PromoteResult{}, errors.New("refused: this volume is already primary and serves")

@@ -42,7 +42,9 @@ const (
 	kindVerify    byte = 20 // Call, verifyRequest → verifyReply, see verifywire.go
 	kindVerified  byte = 21 // follower → source, Send: verifyAnswer
 	kindMembers   byte = 22 // source → follower, Send: what each member of the mirror has, see members.go
+	kindVote      byte = 40 // member → member, Call: ballot → ballotReply, see vote.go and ballots.go
 	kindMemberSet byte = 23 // source → follower, Send: what another member lacks of the history before the follower's log
+	kindHistory   byte = 24 // either way, Call, → historyReply: what a host knows of the mirror's history
 	kindFollow    byte = 30 // follower → source, over a session that the follower dialled: Call, follow → followReply, see follow.go
 	kindHandover  byte = 31 // either way, Call: handoverMessage → handoverReply, see handover.go
 	kindBroken    byte = 10 // follower → source, Send: the stream cannot go on, text says why; shake hands again
@@ -56,7 +58,8 @@ const (
 	blockHeaderBytes   = 24
 	hashBytes          = 16
 	blockZero          = 1
-	// resyncBlockBytes is the unit in which equal blocks are skipped.
+	// resyncBlockBytes is the unit in which equal blocks are skipped; in what an
+	// earlier try has staged it is minDirtyBlock.
 	resyncBlockBytes = 64 << 10
 	// resyncChunkBytes is compared by one call.
 	resyncChunkBytes = 4 << 20
@@ -102,8 +105,14 @@ type followerState struct {
 	Chain       uint64               `json:"chain"`
 	Committed   journal.LSN          `json:"committed"`
 	Ring        int64                `json:"ring"`
-	Agent       string               `json:"agent,omitempty"` // as in hello
-	Time        int64                `json:"time,omitempty"`
+	// Rejoins: it was given up, and shows its history up to where that parts from the source's; Rewinds: it has more, which
+	// goes; Compare: it cannot show that place, for this reason (rejoin.go).
+	Rejoins   bool     `json:"rejoins,omitempty"`
+	Rewinds   bool     `json:"rewinds,omitempty"`
+	Compare   string   `json:"compare,omitempty"`
+	Addresses []string `json:"addresses,omitempty"` // where the other members find it
+	Agent     string   `json:"agent,omitempty"`     // as in hello
+	Time      int64    `json:"time,omitempty"`
 }
 
 // start tells the follower where the stream begins; what it has from there on
@@ -150,7 +159,9 @@ type resyncReply struct {
 	Compare string `json:"compare,omitempty"`
 	// Staged are the blocks of resyncBlockBytes that an earlier try of a
 	// partial resync left, a roaring bitmap: they are to be compared.
-	Staged      []byte `json:"staged,omitempty"`
+	Staged []byte `json:"staged,omitempty"`
+	// Rewound are the blocks, of the size that a dirty set has, that a volume which rejoins has to get back: they are copied.
+	Rewound     []byte `json:"rewound,omitempty"`
 	RetryMillis int64  `json:"retry_ms,omitempty"` // not before
 }
 
@@ -250,13 +261,14 @@ func decodeAck(b []byte) (a ack, err error) {
 
 type hashRequest struct {
 	Offset, Length int64
+	Unit           int64 // bytes of a block: resyncBlockBytes or minDirtyBlock
 	Key            [32]byte
 }
 
 func (r hashRequest) encode() []byte {
 	b := make([]byte, hashesHeaderBytes)
 	b[0] = kindHashes
-	binary.LittleEndian.PutUint32(b[4:], resyncBlockBytes)
+	binary.LittleEndian.PutUint32(b[4:], uint32(r.Unit))
 	binary.LittleEndian.PutUint64(b[8:], uint64(r.Offset))
 	binary.LittleEndian.PutUint64(b[16:], uint64(r.Length))
 	copy(b[24:], r.Key[:])
@@ -267,8 +279,9 @@ func decodeHashRequest(b []byte, size int64) (r hashRequest, err error) {
 	if len(b) != hashesHeaderBytes {
 		return r, fmt.Errorf("%w: hash request of %d bytes", errMessage, len(b))
 	}
-	if n := binary.LittleEndian.Uint32(b[4:]); n != resyncBlockBytes {
-		return r, fmt.Errorf("%w: blocks of %d bytes, %d are possible", errMessage, n, resyncBlockBytes)
+	r.Unit = int64(binary.LittleEndian.Uint32(b[4:]))
+	if r.Unit != resyncBlockBytes && r.Unit != minDirtyBlock {
+		return r, fmt.Errorf("%w: blocks of %d bytes, %d and %d are possible", errMessage, r.Unit, resyncBlockBytes, minDirtyBlock)
 	}
 	off, length := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	if length > resyncChunkBytes || off > uint64(size) || length > uint64(size)-off {

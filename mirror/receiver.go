@@ -42,17 +42,23 @@ type receiver struct {
 	// where it is built fails.
 	resynced    func()
 	stageFailed func(error)
-	members     func([]member) // the source has told of them
 	repaired    func()         // the log, which had rotted, is whole again
+	members     func([]member) // the source has told of them
+	// diverged exports what goes when a volume that was given up rejoins and that is in no export yet.
+	diverged func(divergence) error
+	// listTold is called with the source's list of the members; addresses are where they find this one.
+	listTold  func(electorate)
+	addresses func() []string
 
 	verify *verifyServer
 
-	closed   bool     // guarded by busy
-	staging  *staging // while a resync runs
+	closed   bool        // guarded by busy
+	staging  *staging    // while a resync runs
+	fork     journal.LSN // of a volume that was given up: up to where it offered its history
 	newStage func(size int64) (*staging, error)
 
 	// busy: one message at a time over all receivers of a volume, and none
-	// while one is closed; guards staging and closed.
+	// while one is closed; guards staging, fork and closed.
 	busy *sync.Mutex
 
 	mu         sync.Mutex // guards below
@@ -80,6 +86,7 @@ func newReceiver(v *Volume, l link) *receiver {
 		v: v, l: l, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
 		verify: &verifyServer{v: v, l: l},
 		accept: func(*hello) string { return "" }, adopt: func(string) error { return nil }, accepted: func() {}, seen: func() {}, resynced: func() {}, stageFailed: func(error) {}, repaired: func() {}, members: func([]member) {}, busy: new(sync.Mutex),
+		diverged: func(divergence) error { return nil }, listTold: func(electorate) {}, addresses: func() []string { return nil },
 	}
 	go r.acknowledge(ctx)
 	return r
@@ -218,7 +225,7 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 	f := followerState{
 		Mirror: r.mirror, Name: r.name, Node: r.node, ID: r.v.id, Size: r.v.capacity(), Primary: r.v.Role() == RolePrimary,
 		Blank: a.State&stateBlank != 0, Seen: a.Seen, Generations: r.v.History(),
-		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Agent: r.agent, Time: now.UnixNano(),
+		Head: head, Chain: chain, Committed: r.v.Committed(), Ring: r.v.log.Capacity(), Addresses: r.addresses(), Agent: r.agent, Time: now.UnixNano(),
 	}
 	if f.Blank && h.Mirror != r.mirror {
 		// An empty volume that a first resync of another mirror was cut short
@@ -239,6 +246,11 @@ func (r *receiver) hello(b []byte) ([]byte, error) {
 		r.mu.Lock()
 		r.started, r.resyncAll = false, 0
 		r.mu.Unlock()
+		if a.State&stateDiverged != 0 {
+			if err := r.rewind(&f, &h); err != nil {
+				return nil, err
+			}
+		}
 		if f.Blank {
 			if err := r.adopt(h.Mirror); err != nil {
 				return nil, err
@@ -278,7 +290,16 @@ func (r *receiver) start(b []byte) ([]byte, error) {
 	if chain != s.Chain {
 		return refuse("the log of %s differs at LSN %d", r.node, s.At)
 	}
-	if head := r.v.log.Head(); s.At < head {
+	head := r.v.log.Head()
+	if r.v.flags()&stateDiverged != 0 {
+		if s.At != head {
+			return refuse("%s has a history of its own from LSN %d on", r.node, s.At)
+		}
+		if err := r.v.journalError(r.v.log.WriteAnchor(func(a *journal.Anchor) { forgetFork(a); r.v.fillAnchor(a) })); err != nil {
+			return nil, err
+		}
+	}
+	if s.At < head {
 		if err := r.v.cut(s.At); err != nil {
 			if errors.Is(err, journal.ErrCommitted) {
 				return refuse("%s: %v", r.node, err)

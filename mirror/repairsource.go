@@ -25,7 +25,7 @@ func (a *Agent) repairFirst(ctx context.Context) {
 			}
 			done, err := a.repairFrom(ctx, l)
 			if done {
-				a.repaired(l.Peer())
+				a.repaired(ctx, l.Peer())
 				return
 			}
 			why = err
@@ -77,7 +77,7 @@ func (a *Agent) repairFrom(ctx context.Context, l link) (bool, error) {
 			return false, err
 		}
 		if compareRank(r.Seen, a.v.Seen()) > 0 {
-			a.fence(fmt.Sprintf("%s has seen generation %s, this is %s", l.Peer(), rankString(r.Seen), rankString(a.v.Seen())))
+			a.fence(fmt.Sprintf("%s has seen generation %s, this is %s", l.Peer(), rankString(r.Seen), rankString(a.v.Seen())), r.Seen)
 			return false, ErrFenced
 		}
 		switch {
@@ -96,16 +96,10 @@ func (a *Agent) repairFrom(ctx context.Context, l link) (bool, error) {
 }
 
 // repaired: the log is whole, the start goes on.
-func (a *Agent) repaired(peer string) {
+func (a *Agent) repaired(ctx context.Context, peer string) {
 	a.noteRepaired(peer)
-	a.opMu.Lock()
-	defer a.opMu.Unlock()
-	if err := a.beginLead(); err != nil {
-		a.refuseStart(err)
-		return
-	}
-	a.startAsking()
-	a.feedAgain()
+	a.activeAsBefore()
+	a.fetchBackFirst(ctx)
 }
 
 // noteRepaired: the log is whole by what peer had.

@@ -51,10 +51,7 @@ func (a *Agent) stateLocked(failed error) stateReport {
 	case a.startError != nil:
 		return stateReport{state: "failed", reason: a.startError.Error(), next: "mend that, then restart the agent"}
 	case a.fenced != "":
-		return stateReport{
-			state: "fenced", reason: a.fenced,
-			next: "applications must use the other side now; give this volume up (move device and journal away) and start it as a target of the new primary",
-		}
+		return a.fencedStateLocked()
 	}
 	if a.handing != nil {
 		return a.handingStateLocked()
@@ -73,7 +70,13 @@ func (a *Agent) stateLocked(failed error) stateReport {
 
 func (a *Agent) primaryStateLocked() stateReport {
 	if a.starting != "" {
-		return stateReport{state: "starting", reason: a.starting, next: "the front opens as soon as a follower has answered; start the target, or wait"}
+		return stateReport{state: "starting", reason: a.starting + reasonSuffix(a.lease.problem), next: "the front opens as soon as a follower has answered; start the target, or wait"}
+	}
+	if why := a.frozenLocked(); why != "" {
+		return stateReport{
+			state: stateFrozen, reason: why,
+			next: "it goes on by itself as soon as the lease is renewed: look at the arbiter and the way to it; without it, restart this agent without --arbiter",
+		}
 	}
 	if len(a.followers) == 0 {
 		return stateReport{state: "standalone", reason: "no target is configured", next: "start this source with --target HOST:PORT to mirror it"}
@@ -157,6 +160,12 @@ func (a *Agent) secondaryStateLocked() stateReport {
 	if a.held.err != nil {
 		return a.resyncHeldState(blank)
 	}
+	if a.v.flags()&stateDiverged != 0 {
+		return stateReport{
+			state: "rejoining", reason: "this old primary's volume was given up and waits for the new primary; what is here is its own old state",
+			next: "name this host to the new primary (--target, --backup); it copies what differs",
+		}
+	}
 	if blank {
 		return stateReport{state: "empty", reason: "this volume has never been in sync", next: "start the source with this host as its --target"}
 	}
@@ -181,10 +190,12 @@ func (a *Agent) Status() Status {
 	log := a.v.log
 	stats := a.v.Stats()
 	now := time.Now()
+	electorate := a.electorateStatus()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Name: a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
+		Electorate: electorate,
+		Name:       a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
 		Generation: rankString(a.v.Generation()), Node: a.node, Version: a.c.Version, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
@@ -209,8 +220,12 @@ func (a *Agent) Status() Status {
 	} else {
 		s.Source = a.sourceStatusLocked()
 	}
+	s.Arbiter = a.arbiterStatusLocked()
 	a.alarmsLocked(&s, now)
 	a.checksStatusLocked(&s, now)
+	if d, _, ok := a.Drill(); ok && d.Running {
+		s.Drill = &d
+	}
 	s.Alarms = append(s.Alarms, a.stuck...)
 	return s
 }
@@ -248,7 +263,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 		} else {
 			fs.LagBytes = uint64(head)
 		}
-		fs.DirtyBytes = a.v.dirty.dirtyBytes(f.name)
+		fs.DirtyBytes, fs.Resynced = a.v.dirty.dirtyBytes(f.name), f.resynced
 		if f.sender != nil {
 			fs.Resync = f.sender.resync.status()
 			if fs.Resync != nil {
@@ -292,7 +307,7 @@ func (a *Agent) sourceStatusLocked() *SourceStatus {
 
 func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 	switch s.State {
-	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged:
+	case "failed", "fenced", "degraded", stateDeviceFull, stateDeviceError, stateResyncHeld, stateDamaged, stateFrozen:
 		s.Alarms = append(s.Alarms, Alarm{Name: s.State, Since: s.Since, Reason: s.Reason, NextStep: s.NextStep})
 	}
 	for _, f := range s.Followers {

@@ -33,6 +33,7 @@ type resyncProgress struct {
 func (p *resyncProgress) begin(total int64) {
 	p.total.Store(total)
 	p.done.Store(0)
+	p.sent.Store(0)
 	p.started.Store(time.Now().UnixNano())
 }
 
@@ -45,16 +46,25 @@ func (p *resyncProgress) status() *Progress {
 }
 
 // runResync makes the follower equal and leaves s.sent where its log begins.
-func (s *sender) runResync(ctx context.Context, out outcome) error {
+func (s *sender) runResync(ctx context.Context, out outcome) (err error) {
 	c := &copier{sender: s, size: s.v.size.Load(), block: make([]byte, resyncBlockBytes)}
 	if _, err := rand.Read(c.key[:]); err != nil {
 		return err
 	}
 	p := &s.resync
 	defer p.started.Store(0)
+	done := Resynced{All: true, Started: time.Now()}
+	defer func() {
+		if err == nil {
+			done.Reason, done.Ended = out.reason, time.Now()
+			done.LookedAtBytes, done.SentBytes = p.total.Load(), p.sent.Load()
+			s.resynced(done)
+		}
+	}()
 	if out.kind == outcomePartial {
 		compare, err := c.partial(ctx, out)
 		if err != nil || compare == "" {
+			done.All = false
 			return err
 		}
 		out.reason = fmt.Sprintf("a partial resync cannot be, %s: all blocks are compared", compare)
@@ -175,16 +185,25 @@ func (c *copier) chunk(ctx context.Context, off int64) (int64, error) {
 // compare copies the blocks of [off, end), at most a chunk, whose hashes
 // differ from the follower's.
 func (c *copier) compare(ctx context.Context, off, end int64) error {
-	req := hashRequest{Offset: off, Length: end - off, Key: c.key}
+	return c.compareIn(ctx, resyncBlockBytes, off, end)
+}
+
+// compareFinely is compare for blocks that an earlier try has staged: most of each is as it was, and is not sent again for the rest.
+func (c *copier) compareFinely(ctx context.Context, off, end int64) error {
+	return c.compareIn(ctx, minDirtyBlock, off, end)
+}
+
+func (c *copier) compareIn(ctx context.Context, unit, off, end int64) error {
+	req := hashRequest{Offset: off, Length: end - off, Unit: unit, Key: c.key}
 	hashes, err := c.l.Call(ctx, req.encode())
 	if err != nil {
 		return fmt.Errorf("resync: hashes at %d: %w", off, err)
 	}
-	if want := int(end-off+resyncBlockBytes-1) / resyncBlockBytes * hashBytes; len(hashes) != want {
+	if want := int((end-off+unit-1)/unit) * hashBytes; len(hashes) != want {
 		return fmt.Errorf("resync: %w: %d bytes of hashes instead of %d", errMessage, len(hashes), want)
 	}
 	for ; off < end; hashes = hashes[hashBytes:] {
-		n := min(int64(resyncBlockBytes), end-off)
+		n := min(unit, end-off)
 		zero, err := c.read(off, n)
 		if err != nil {
 			return err

@@ -35,12 +35,16 @@ type sender struct {
 	agent   string                      // version of this program
 	other   atomic.Pointer[HostStatus]  // since the handshake
 	report  func(followerEvent, string) // state of the follower, for the operator
-	resync  resyncProgress
+	// resynced is told of a copy that is complete.
+	resynced func(Resynced)
+	resync   resyncProgress
 	// follower is its name in the anchor, id the volume that answered; "" is
 	// a follower that nothing is kept of.
 	follower string
 	id       [16]byte
-	track    trackView // at the handshake
+	met      followerState      // its answer to the hello
+	list     func() *electorate // what followers are told of the members
+	track    trackView          // at the handshake
 	members  memberTelling
 	roster   func([]member)       // fills in what is not known here
 	known    func([16]byte) error // the volume that answered; an error ends the session's feed
@@ -73,13 +77,17 @@ type sender struct {
 type refusedError struct {
 	kind   outcomeKind
 	reason string
-	retry  time.Duration // not before this is over
+	retry  time.Duration      // not before this is over
+	seen   journal.Generation // outcomeFenced: what the follower has seen
 }
 
 func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
-	return &sender{v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {}, roster: func([]member) {}, known: func([16]byte) error { return nil }}
+	return &sender{
+		v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
+		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {}, list: func() *electorate { return nil },
+	}
 }
 
 func (s *sender) poke() {
@@ -127,7 +135,7 @@ func (s *sender) feed(ctx context.Context) error {
 			return err
 		}
 	default:
-		return &refusedError{kind: out.kind, reason: out.reason}
+		return &refusedError{kind: out.kind, reason: out.reason, seen: out.seen}
 	}
 	s.hold.move(s.sent)
 	s.lived = true
@@ -145,6 +153,7 @@ func (s *sender) goLive() {
 		return
 	}
 	s.streaming.Store(true)
+	s.promise.knows(s.member, s.id)
 	s.count() // the acknowledgement may have come before
 }
 
@@ -174,7 +183,7 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		return outcome{}, fmt.Errorf("hello: %w", err)
 	}
 	s.other.Store(meet(f.Node, f.Agent, f.Time, asked, time.Now()))
-	s.ring, s.id = f.Ring, f.ID
+	s.ring, s.id, s.met = f.Ring, f.ID, f
 	if err := s.known(s.id); err != nil {
 		return outcome{}, err
 	}
@@ -184,6 +193,9 @@ func (s *sender) handshake(ctx context.Context) (outcome, error) {
 		mirror: s.mirror, size: s.v.size.Load(), generations: h.Generations,
 		head: s.v.log.Head(), tail: s.v.intactFrom(), chainAt: s.v.log.ChainAt, track: s.track,
 	}, f)
+	if f.Rejoins {
+		out = s.rejoin(out, &f)
+	}
 	if out.kind == outcomeResync {
 		s.resync.zeroed = f.Zeroed
 	}

@@ -340,13 +340,18 @@ func (r *receiver) beginResync(b []byte) ([]byte, error) {
 	var err error
 	all := m.Size
 	if m.Partial != nil {
-		if reply.Compare, err = r.beginPartial(m.Partial); err != nil {
+		if r.v.flags()&stateDiverged != 0 {
+			reply.Rewound, reply.Compare, err = r.beginRejoin(m.Partial, m.Size)
+		} else {
+			reply.Compare, err = r.beginPartial(m.Partial)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if reply.Compare != "" {
 			return encodeJSON(0, reply)[1:], nil
 		}
-		all = max(m.Partial.Bytes, 1)
+		all = max(m.Partial.Bytes+rewoundBytes(reply.Rewound, m.Size), 1)
 		r.staging, reply.Staged, err = r.openPartial(m.Size)
 	} else {
 		r.staging, err = r.newStage(m.Size)
@@ -425,10 +430,10 @@ func (r *receiver) hashes(b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]byte, 0, resyncChunkBytes/resyncBlockBytes*hashBytes)
+	out := make([]byte, 0, (req.Length+req.Unit-1)/req.Unit*hashBytes)
 	block := make([]byte, resyncBlockBytes)
-	for off := req.Offset; off < req.Offset+req.Length; off += resyncBlockBytes {
-		p := block[:min(int64(resyncBlockBytes), req.Offset+req.Length-off)]
+	for off := req.Offset; off < req.Offset+req.Length; off += req.Unit {
+		p := block[:min(req.Unit, req.Offset+req.Length-off)]
 		if err := r.staging.read(p, off); err != nil {
 			return nil, &stageError{fmt.Errorf("resync: read at %d: %w", off, err)}
 		}

@@ -36,8 +36,12 @@ type Status struct {
 	Source       *SourceStatus    `json:"source,omitempty"`
 	Followers    []FollowerStatus `json:"followers"`
 	Alarms       []Alarm          `json:"alarms"`
-	Verify       *VerifyReport    `json:"verify,omitempty"` // the one that runs or ran last
-	Scrub        *ScrubStatus     `json:"scrub,omitempty"`
+	// Electorate is whose word counts for a promotion; absent where nothing is known of it.
+	Electorate *ElectorateStatus `json:"electorate,omitempty"`
+	Arbiter    *ArbiterStatus    `json:"arbiter,omitempty"` // where one leases who is primary
+	Verify     *VerifyReport     `json:"verify,omitempty"`  // the one that runs or ran last
+	Scrub      *ScrubStatus      `json:"scrub,omitempty"`
+	Drill      *DrillStatus      `json:"drill,omitempty"` // the one that runs
 }
 
 // DeviceStatus describes the backing device.
@@ -154,6 +158,18 @@ type FollowerStatus struct {
 	Trouble    string       `json:"trouble,omitempty"` // of its backing device: device full, device error
 	Resync     *Progress    `json:"resync,omitempty"`
 	Paths      []PathStatus `json:"paths"`
+	// Resynced is the last copy that was completed since this agent's start.
+	Resynced *Resynced `json:"resynced,omitempty"`
+}
+
+// Resynced is a copy that was completed: what it had to look at, and what went over the network for it, bytes.
+type Resynced struct {
+	All           bool      `json:"all"` // all blocks were compared, not only those that had changed
+	Reason        string    `json:"reason"`
+	LookedAtBytes int64     `json:"looked_at_bytes"`
+	SentBytes     int64     `json:"sent_bytes"` // of blocks; records that were written meanwhile are not counted
+	Started       time.Time `json:"started"`
+	Ended         time.Time `json:"ended"`
 }
 
 // Progress of a resync, in bytes of the device.

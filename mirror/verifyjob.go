@@ -274,7 +274,7 @@ func (a *Agent) verifySender(target string) (_ *sender, why string) {
 	case fenced != "":
 		return nil, fenced
 	case a.v.Role() != RolePrimary:
-		return nil, "another host leads now"
+		return nil, fmt.Sprintf("another host leads now, generation %s", rankString(a.v.Seen()))
 	case current != target:
 		return nil, fmt.Sprintf("the data flow moved to %s", current)
 	}

@@ -56,6 +56,9 @@ type Volume struct {
 
 	line waitLine // of the writers that the log or the gate lets wait
 
+	viewsMu sync.Mutex // guards views; held for no I/O
+	views   []*view    // that are open; one comes with applyMu held
+
 	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time
 
 	stateMu     sync.Mutex // guards all below
@@ -143,6 +146,8 @@ const (
 	// stateLeft: the source moved its data flow to another target and said so.
 	// What is here is old; a promotion must be forced.
 	stateLeft
+	// stateDiverged: an old primary's volume that was given up (rejoin.go). Promotable by force only, to its own old state.
+	stateDiverged
 )
 
 // openVolume opens the volume of f (its log) and dev, recovers it, and starts
@@ -397,6 +402,7 @@ func (v *Volume) Close() error {
 	failed := v.failed
 	v.changedLocked()
 	v.stateMu.Unlock()
+	v.endViews(0, blockdev.ErrShutdown)
 	v.stop()
 	<-v.stopped
 	var err error
@@ -416,6 +422,7 @@ func (v *Volume) Abort() error {
 	v.closed = true
 	v.changedLocked()
 	v.stateMu.Unlock()
+	v.endViews(0, blockdev.ErrShutdown)
 	v.stop()
 	<-v.stopped
 	return v.closeFiles()

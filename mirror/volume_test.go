@@ -42,6 +42,7 @@ type host struct {
 	stage   *blockdev.Memory // of a resync
 	removed bool             // stage was
 	dirty   dirtyStore       // nil: nothing is tracked
+	quiet   bool             // its volume makes nothing durable by itself
 }
 
 func newHost(t testing.TB, role Role) *host {
@@ -66,6 +67,10 @@ func testOptions() VolumeOptions {
 
 func (h *host) options() VolumeOptions {
 	o := testOptions()
+	if h.quiet {
+		o = quietOptions()
+		o.Now = nil
+	}
 	o.Dirty = h.dirty
 	return o
 }

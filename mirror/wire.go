@@ -1,12 +1,14 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"mirror-agent/dataport"
 	"mirror-agent/journal"
@@ -51,7 +53,8 @@ type transport interface {
 	removePath(i, id int) error
 	setBandwidth(spec string) error
 	setKeys(key ed25519.PrivateKey, peers []ed25519.PublicKey) error
-	network(i int) *NetworkStatus // of the connection to follower i; nil without one
+	ask(ctx context.Context, addresses []string, question []byte) (answer []byte, err error) // of another member, see ballots.go
+	network(i int) *NetworkStatus                                                            // of the connection to follower i; nil without one
 	close() error
 }
 
@@ -61,6 +64,7 @@ type transport interface {
 type portTransport struct {
 	node *dataport.Node
 	reg  *dataport.Registration
+	asks *dataport.Registration // for what members ask each other; it has no generation, so nobody is refused there
 	a    *Agent
 	c    *Config
 
@@ -92,6 +96,9 @@ func (a *Agent) openTransport(c *Config) error {
 	}
 	t := &portTransport{node: node, a: a, c: c, bandwidth: c.Bandwidth, ports: map[int]*dataport.Port{}}
 	if t.reg, err = node.Register(registrationPrefix+c.Name, portClient{a, t}); err != nil {
+		return errors.Join(err, node.Close())
+	}
+	if t.asks, err = node.Register(asksPrefix+c.Name, askClient{a}); err != nil {
 		return errors.Join(err, node.Close())
 	}
 	a.transport = t
@@ -351,7 +358,54 @@ func pathStatus(ps []dataport.PathStats) []PathStatus {
 	return out
 }
 
+// asksPrefix is for what members ask each other beside the data flow.
+const asksPrefix = "mirror-members/"
+
+// ask connects to another member for one question.
+func (t *portTransport) ask(ctx context.Context, addresses []string, question []byte) ([]byte, error) {
+	p, err := t.asks.Open(ctx, dataport.PortConfig{Target: addresses, Switch: dataport.Manual})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for p.Session() == nil {
+		why, failed := "", 0
+		paths := p.Stats().Paths
+		for _, s := range paths {
+			why = cmp.Or(why, s.Reason)
+			if s.State == dataport.PathBackoff { // tried, in vain
+				failed++
+			}
+		}
+		over := len(paths) > 0 && failed == len(paths)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			over = true
+		}
+		if over {
+			return nil, fmt.Errorf("no connection to %s%s", addresses[0], reasonSuffix(why))
+		}
+	}
+	return p.Call(ctx, question)
+}
+
+// askClient answers what other members ask.
+type askClient struct{ a *Agent }
+
+func (c askClient) OnMessage(ctx context.Context, m dataport.Message) ([]byte, error) {
+	if !m.Session.Peer().Inbound {
+		return nil, nil
+	}
+	return c.a.onAsked(ctx, m.Payload)
+}
+
+func (askClient) OnEvent(dataport.Event) {}
+
 func (t *portTransport) close() error {
+	t.asks.Close()
 	t.reg.Close() // and every port
 	return t.node.Close()
 }

@@ -5,7 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -115,28 +115,33 @@ func parsePackage(t *testing.T) (files []*ast.File, constants map[string]string)
 	t.Helper()
 	set := token.NewFileSet()
 	constants = map[string]string{}
-	pkgs, err := parser.ParseDir(set, ".", func(i fs.FileInfo) bool { return !strings.HasSuffix(i.Name(), "_test.go") }, 0)
+	names, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range pkgs {
-		for _, f := range p.Files {
-			files = append(files, f)
-			ast.Inspect(f, func(n ast.Node) bool {
-				v, ok := n.(*ast.ValueSpec)
-				if !ok {
-					return true
-				}
-				for i, name := range v.Names {
-					if i < len(v.Values) {
-						if b, ok := v.Values[i].(*ast.BasicLit); ok && b.Kind == token.STRING {
-							constants[name.Name], _ = strconv.Unquote(b.Value)
-						}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(set, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+		ast.Inspect(f, func(n ast.Node) bool {
+			v, ok := n.(*ast.ValueSpec)
+			if !ok {
+				return true
+			}
+			for i, name := range v.Names {
+				if i < len(v.Values) {
+					if b, ok := v.Values[i].(*ast.BasicLit); ok && b.Kind == token.STRING {
+						constants[name.Name], _ = strconv.Unquote(b.Value)
 					}
 				}
-				return true
-			})
-		}
+			}
+			return true
+		})
 	}
 	return files, constants
 }

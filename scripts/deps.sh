@@ -16,11 +16,14 @@ packages=(
 	nbd-client
 	qemu-system-x86        # the virtual machine of scripts/vm, with:
 	busybox-static cpio kmod
+	etcd-server            # the arbiter
 	fio
-	e2fsprogs xfsprogs btrfs-progs fuse3
+	e2fsprogs xfsprogs btrfs-progs fuse3 sqlite3
+	systemd dpkg           # units under a real systemd; packages
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
 	shellcheck
+	chromium fonts-dejavu-core # the page, in a browser
 	prometheus             # promtool: rules and metrics of scripts/monitoring
 )
 

@@ -6,6 +6,7 @@
 //	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation; starttls
 //	reply       the format of replies; ask: requests that change nothing; extent: what is data and what a hole
 //	conn        one connection in transmission; work: the buffers and requests of one of its goroutines; drain: its end
+//	times       how long requests take, by command
 //	memory      the buffers of all connections, bounded
 //	Attach      the other side: an export as /dev/nbdN of the kernel, see attach.go; Kernel: its driver by netlink
 //

@@ -82,12 +82,24 @@ func newCheckpointList(a *app) *cobra.Command {
 					a.printf("no checkpoint in the log; `mirror-agent checkpoint create NAME` makes one on the source\n")
 					return nil
 				}
-				w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
-				fmt.Fprintln(w, "NAME\tLSN\tTIME\tAGO")
-				for _, p := range ps {
-					fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", p.Name, p.LSN, p.Time.Local().Format(sinceStamp), formatSpan(time.Since(p.Time)))
+				window, err := cl.Window(ctx)
+				if err != nil {
+					return err
 				}
-				return w.Flush()
+				w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
+				fmt.Fprintln(w, "NAME\tLSN\tTIME\tAGO\tIN WINDOW")
+				for _, p := range ps {
+					in := "no"
+					if p.InWindow {
+						in = "yes"
+					}
+					fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", p.Name, p.LSN, p.Time.Local().Format(sinceStamp), formatSpan(time.Since(p.Time)), in)
+				}
+				if err := w.Flush(); err != nil {
+					return err
+				}
+				a.printf("this host can go back to %s at the earliest, and be drilled or promoted at any point since\n", window.From)
+				return nil
 			})
 		},
 	}

@@ -82,6 +82,10 @@ func (f *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
 	return []mirror.Checkpoint{{Name: "noon", LSN: 4096, Time: testNow}}, nil
 }
 
+func (f *fakeAgent) RemoveMember(_ context.Context, who string) error {
+	return f.note("member remove " + who)
+}
+
 func (f *fakeAgent) ResizeLog(_ context.Context, bytes int64) error {
 	f.state.Log.SizeBytes = bytes - 8192
 	return f.note("log resize " + strconv.FormatInt(bytes, 10))
@@ -105,6 +109,30 @@ func (f *fakeAgent) VerifyReport(context.Context) (mirror.VerifyReport, error) {
 
 func (f *fakeAgent) Scrub(context.Context) error { return f.note("scrub") }
 
+func (f *fakeAgent) Window() (mirror.Window, error) {
+	return mirror.Window{From: mirror.Point{LSN: 1 << 20, Time: testNow}, To: mirror.Point{LSN: 2 << 20, Time: testNow}}, nil
+}
+
+func (f *fakeAgent) StartDrill(_ context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error) {
+	return aDrill(), f.note("drill " + o.At + " " + o.NBD)
+}
+
+func (f *fakeAgent) StopDrill(_ context.Context, id uint64, _ string) (mirror.DrillStatus, error) {
+	d := aDrill()
+	d.Running, d.Ended, d.Reason = false, testNow, "the drill was stopped"
+	return d, f.note(fmt.Sprintf("drill stop %d", id))
+}
+
+func (f *fakeAgent) Drill() (mirror.DrillStatus, <-chan struct{}, bool) { return aDrill(), nil, true }
+
+func aDrill() mirror.DrillStatus {
+	return mirror.DrillStatus{
+		ID: 3, Running: true, Point: mirror.Point{LSN: 2 << 20, Time: testNow}, Started: testNow.Add(-90 * time.Second),
+		NBD: "unix:/run/mirror-agent/vol0.nbd.drill", SizeBytes: 64 << 30, ScratchBytes: 12 << 20, ScratchLimit: 20 << 30,
+		RPOSeconds: 0.8, RPOBytes: 4096, OpenSeconds: 0.0042,
+	}
+}
+
 // verified is a verify that found and repaired something.
 func verified() *mirror.VerifyReport {
 	return &mirror.VerifyReport{
@@ -119,11 +147,19 @@ func verified() *mirror.VerifyReport {
 	}
 }
 
+func (f *fakeAgent) Demote(_ context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	return mirror.DemoteResult{Name: "vol0", DryRun: o.DryRun}, nil
+}
+
 func (f *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	if !o.Force && !o.Planned {
 		return mirror.PromoteResult{}, errors.New("refused: the source was seen 0.2 s ago; end it first, or use --force")
 	}
-	return mirror.PromoteResult{Generation: "4.0", LSN: 4096, NBD: o.NBD, Seconds: 0.21, DryRun: o.DryRun, Missing: mirror.Missing{Known: true, Source: "nyc1", Bytes: 3 << 20, Seconds: 4}}, f.note("promote")
+	var g *mirror.GivenUp
+	if o.At != "" {
+		g = &mirror.GivenUp{From: mirror.Point{LSN: 2048}, To: mirror.Point{LSN: 4096}, Bytes: 2048}
+	}
+	return mirror.PromoteResult{GivenUp: g, Generation: "4.0", LSN: 4096, NBD: o.NBD, Seconds: 0.21, DryRun: o.DryRun, Missing: mirror.Missing{Known: true, Source: "nyc1", Bytes: 3 << 20, Seconds: 4}}, f.note("promote")
 }
 
 func (f *fakeAgent) Failback(_ context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {
@@ -207,6 +243,9 @@ func TestCommands(t *testing.T) {
 		{"checkpoint list --json", 0, "", `"name": "noon"`},
 		{"log resize 96MiB", 0, "log resize 100663296", "vol0: the log has 96 MiB now"},
 		{"log resize 8GiB --json", 0, "log resize 8589934592", `"size_bytes": 8589926400`},
+		{"member remove ams1", 0, "member remove ams1", "vol0: ams1 was removed"},
+		{"member remove", 2, "", "missing argument HOST|ADDRESS|ID"},
+		{"member list", 0, "", "never told"},
 		{"log resize lots", 2, "", "size \"lots\": give a number with a unit"},
 		{"verify", 0, `verify "" 0 false false`, "12,288 bytes in 2 places differed, all repaired"},
 		{"verify --repair --rate 50MiB --direct", 0, `verify "source" 52428800 true false`, "1.0 MiB"},
@@ -219,6 +258,20 @@ func TestCommands(t *testing.T) {
 		{"verify --repair=mine", 2, "", `--repair "mine": choose source or target`},
 		{"verify --rate fast", 2, "", `size "fast"`},
 		{"verify --stop --repair", 2, "", "--stop goes with no other flag that orders something"},
+		{"checkpoint list", 0, "", "go back to LSN 1048576 ("},
+		{"drill start", 0, "drill  ", "drill 3 at LSN 2097152 (20"},
+		{"drill start --at lsn:4096 --nbd unix:/x --json", 0, "drill lsn:4096 unix:/x", `"rpo_seconds": 0.8`},
+		{"drill start --at noon", 2, "", `--at: point "noon": no time of RFC 3339; say a time like 2026-11-22T20:15:00Z, lsn:NUMBER or checkpoint:NAME`},
+		{"drill start --at lsn:x", 2, "", `point "lsn:x"`},
+		{"drill start --at checkpoint:", 2, "", `point "checkpoint:"`},
+		{"drill start --scratch-size lots", 2, "", `--scratch-size: size "lots"`},
+		{"drill start --nbd nowhere", 2, "", "--nbd: "},
+		{"drill stop", 0, "drill stop 0", "drill 3 ended after 1 min 30 s; its scratch of 12 MiB is gone"},
+		{"drill status", 0, "", "0.80 s and 4.0 KiB of log before the newest that is known"},
+		{"drill status --json", 0, "", `"scratch_limit_bytes": 21474836480`},
+		{"drill", 2, "", "name what to do: report, run, start, status, stop"},
+		{"promote --at noon", 2, "", `--at: point "noon"`},
+		{"promote --force --at lsn:2048", 0, "promote", "2048 bytes of log after LSN 2048 are given up, 0s up to LSN 4096"},
 		{"scrub", 0, "scrub", "vol0: the log is being scrubbed"},
 		{"promote", 1, "", "mirror-agent: refused: the source was seen 0.2 s ago; end it first, or use --force\n"},
 		{"promote --force --nbd unix:/x", 0, "promote", "generation 4.0 at LSN 4096, after 0.21 s\n  nyc1 was last heard of 4s ago: 3.0 MiB of its log that it had then are missing; what it wrote since then is not known\n  clients connect to unix:/x   (nbdinfo 'nbd+unix:///?socket=/x')"},

@@ -73,6 +73,9 @@ func (a *app) complete(s *settings, l *loader) error {
 	if err := a.secureFront(s); err != nil {
 		return err
 	}
+	if err := s.page.complete(a.now); err != nil {
+		return err
+	}
 	return a.loadKeys(s)
 }
 
@@ -167,10 +170,21 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	if t := s.front.tls; t != nil {
 		t.warn(log)
 	}
+	pageSocket, err := s.page.listen(log)
+	if err != nil {
+		socket.Close()
+		if metrics != nil {
+			metrics.Close()
+		}
+		return err
+	}
 	front := newFront(log, s.front)
 	agent, err := mirror.Open(ctx, s.config, front)
 	if err != nil {
 		socket.Close()
+		if pageSocket != nil {
+			pageSocket.Close()
+		}
 		if metrics != nil {
 			metrics.Close()
 		}
@@ -180,6 +194,7 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 		}
 		return err
 	}
+	agent.UseDrillFront(newFront(log.With().Str("front", "drill").Logger(), s.front))
 	o := control.DefaultOptions()
 	o.Log = log
 	server := control.NewServer(agent, o)
@@ -196,6 +211,9 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	}()
 	ended := takeKeysAgain(log, agent, again)
 	defer ended()
+	defer supervised(ctx, log, agent.Pulse)()
+	closePage := s.page.serve(log, agent, pageSocket)
+	defer closePage()
 	endMetrics := serveMetrics(metrics, agent, log)
 	endHooks := runHooks(agent, &s, log)
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")

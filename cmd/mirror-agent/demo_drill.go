@@ -280,16 +280,12 @@ func (r *drill) stepKillSource(ctx context.Context) (string, error) {
 
 func (r *drill) stepPromote(ctx context.Context) (string, error) {
 	ordered := time.Now()
-	o := mirror.PromoteOptions{NBD: r.backup.nbd}
+	// The operator knows what the backup cannot: both others are dead.
+	o := mirror.PromoteOptions{NBD: r.backup.nbd, Force: true}
+	r.report.Forced = true
 	result, err := r.backup.client.Promote(ctx, o)
-	detail := ""
 	if err != nil {
-		// The operator knows what the backup cannot: the others are dead.
-		detail = "forced, after: " + err.Error()
-		o.Force, r.report.Forced = true, true
-		if result, err = r.backup.client.Promote(ctx, o); err != nil {
-			return "", err
-		}
+		return "", err
 	}
 	if r.copy, err = r.connect(result.NBD); err != nil {
 		return "", err
@@ -298,10 +294,7 @@ func (r *drill) stepPromote(ctx context.Context) (string, error) {
 		return "", err
 	}
 	r.report.RTO = time.Since(ordered).Seconds()
-	if detail == "" {
-		detail = "generation " + result.Generation
-	}
-	return detail, nil
+	return "generation " + result.Generation + ", forced: the only one of three that is left", nil
 }
 
 func (r *drill) stepCompare(ctx context.Context) (string, error) {

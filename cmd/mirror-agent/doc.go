@@ -8,8 +8,12 @@
 //	load.go       flags, then MIRROR_AGENT_*, then the file → settings
 //	yamlfile.go   the file's keys with their lines; "did you mean"
 //	daemon.go     settings → mirror.Agent + NBD front + control server; keys anew at SIGHUP
+//	page.go       the dashboard's address and who may come in
+//	supervisor.go how the agent is, told to systemd; man.go: the manual pages
 //	socket.go     where the control socket is, and which one is meant
 //	render.go     mirror.Status as text
+//	watch.go      status --watch; metrics.go, hooks.go: what the daemon has beside the mirror
+//	doctor*.go    what is in the way on this host and to the others
 //	front.go      the NBD server and who may reach it; nbdtls.go: its certificates
 //	attach.go     the mirror as /dev/nbdN, and the watch over its links
 //	demo*.go      a source, a target and a backup on this machine; the drill

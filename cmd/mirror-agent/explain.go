@@ -82,6 +82,7 @@ func (v view) explain(w io.Writer, st *mirror.Status) {
 		v.explainFollower(row, &st.Followers[i])
 	}
 	v.explainChecks(row, st)
+	explainDeciders(row, st)
 	for _, a := range st.Alarms {
 		what := v.bad(a.Name)
 		if a.Reason != st.Reason {
@@ -177,6 +178,22 @@ func (v view) explainPaths(row rowWriter, paths []mirror.PathStatus) {
 			reason = ": " + p.Reason
 		}
 		row("", "path %d  %s → %s  %s%s", p.ID, p.Local, p.Remote, v.state(p.State), reason)
+	}
+}
+
+// explainDeciders says who decides about a promotion.
+func explainDeciders(row rowWriter, st *mirror.Status) {
+	if e := st.Electorate; e != nil && len(e.Members) > 0 && st.Arbiter == nil {
+		row("Members", "%s", e.Meaning)
+	}
+	switch a := st.Arbiter; {
+	case a == nil:
+	case a.Held:
+		row("Arbiter", "%s leases this host for %.1f s still", a.Name, a.Seconds)
+	case a.Problem != "":
+		row("Arbiter", "%s: %s", a.Name, a.Problem)
+	default:
+		row("Arbiter", "%s decides which host is primary", a.Name)
 	}
 }
 

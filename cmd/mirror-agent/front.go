@@ -51,9 +51,9 @@ func newFront(log zerolog.Logger, s frontSecurity) *front { return &front{log: l
 func (f *front) Check(address string) error { return f.security.check(address) }
 
 // check refuses an address off loopback without TLS. One that no name server
-// knows passes: to listen there fails anyway.
+// knows passes: to listen there fails anyway; what a socket of systemd's is, Open sees.
 func (s *frontSecurity) check(address string) error {
-	if strings.HasPrefix(address, "unix:") || s.tls != nil || s.insecure {
+	if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "systemd:") || s.tls != nil || s.insecure {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(address)
@@ -130,6 +130,9 @@ func (f *front) options(at net.Addr) (nbd.Options, error) {
 func servedAt(l net.Listener, asked string) string {
 	if strings.HasPrefix(asked, "unix:") {
 		return asked
+	}
+	if l.Addr().Network() == "unix" { // of systemd
+		return "unix:" + l.Addr().String()
 	}
 	return l.Addr().String()
 }

@@ -29,6 +29,7 @@ type settings struct {
 	metrics   string       // HOST:PORT, "" for none
 	hooks     []hook.Hook
 	nbdTLS    nbdTLSFiles
+	page      pageSettings
 	front     frontSecurity // from nbdTLS and --insecure, see secureFront
 	logLevel  zerolog.Level
 	logFormat string
@@ -55,7 +56,7 @@ var keys = []key{
 	text("node", "this host's `NAME` as the other hosts show it (default the host's name)", func(s *settings) *string { return &s.config.NodeName }),
 	size("size", "`SIZE` of the device, like 64GiB (default what the device has)", func(s *settings) *int64 { return &s.config.Size }),
 	{"adopt", "a target takes a device that holds data and overwrites it where it differs", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.Adopt })},
-	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT, off loopback with TLS; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
+	{"nbd", "`ADDR` to serve at, unix:PATH or HOST:PORT, off loopback with TLS, or systemd:NAME, a socket of a .socket unit; on a target used once it is promoted", stringFlag, parsed(parseNBD, func(s *settings) *string { return &s.config.NBD })},
 	text(certSetting, "PEM `FILE` of the NBD server's certificate and chain: TCP clients must use TLS, at a unix socket they may; read again when it changes", func(s *settings) *string { return &s.nbdTLS.cert }),
 	text(keySetting, "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.nbdTLS.key }),
 	text(caSetting, "PEM `FILE` of the authority of the NBD clients' certificates; without it TLS lets every client in", func(s *settings) *string { return &s.nbdTLS.ca }),
@@ -72,15 +73,28 @@ var keys = []key{
 	choice("on-loss", "without any target: continue (alarm, catch up later) or freeze (writes wait)", mirror.ParseOnLoss, func(s *settings) *mirror.OnLoss { return &s.config.OnLoss }),
 	choice("on-full", "a log full of what a connected target has not got: track (writers are slowed for --push-back at most, then its blocks are resynced later) or wait (as long as it takes)", mirror.ParseOnFull, func(s *settings) *mirror.OnFull { return &s.config.OnFull }),
 	duration("push-back", "`TIME` that a connected target may slow writers with --on-full track", func(s *settings) *time.Duration { return &s.config.PushBack }),
+	{"auto-promote", "a target that was in sync promotes itself when its source is lost: with the word of the other members (three or more), or of the arbiter", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.config.AutoPromote })},
+	text("arbiter", "who decides which host is primary: operator (default), or etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// by TLS), which leases that; the same on all hosts", func(s *settings) *string { return &s.config.Arbiter }),
+	duration("arbiter-ttl", "`TIME` of the arbiter's lease, whole seconds: a source that cannot renew it stops answering before it is over", func(s *settings) *time.Duration { return &s.config.ArbiterTTL }),
+	text("arbiter-tls-ca", "PEM `FILE` of the authority of the arbiter's certificate", func(s *settings) *string { return &s.config.ArbiterCA }),
+	text("arbiter-tls-cert", "PEM `FILE` of this host's certificate for the arbiter", func(s *settings) *string { return &s.config.ArbiterCert }),
+	text("arbiter-tls-key", "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.config.ArbiterKey }),
 	choice("alone", "a restarted source that reaches no other host: serve or refuse", mirror.ParseAlone, func(s *settings) *mirror.Alone { return &s.config.Alone }),
 	duration("start-wait", "`TIME` that a restarted source asks the others for a newer generation", func(s *settings) *time.Duration { return &s.config.StartWait }),
 	text("journal", "`FILE` of the log (default the device's name + .journal)", func(s *settings) *string { return &s.config.Journal }),
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
+	duration("checkpoint-every", "`TIME` after which a source names the present point (auto-TIME) if anything was written; 0 is never", func(s *settings) *time.Duration { return &s.config.CheckpointEvery }),
 	duration("scrub-every", "`TIME` between two scrubs of the log, which look for rot; 0 is never", func(s *settings) *time.Duration { return &s.config.ScrubEvery }),
 	duration("watchdog", "`TIME` for which a resync, a catch-up, the applier and the like may stand still before there is an alarm; 0: none", func(s *settings) *time.Duration { return &s.config.Watchdog }),
 	text("control", "control socket's `PATH` (default NAME.sock in /run/mirror-agent or $XDG_RUNTIME_DIR/mirror-agent)", func(s *settings) *string { return &s.control }),
+	{"http", "`HOST:PORT` to show the mirror's page at, for browsers; off loopback with TLS, and a token or clients' certificates", stringFlag, parsed(parseHTTP, func(s *settings) *string { return &s.page.address })},
+	text("http-token", "`FILE` with the word that lets a browser in, 20 characters or more (openssl rand -hex 16), for nobody else to read", func(s *settings) *string { return &s.page.token }),
+	text("http-tls-cert", "PEM `FILE` of the page's certificate and chain", func(s *settings) *string { return &s.page.tls.cert }),
+	text("http-tls-key", "PEM `FILE` of that certificate's private key", func(s *settings) *string { return &s.page.tls.key }),
+	text("http-tls-ca", "PEM `FILE` of the authority of the browsers' certificates; none comes in without one then", func(s *settings) *string { return &s.page.tls.ca }),
+	{"http-control", "the page may also give orders: switch, promote, verify, suspend; needs --http-token or --http-tls-ca", boolFlag, parsed(parseBool, func(s *settings) *bool { return &s.page.control })},
 	{"metrics", "`HOST:PORT` where Prometheus scrapes /metrics, without a host at loopback (default none)", stringFlag, parsed(parseMetrics, func(s *settings) *string { return &s.metrics })},
 	{"hook", "`EVENT[,EVENT]=COMMAND` to run by the shell on these events (README: hooks); give it again for the next", stringArray, setHooks},
 	text("key", "this host's private key `FILE` (default where keygen puts it)", func(s *settings) *string { return &s.keyFile }),
@@ -294,8 +308,11 @@ func parseNBD(w string) (string, error) {
 	if path, ok := strings.CutPrefix(w, "unix:"); ok && path != "" {
 		return w, nil
 	}
+	if strings.HasPrefix(w, "systemd:") {
+		return w, nil
+	}
 	if err := hostPort(w); err != nil {
-		return "", fmt.Errorf("address %q: give unix:PATH or HOST:PORT", w)
+		return "", fmt.Errorf("address %q: give unix:PATH, HOST:PORT or systemd:NAME", w)
 	}
 	return w, nil
 }

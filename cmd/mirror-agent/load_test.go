@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"mirror-agent/mirror"
+	"mirror-agent/mirror/hook"
 )
 
 func load(t *testing.T, a *testApp, role mirror.Role, args ...string) (settings, error) {
@@ -54,6 +55,7 @@ journal: /log/vol0
 journal-size: 1G
 retain-time: 10m
 retain-size: 256MiB
+checkpoint-every: 15m
 scrub-every: 6h
 control: /run/c.sock
 key: /k
@@ -66,6 +68,19 @@ sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
 active-paths: 1
+metrics: 10.1.0.5:9188
+watchdog: 30s
+http: 10.1.0.5:9189
+http-token: /tls/token
+http-tls-cert: /tls/http-cert
+http-tls-key: /tls/http-key
+http-tls-ca: /tls/http-ca
+http-control: true
+hook: "promoted,fenced=logger a, b"
+hooks:
+  - {on: [alarm, mode], run: [/bin/page, "a b"], timeout: 5s}
+  - on: all
+    run: /bin/true
 log-level: debug
 log-format: json
 `
@@ -90,11 +105,18 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
+	c.CheckpointEvery = 15 * time.Minute
 	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
-	c.ActivePaths = 1
+	c.ActivePaths, c.Watchdog, want.metrics = 1, 30*time.Second, "10.1.0.5:9188"
+	want.hooks = []hook.Hook{
+		{On: []string{"promoted", "fenced"}, Run: []string{"/bin/sh", "-c", "logger a, b"}, Timeout: hook.DefaultTimeout},
+		{On: []string{"alarm", "mode"}, Run: []string{"/bin/page", "a b"}, Timeout: 5 * time.Second},
+		{On: []string{"all"}, Run: []string{"/bin/true"}, Timeout: hook.DefaultTimeout},
+	}
 	want.control, want.keyFile, want.peerKeys = "/run/c.sock", "/k", []string{"ed25519:a", "ed25519:b"}
-	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca"}
+	want.nbdTLS = nbdTLSFiles{"/tls/cert", "/tls/key", "/tls/ca", false}
+	want.page = pageSettings{"10.1.0.5:9189", "/tls/token", nbdTLSFiles{"/tls/http-cert", "/tls/http-key", "/tls/http-ca", false}, true, nil}
 	want.logLevel, want.logFormat = 0, "json"
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

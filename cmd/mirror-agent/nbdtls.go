@@ -15,7 +15,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// The TLS of the NBD front: a certificate with its key, and whose clients may
+// The TLS of the NBD front, and of the page: a certificate with its key, and whose clients may
 // come, from PEM files that are read again when they have changed.
 
 const maxPEMBytes = 1 << 20
@@ -28,19 +28,30 @@ const (
 )
 
 // nbdTLSFiles are paths, empty where not given.
-type nbdTLSFiles struct{ cert, key, ca string }
+type nbdTLSFiles struct {
+	cert, key, ca string
+	page          bool // of the page, whose settings have other names
+}
 
-func (f *nbdTLSFiles) none() bool { return *f == nbdTLSFiles{} }
+func (f *nbdTLSFiles) none() bool { return f.cert == "" && f.key == "" && f.ca == "" }
+
+// setting is what this file's setting is called.
+func (f *nbdTLSFiles) setting(name string) string {
+	if f.page {
+		return "http" + strings.TrimPrefix(name, "nbd")
+	}
+	return name
+}
 
 // validate: a certificate and its key, both or neither; nothing else without.
 func (f *nbdTLSFiles) validate() error {
 	switch {
 	case f.cert != "" && f.key == "":
-		return fmt.Errorf("%s %s: the certificate needs its private key too, --%s FILE", certSetting, f.cert, keySetting)
+		return fmt.Errorf("%s %s: the certificate needs its private key too, --%s FILE", f.setting(certSetting), f.cert, f.setting(keySetting))
 	case f.cert == "" && f.key != "":
-		return fmt.Errorf("%s %s: the key needs its certificate too, --%s FILE", keySetting, f.key, certSetting)
+		return fmt.Errorf("%s %s: the key needs its certificate too, --%s FILE", f.setting(keySetting), f.key, f.setting(certSetting))
 	case f.cert == "" && f.ca != "":
-		return fmt.Errorf("%s %s: clients show certificates by TLS only, which needs --%s FILE and --%s FILE", caSetting, f.ca, certSetting, keySetting)
+		return fmt.Errorf("%s %s: clients show certificates by TLS only, which needs --%s FILE and --%s FILE", f.setting(caSetting), f.ca, f.setting(certSetting), f.setting(keySetting))
 	}
 	return nil
 }
@@ -96,26 +107,26 @@ func (t *nbdTLS) load() error {
 	if err != nil {
 		return err
 	}
-	cert, err := readPEM(certSetting, t.files.cert)
+	cert, err := readPEM(t.files.setting(certSetting), t.files.cert)
 	if err != nil {
 		return err
 	}
-	key, err := readPEM(keySetting, t.files.key)
+	key, err := readPEM(t.files.setting(keySetting), t.files.key)
 	if err != nil {
 		return err
 	}
-	chain, err := certificates(certSetting, t.files.cert, cert)
+	chain, err := certificates(t.files.setting(certSetting), t.files.cert, cert)
 	if err != nil {
 		return err
 	}
-	if err := checkKey(t.files.key, key); err != nil {
+	if err := checkKey(t.files.setting(keySetting), t.files.key, key); err != nil {
 		return err
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w; give the key that belongs to the certificate in %s", keySetting, t.files.key, err, t.files.cert)
+		return fmt.Errorf("%s %s: %w; give the key that belongs to the certificate in %s", t.files.setting(keySetting), t.files.key, err, t.files.cert)
 	}
-	warnings := validity(t.now(), certSetting, t.files.cert, chain[:1], "clients will refuse it")
+	warnings := validity(t.now(), t.files.setting(certSetting), t.files.cert, chain[:1], "clients will refuse it")
 	config := &tls.Config{
 		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
 		// A resumed session would skip the look at the client's certificate: the keys of tickets outlive this configuration.
@@ -124,11 +135,11 @@ func (t *nbdTLS) load() error {
 		DynamicRecordSizingDisabled: true,
 	}
 	if t.files.ca != "" {
-		text, err := readPEM(caSetting, t.files.ca)
+		text, err := readPEM(t.files.setting(caSetting), t.files.ca)
 		if err != nil {
 			return err
 		}
-		authorities, err := certificates(caSetting, t.files.ca, text)
+		authorities, err := certificates(t.files.setting(caSetting), t.files.ca, text)
 		if err != nil {
 			return err
 		}
@@ -136,14 +147,14 @@ func (t *nbdTLS) load() error {
 		for _, c := range authorities {
 			config.ClientCAs.AddCert(c)
 		}
-		warnings = append(warnings, validity(t.now(), caSetting, t.files.ca, authorities, "its clients will be refused")...)
+		warnings = append(warnings, validity(t.now(), t.files.setting(caSetting), t.files.ca, authorities, "its clients will be refused")...)
 	}
 	t.config, t.read, t.warnings, t.notAfter, t.refused = config, read, warnings, chain[0].NotAfter, ""
 	return nil
 }
 
 func (t *nbdTLS) stat() (s stamp, err error) {
-	for i, f := range []struct{ setting, path string }{{certSetting, t.files.cert}, {keySetting, t.files.key}, {caSetting, t.files.ca}} {
+	for i, f := range []struct{ setting, path string }{{t.files.setting(certSetting), t.files.cert}, {t.files.setting(keySetting), t.files.key}, {t.files.setting(caSetting), t.files.ca}} {
 		if f.path == "" {
 			continue
 		}
@@ -202,7 +213,7 @@ func readPEM(setting, path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s %s: not a regular file; name a PEM file", setting, path)
 	case info.Size() > maxPEMBytes:
 		return nil, fmt.Errorf("%s %s: %s long, no PEM file is; is it the right file?", setting, path, formatSize(info.Size()))
-	case setting == keySetting && info.Mode().Perm()&0o007 != 0:
+	case isKey(setting) && info.Mode().Perm()&0o007 != 0:
 		return nil, fmt.Errorf("%s %s: mode %04o, everybody may use this private key: chmod o-rwx %[2]s", setting, path, info.Mode().Perm())
 	}
 	text, err := os.ReadFile(path)
@@ -215,8 +226,10 @@ func readPEM(setting, path string) ([]byte, error) {
 	return text, nil
 }
 
+func isKey(setting string) bool { return strings.HasSuffix(setting, "-tls-key") }
+
 func pemCommand(setting string) string {
-	if setting == keySetting {
+	if isKey(setting) {
 		return "pkey"
 	}
 	return "x509"
@@ -262,18 +275,18 @@ func certificates(setting, path string, text []byte) ([]*x509.Certificate, error
 }
 
 // checkKey explains what tls.X509KeyPair says of a key in general terms only.
-func checkKey(path string, text []byte) error {
+func checkKey(setting, path string, text []byte) error {
 	kinds := ""
 	for {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
-			return fmt.Errorf("%s %s: no private key in it, but %q; name the file with the key", keySetting, path, kinds)
+			return fmt.Errorf("%s %s: no private key in it, but %q; name the file with the key", setting, path, kinds)
 		}
 		kinds = block.Type
 		switch {
 		case !strings.HasSuffix(kinds, "PRIVATE KEY"):
 		case kinds == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-			return fmt.Errorf("%s %s: the key is encrypted and nobody is there to be asked for the password; decrypt it: openssl pkey -in %[2]s -out FILE", keySetting, path)
+			return fmt.Errorf("%s %s: the key is encrypted and nobody is there to be asked for the password; decrypt it: openssl pkey -in %[2]s -out FILE", setting, path)
 		default:
 			return nil
 		}

@@ -22,7 +22,7 @@ func tlsFiles(t *testing.T) (nbdTLSFiles, *certtest.Authority) {
 	t.Helper()
 	dir, ca := t.TempDir(), certtest.New(t, "authority")
 	ca.Write(dir, certtest.Server)
-	return nbdTLSFiles{filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"), filepath.Join(dir, "ca-cert.pem")}, ca
+	return nbdTLSFiles{filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"), filepath.Join(dir, "ca-cert.pem"), false}, ca
 }
 
 func TestNBDTLSMistakes(t *testing.T) {
@@ -42,24 +42,24 @@ func TestNBDTLSMistakes(t *testing.T) {
 		{"cert alone", nbdTLSFiles{cert: good.cert}, nil, "nbd-tls-cert " + good.cert + ": the certificate needs its private key too, --nbd-tls-key FILE"},
 		{"key alone", nbdTLSFiles{key: good.key}, nil, "nbd-tls-key " + good.key + ": the key needs its certificate too, --nbd-tls-cert FILE"},
 		{"authority alone", nbdTLSFiles{ca: good.ca}, nil, "needs --nbd-tls-cert FILE and --nbd-tls-key FILE"},
-		{"no cert", nbdTLSFiles{"/no/cert", good.key, ""}, nil, "nbd-tls-cert /no/cert: no such file; put it there or correct --nbd-tls-cert"},
-		{"no key", nbdTLSFiles{good.cert, "/no/key", ""}, nil, "nbd-tls-key /no/key: no such file"},
-		{"no authority", nbdTLSFiles{good.cert, good.key, "/no/ca"}, nil, "nbd-tls-ca /no/ca: no such file"},
-		{"directory", nbdTLSFiles{filepath.Dir(good.cert), good.key, ""}, nil, "not a regular file"},
-		{"below a file", nbdTLSFiles{good.cert + "/x", good.key, ""}, nil, "not a directory; name another file with --nbd-tls-cert"},
-		{"device", nbdTLSFiles{good.cert, good.key, "/dev/zero"}, nil, "not a regular file"},
-		{"empty", nbdTLSFiles{good.cert, good.key, other}, put(other, nil), "nothing in it is PEM"},
-		{"DER cert", nbdTLSFiles{other, good.key, ""}, put(other, der.Bytes), "nothing in it is PEM (-----BEGIN …); convert it, for DER: openssl x509 -inform der -in " + other},
-		{"no PEM key", nbdTLSFiles{good.cert, other, ""}, put(other, []byte("secret")), "openssl pkey -inform der"},
-		{"swapped", nbdTLSFiles{good.key, good.cert, ""}, func(t *testing.T) { chmod(t, good.cert, 0o600) }, `no certificate in it, but "PRIVATE KEY"`},
-		{"two certs", nbdTLSFiles{good.cert, good.cert, ""}, nil, `no private key in it, but "CERTIFICATE"`},
-		{"another key", nbdTLSFiles{good.cert, other, ""}, put(other, key), "private key does not match public key; give the key that belongs to the certificate in " + good.cert},
-		{"damaged cert", nbdTLSFiles{other, good.key, ""}, put(other, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der.Bytes[:100]})), "certificate 1 of it: "},
-		{"damaged key", nbdTLSFiles{good.cert, other, ""}, put(other, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1, 2, 3}})), "failed to parse private key"},
-		{"encrypted key", nbdTLSFiles{good.cert, other, ""}, put(other, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte{1}})), "the key is encrypted"},
-		{"public key", nbdTLSFiles{good.cert, good.key, other}, put(other, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: []byte{1}})), `no certificate in it, but "PUBLIC KEY"`},
-		{"huge", nbdTLSFiles{other, good.key, ""}, put(other, make([]byte, maxPEMBytes+1)), "is it the right file?"},
-		{"key for everybody", nbdTLSFiles{good.cert, other, ""}, func(t *testing.T) { put(other, key)(t); chmod(t, other, 0o644) }, "mode 0644, everybody may use this private key: chmod o-rwx " + other},
+		{"no cert", nbdTLSFiles{"/no/cert", good.key, "", false}, nil, "nbd-tls-cert /no/cert: no such file; put it there or correct --nbd-tls-cert"},
+		{"no key", nbdTLSFiles{good.cert, "/no/key", "", false}, nil, "nbd-tls-key /no/key: no such file"},
+		{"no authority", nbdTLSFiles{good.cert, good.key, "/no/ca", false}, nil, "nbd-tls-ca /no/ca: no such file"},
+		{"directory", nbdTLSFiles{filepath.Dir(good.cert), good.key, "", false}, nil, "not a regular file"},
+		{"below a file", nbdTLSFiles{good.cert + "/x", good.key, "", false}, nil, "not a directory; name another file with --nbd-tls-cert"},
+		{"device", nbdTLSFiles{good.cert, good.key, "/dev/zero", false}, nil, "not a regular file"},
+		{"empty", nbdTLSFiles{good.cert, good.key, other, false}, put(other, nil), "nothing in it is PEM"},
+		{"DER cert", nbdTLSFiles{other, good.key, "", false}, put(other, der.Bytes), "nothing in it is PEM (-----BEGIN …); convert it, for DER: openssl x509 -inform der -in " + other},
+		{"no PEM key", nbdTLSFiles{good.cert, other, "", false}, put(other, []byte("secret")), "openssl pkey -inform der"},
+		{"swapped", nbdTLSFiles{good.key, good.cert, "", false}, func(t *testing.T) { chmod(t, good.cert, 0o600) }, `no certificate in it, but "PRIVATE KEY"`},
+		{"two certs", nbdTLSFiles{good.cert, good.cert, "", false}, nil, `no private key in it, but "CERTIFICATE"`},
+		{"another key", nbdTLSFiles{good.cert, other, "", false}, put(other, key), "private key does not match public key; give the key that belongs to the certificate in " + good.cert},
+		{"damaged cert", nbdTLSFiles{other, good.key, "", false}, put(other, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der.Bytes[:100]})), "certificate 1 of it: "},
+		{"damaged key", nbdTLSFiles{good.cert, other, "", false}, put(other, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1, 2, 3}})), "failed to parse private key"},
+		{"encrypted key", nbdTLSFiles{good.cert, other, "", false}, put(other, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte{1}})), "the key is encrypted"},
+		{"public key", nbdTLSFiles{good.cert, good.key, other, false}, put(other, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: []byte{1}})), `no certificate in it, but "PUBLIC KEY"`},
+		{"huge", nbdTLSFiles{other, good.key, "", false}, put(other, make([]byte, maxPEMBytes+1)), "is it the right file?"},
+		{"key for everybody", nbdTLSFiles{good.cert, other, "", false}, func(t *testing.T) { put(other, key)(t); chmod(t, other, 0o644) }, "mode 0644, everybody may use this private key: chmod o-rwx " + other},
 	} {
 		if tt.spoil != nil {
 			tt.spoil(t)

@@ -21,9 +21,20 @@ func newPromote(a *app) *cobra.Command {
 the target, after the source is gone. Hosts of the old generation are refused
 from then on.
 
-Refused while the source seems alive, or another host is further: --force
-promotes all the same. What only the other hosts had is then not in this copy;
---dry-run says beforehand what that is, as far as this host can know.
+With three members or more (mirror-agent member list) it needs the word of all but
+one of them: none of them further than this host, none fed by a live source. Who
+gives it refuses the old source from then on. With two members nobody can tell a
+dead source from a cut cable, and the order is your word that it is down. Where
+there is an arbiter (--arbiter) that decides.
+
+Refused while the source seems alive, or another host is further, or too few can be
+asked: --force promotes all the same. What only the other hosts had is then not in
+this copy; --dry-run says beforehand what that is, as far as this host can know.
+
+--at goes back first, to a point that the log of this host still has (see
+"mirror-agent checkpoint list"): a time, lsn:NUMBER or checkpoint:NAME. What came
+after it is written to divergence-NAME-TIME.log beside the log before it is given
+up; --dry-run says how much that is.
 
 --planned is for a source that lives: it closes its front when it has answered what
 it was asked, sends the rest of its log, and becomes a secondary that follows this
@@ -37,6 +48,8 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		Example: examples(
 			"mirror-agent promote",
 			"mirror-agent promote --dry-run",
+			"mirror-agent promote --at 2026-11-22T20:15:00Z --dry-run",
+			"mirror-agent promote --at checkpoint:before-upgrade",
 			"mirror-agent promote --planned --limit 10s",
 			"mirror-agent promote --nbd unix:/run/mirror-agent/vol0.nbd --json",
 		),
@@ -47,7 +60,12 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 					return usagef("--nbd: %w", err)
 				}
 			}
+			if err := mirror.CheckPoint(o.At); err != nil {
+				return usagef("--at: %w", err)
+			}
 			switch {
+			case o.Planned && o.At != "":
+				return usagef("--planned and --at exclude each other: planned loses nothing, --at goes back")
 			case o.Planned && o.Force:
 				return usagef("--planned and --force exclude each other: planned is with a source that lives, and loses nothing")
 			case c.Flags().Changed("limit") && !o.Planned:
@@ -73,9 +91,11 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 			}
 			if r.DryRun {
 				a.printf("promote would go on from LSN %d and serve at %s; nothing was changed\n  %s\n", r.LSN, r.NBD, r.Missing)
+				a.printGivenUp(r.GivenUp)
 				return nil
 			}
 			a.printf("primary now: generation %s at LSN %d, after %s\n  %s\n", r.Generation, r.LSN, formatSeconds(r.Seconds), r.Missing)
+			a.printGivenUp(r.GivenUp)
 			if r.NBD != "" {
 				a.printf("  clients connect to %s   (nbdinfo '%s')\n", r.NBD, nbdURI(r.NBD, r.NBDTLS))
 			}
@@ -83,13 +103,20 @@ promoted, unless it was started with --nbd-tls-cert and --nbd-tls-key.`,
 		},
 	}
 	addControlFlags(c)
-	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive or another host is further")
+	c.Flags().BoolVar(&o.Force, "force", false, "promote although the source seems alive, another host is further, or too few have given their word")
+	c.Flags().StringVar(&o.At, "at", "", "`POINT` to go back to first: a time, lsn:NUMBER or checkpoint:NAME")
 	c.Flags().BoolVar(&o.Planned, "planned", false, "have the source, which lives, hand over: nothing is lost")
 	c.Flags().DurationVar(&limit, "limit", mirror.DefaultHandoverLimit, "`TIME` that the source may keep its front closed with --planned")
 	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "say whether it would be refused, and what would be missing; change nothing")
 	c.Flags().StringVar(&o.NBD, "nbd", "", "`ADDR` to serve at (default the target's --nbd)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+func (a *app) printGivenUp(g *mirror.GivenUp) {
+	if g != nil {
+		a.printf("  %s\n", g)
+	}
 }
 
 // nbdURI is an address as libnbd's and qemu's tools want it.

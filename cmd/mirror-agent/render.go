@@ -60,6 +60,9 @@ func (v view) status(w io.Writer, st *mirror.Status) {
 		v.follower(w, label, f)
 	}
 	v.checks(w, st)
+	if st.Drill != nil {
+		fmt.Fprintf(w, "  drill     %s\n", v.drillLine(st.Drill))
+	}
 	v.alarms(w, st)
 	if st.NextStep != "" {
 		fmt.Fprintf(w, "  next      %s\n", st.NextStep)

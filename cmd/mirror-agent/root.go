@@ -66,9 +66,9 @@ func newRoot(a *app) *cobra.Command {
 	}
 	add("daemon", newSource(a), newTarget(a), newRun(a), newDemo(a))
 	add("see", newStatus(a), newEvents(a), newExplain(a), newDoctor(a))
-	add("order", newMode(a), newSuspend(a), newResume(a), newSwitch(a), newPromote(a), newFailback(a), newDemote(a), newPath(a), newListen(a), newBandwidth(a), newResize(a), newCheckpoint(a), newLog(a), newVerify(a), newScrub(a))
+	add("order", newMode(a), newSuspend(a), newResume(a), newSwitch(a), newPromote(a), newFailback(a), newDemote(a), newPath(a), newListen(a), newBandwidth(a), newResize(a), newCheckpoint(a), newDrill(a), newLog(a), newVerify(a), newScrub(a), newMember(a))
 	add("device", newAttach(a), newDetach(a))
-	add("setup", newKeygen(a), newConfig(a), newVersion(a))
+	add("setup", newKeygen(a), newConfig(a), newVersion(a), newMan(a))
 	root.SetCompletionCommandGroupID("setup")
 	root.SetHelpCommandGroupID("setup")
 	return root

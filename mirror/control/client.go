@@ -148,10 +148,21 @@ func (c *Client) ResizeLog(ctx context.Context, bytes int64) (mirror.Status, err
 	return c.command(ctx, "/v1/log/resize", resizeRequest{bytes})
 }
 
+// RemoveMember takes a volume that is gone for good off the list of the members.
+func (c *Client) RemoveMember(ctx context.Context, who string) (mirror.Status, error) {
+	return c.command(ctx, "/v1/member/remove", memberRequest{who})
+}
+
 // Promote makes the secondary a primary.
 func (c *Client) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	var r mirror.PromoteResult
 	return r, c.call(ctx, http.MethodPost, "/v1/promote", o, &r)
+}
+
+// Demote gives up the volume of a fenced primary.
+func (c *Client) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	var r mirror.DemoteResult
+	return r, c.call(ctx, http.MethodPost, "/v1/demote", o, &r)
 }
 
 // Failback brings the lead home; with DryRun it says how far that is.

@@ -12,6 +12,7 @@
 //	POST /v1/promote     {"force": false, "nbd": ""}  mirror.PromoteResult
 //	                     and "planned": true, "limit_seconds": 30, "dry_run": false
 //	POST /v1/failback    {"dry_run": false, "limit_seconds": 30}  mirror.FailbackResult
+//	POST /v1/demote      {"dry_run": false}           mirror.DemoteResult
 //	POST /v1/suspend     {}                           mirror.Status
 //	POST /v1/resume      {}                           mirror.Status
 //	POST /v1/path/reset  {"target": "", "id": 1}      mirror.Status
@@ -29,6 +30,10 @@
 // kind it is: 400 the request makes no sense, 404 and 405 there is no such
 // thing, 409 the agent refused, 413 too long, 503 too many at once or the
 // agent is ending, 504 it took too long.
+//
+// Prometheus is served apart from that, by TCP and read-only: MetricsServer
+// (metrics.go), from one look at the agent for each scrape; metricnames.go is the
+// list of all names, metricvalues.go where their values come from.
 //
 // Main types: Agent is the little that the server needs of a mirror.Agent,
 // Server answers, Client asks, Listen opens the socket.

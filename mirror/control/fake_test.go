@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -22,6 +23,8 @@ type fakeAgent struct {
 	entered chan struct{} // when set, told by every command that waits
 	events  []mirror.Event
 	changed chan struct{}
+	drill   mirror.DrillStatus
+	drilled chan struct{} // closed when it has ended
 }
 
 func newFakeAgent() *fakeAgent {
@@ -132,6 +135,10 @@ func (a *fakeAgent) ResizeLog(ctx context.Context, bytes int64) error {
 	return a.order(ctx, "log resize %d", bytes)
 }
 
+func (a *fakeAgent) RemoveMember(ctx context.Context, who string) error {
+	return a.order(ctx, "member remove %s", who)
+}
+
 func (a *fakeAgent) Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error) {
 	return mirror.VerifyReport{State: mirror.VerifyRunning, Options: o}, a.order(ctx, "verify %+v", o)
 }
@@ -144,11 +151,50 @@ func (a *fakeAgent) VerifyReport(ctx context.Context) (mirror.VerifyReport, erro
 	return mirror.VerifyReport{State: mirror.VerifyDone, Differences: []mirror.Difference{{Offset: 4096, Length: 4096, Kind: "differs"}}}, a.order(ctx, "verify report")
 }
 
+func (a *fakeAgent) Window() (mirror.Window, error) {
+	return mirror.Window{From: mirror.Point{LSN: 4096}, To: mirror.Point{LSN: 8192}}, a.order(context.Background(), "window")
+}
+
+func (a *fakeAgent) StartDrill(ctx context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error) {
+	if err := a.order(ctx, "drill %+v", o); err != nil {
+		return mirror.DrillStatus{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drill = mirror.DrillStatus{ID: a.drill.ID + 1, Running: true, Asked: o.At}
+	a.drilled = make(chan struct{})
+	return a.drill, nil
+}
+
+func (a *fakeAgent) StopDrill(ctx context.Context, id uint64, why string) (mirror.DrillStatus, error) {
+	a.mu.Lock()
+	if !a.drill.Running || id != 0 && id != a.drill.ID {
+		a.mu.Unlock()
+		return mirror.DrillStatus{}, errors.New("no drill runs")
+	}
+	a.drill.Running, a.drill.Reason = false, why
+	close(a.drilled)
+	ended := a.drill
+	a.mu.Unlock()
+	return ended, a.order(ctx, "drill stop %d %s", id, why)
+}
+
+func (a *fakeAgent) Drill() (mirror.DrillStatus, <-chan struct{}, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.drill, a.drilled, a.drill.ID > 0
+}
+
 func (a *fakeAgent) Scrub(ctx context.Context) error { return a.order(ctx, "scrub") }
 
 func (a *fakeAgent) Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
 	err := a.order(ctx, "promote force=%t nbd=%s dry=%t", o.Force, o.NBD, o.DryRun)
 	return mirror.PromoteResult{Generation: "2.0", LSN: 4096, NBD: o.NBD, Seconds: 0.5}, err
+}
+
+func (a *fakeAgent) Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error) {
+	err := a.order(ctx, "demote dry=%t", o.DryRun)
+	return mirror.DemoteResult{Name: "vol0", From: 4096}, err
 }
 
 func (a *fakeAgent) Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error) {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -277,4 +278,32 @@ func text(t *testing.T, m Measured) string {
 		b.WriteString(f.String())
 	}
 	return b.String()
+}
+
+// The README lists every metric with its labels, and no other: on a difference its table is to be mended.
+func TestMetrics_readme(t *testing.T) {
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(b), "<!-- metrics -->")
+	table, _, end := strings.Cut(table, "<!-- end of metrics -->")
+	if !ok || !end {
+		t.Fatal("README.md has no table of metrics between its two comments")
+	}
+	told := map[string]string{}
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(line, "|"); strings.HasPrefix(line, "| `") && len(cells) == 5 {
+			told["mirror_agent_"+strings.Split(cells[1], "`")[1]] = strings.NewReplacer("`", "", " ", "").Replace(cells[2])
+		}
+	}
+	for _, m := range metrics {
+		if labels, ok := told[m.name]; !ok || labels != strings.Join(m.labels[1:], ",") {
+			t.Errorf("%s: README.md says labels %q (%v), it has %q", m.name, labels, ok, m.labels[1:])
+		}
+		delete(told, m.name)
+	}
+	for name := range told {
+		t.Errorf("%s is in README.md and nowhere else", name)
+	}
 }

@@ -38,6 +38,9 @@ type (
 	checkpointRequest struct {
 		Name string `json:"name"`
 	}
+	memberRequest struct {
+		Member string `json:"member"` // its host's name, an address, or its id
+	}
 	errorReply struct {
 		Error string `json:"error"`
 	}
@@ -62,6 +65,7 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/mode", s.answer(o.CommandTimeout, s.setMode))
 	handle("POST", "/v1/switch", s.answer(o.CommandTimeout, s.switchTo))
 	handle("POST", "/v1/promote", s.answer(o.PromoteTimeout, s.promote))
+	handle("POST", "/v1/demote", s.answer(o.PromoteTimeout, s.demote))
 	handle("POST", "/v1/failback", s.answer(o.PromoteTimeout, s.failback))
 	handle("POST", "/v1/suspend", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Suspend)))
 	handle("POST", "/v1/resume", s.answer(o.CommandTimeout, s.plainCommand(s.agent.Resume)))
@@ -77,7 +81,9 @@ func (s *Server) routes() http.Handler {
 	handle("POST", "/v1/checkpoint", s.answer(o.CommandTimeout, s.createCheckpoint))
 	handle("GET", "/v1/checkpoints", s.answer(o.CommandTimeout, func(r *http.Request) (any, error) { return s.agent.Checkpoints(r.Context()) }))
 	handle("POST", "/v1/log/resize", s.answer(o.PromoteTimeout, s.resizeLog))
+	handle("POST", "/v1/member/remove", s.answer(o.CommandTimeout, s.removeMember))
 	s.checks(handle)
+	s.drills(handle)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if m, ok := allowed[r.URL.Path]; ok {
 			w.Header().Set("Allow", m)
@@ -218,6 +224,14 @@ func (s *Server) promote(r *http.Request) (any, error) {
 	return s.agent.Promote(r.Context(), o)
 }
 
+func (s *Server) demote(r *http.Request) (any, error) {
+	var o mirror.DemoteOptions
+	if err := decode(r, &o); err != nil {
+		return nil, err
+	}
+	return s.agent.Demote(r.Context(), o)
+}
+
 func (s *Server) failback(r *http.Request) (any, error) {
 	var o mirror.FailbackOptions
 	if err := decode(r, &o); err != nil {
@@ -300,6 +314,20 @@ func (s *Server) resizeLog(r *http.Request) (any, error) {
 		return nil, badRequestf(http.StatusBadRequest, `log resize: say how large, "size_bytes"`)
 	}
 	if err := s.agent.ResizeLog(r.Context(), q.SizeBytes); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+func (s *Server) removeMember(r *http.Request) (any, error) {
+	var q memberRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Member == "" {
+		return nil, badRequestf(http.StatusBadRequest, `member remove: say which "member": its host's name, an address, or its id`)
+	}
+	if err := s.agent.RemoveMember(r.Context(), q.Member); err != nil {
 		return nil, err
 	}
 	return s.status(), nil

@@ -24,6 +24,7 @@ type Agent interface {
 	SetMode(ctx context.Context, m mirror.Mode) error
 	Switch(ctx context.Context, to string) error
 	Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error)
+	Demote(ctx context.Context, o mirror.DemoteOptions) (mirror.DemoteResult, error)
 	Failback(ctx context.Context, o mirror.FailbackOptions) (mirror.FailbackResult, error)
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
@@ -36,10 +37,18 @@ type Agent interface {
 	CreateCheckpoint(ctx context.Context, name string) (mirror.Checkpoint, error)
 	Checkpoints(ctx context.Context) ([]mirror.Checkpoint, error)
 	ResizeLog(ctx context.Context, bytes int64) error
+	RemoveMember(ctx context.Context, who string) error
 	Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error)
 	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
 	VerifyReport(ctx context.Context) (mirror.VerifyReport, error)
 	Scrub(ctx context.Context) error
+	Window() (mirror.Window, error)
+	StartDrill(ctx context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error)
+	// StopDrill ends a drill, 0 is the one that runs, and returns how it ended.
+	StopDrill(ctx context.Context, id uint64, why string) (mirror.DrillStatus, error)
+	// Drill returns the drill that runs, or the last one, and a channel that
+	// is closed when it has ended.
+	Drill() (mirror.DrillStatus, <-chan struct{}, bool)
 }
 
 // Options of a Server; start from DefaultOptions.

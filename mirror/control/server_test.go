@@ -32,6 +32,9 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.Switch(ctx, "backup"); err != nil {
 		t.Fatal(err)
 	}
+	if r, err := c.Demote(ctx, mirror.DemoteOptions{DryRun: true}); err != nil || r.From != 4096 {
+		t.Fatalf("Demote: %+v, %v", r, err)
+	}
 	r, err := c.Promote(ctx, mirror.PromoteOptions{Force: true, NBD: "unix:/x", DryRun: true})
 	if err != nil || r.Generation != "2.0" || r.LSN != 4096 || r.NBD != "unix:/x" || r.Seconds != 0.5 {
 		t.Fatalf("Promote: %+v, %v", r, err)
@@ -56,6 +59,12 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	}
 	if _, err := c.ResizeLog(ctx, 64<<20); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := c.RemoveMember(ctx, "ams1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RemoveMember(ctx, ""); err == nil || !strings.Contains(err.Error(), "say which") {
+		t.Errorf("nobody was removed: %v", err)
 	}
 	if _, err := c.ResizeLog(ctx, 0); err == nil || !strings.Contains(err.Error(), "size_bytes") {
 		t.Fatalf("a size of 0: %v", err)
@@ -85,7 +94,7 @@ func TestCommandsReachTheAgent(t *testing.T) {
 	if _, err := c.Scrub(ctx); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"mode async", "switch backup", "promote force=true nbd=unix:/x dry=true", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
+	want := []string{"mode async", "switch backup", "demote dry=true", "promote force=true nbd=unix:/x dry=true", "suspend", "resume", "reset 10.1.0.9:7400 2", "remove 10.1.0.9:7400 1", "bandwidth 50MB/s", "log resize 67108864", "member remove ams1", "resize 1073741824", "checkpoint noon", "checkpoints", "verify {Repair:target RateBytes:1048576 NoYield:true Direct:true Resume:false}", "verify stop", "verify report", "scrub"}
 	if !slices.Equal(a.orders, want) {
 		t.Fatalf("orders %q, want %q", a.orders, want)
 	}

@@ -218,6 +218,33 @@ func mustRead(t *testing.T, path string) []byte {
 	return b
 }
 
+// lastWord is a Source whose last event comes, and whose agent ends, right after it was asked for the first time.
+type lastWord struct {
+	*history
+	once sync.Once
+	end  func()
+}
+
+func (l *lastWord) Events(after uint64) (list []mirror.Event, changed <-chan struct{}) {
+	list, changed = l.history.Events(after)
+	l.once.Do(func() { l.add("failed"); l.end() })
+	return list, changed
+}
+
+// What was told right before the end is run, whatever the runner sees first: which of the two is chance, so there are many rounds.
+func TestRun_last(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 20 {
+		out := filepath.Join(dir, strconv.Itoa(i))
+		h := Hook{On: []string{"failed"}, Timeout: time.Minute, Run: shell("echo $MIRROR_EVENT > " + out)}
+		ctx, cancel := context.WithCancel(t.Context())
+		New(&lastWord{history: newHistory(), end: cancel}, []Hook{h}, "/run/x.sock", zerolog.Nop()).Run(ctx)
+		if got := lines(t, out); len(got) != 1 {
+			t.Fatalf("round %d: the last event was lost", i)
+		}
+	}
+}
+
 // What still runs some time after the agent's end is killed.
 func TestRun_end(t *testing.T) {
 	h, pids := newHistory(), filepath.Join(t.TempDir(), "pids")
