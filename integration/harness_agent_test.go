@@ -33,9 +33,6 @@ type agent struct {
 	inside                 []string
 	program, controlWithin string
 
-	// For an agent that is no process of this machine: how it is commanded. It is started and ended by who has it.
-	via func(args ...string) result
-
 	mu    sync.Mutex
 	cmd   *exec.Cmd
 	ended chan struct{}
@@ -206,9 +203,6 @@ func (a *agent) hasEnded() bool {
 // command talks to this agent: mirror-agent ARGS --control SOCKET.
 func (a *agent) command(args ...string) result {
 	a.t.Helper()
-	if a.via != nil {
-		return a.via(args...)
-	}
 	return runAgent(a.t, append(args, "--control", a.control)...)
 }
 

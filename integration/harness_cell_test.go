@@ -32,10 +32,7 @@ type pace struct {
 	files            int   // versions of documents by then; a third of them before it is level
 }
 
-var (
-	usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21}
-	guestPace = pace{80 * time.Millisecond, 200 * time.Millisecond, 10, 60, 6} // one side is in software emulation
-)
+var usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21}
 
 const (
 	cellBytes = 48 << 20
@@ -213,7 +210,7 @@ func (c *cell) judgeBurnt(a *agent, k known, d due, flags ...string) {
 // copyOf prepares an agent with a copy of a follower's files.
 func (c *cell) copyOf(a *agent) *agent {
 	c.t.Helper()
-	if a.via == nil && a.pid() != 0 {
+	if a.pid() != 0 {
 		a.freeze()
 		defer a.thaw()
 		eventually(c.t, startLimit, a.name+" stands still", func() (bool, string) { return standsStill(c.t, a.pid()) })
@@ -238,10 +235,8 @@ func (c *cell) copyOf(a *agent) *agent {
 	b.replaceArg("--device", b.device)
 	b.replaceArg("--journal", filepath.Join(dir, "journal"))
 	b.replaceArg("--nbd", b.nbd)
-	b.replaceArg("--listen", freePort(c.t, "127.0.0.1"))
-	if c.net != nil {
-		b.inside = c.net.bak.inside()
-	}
+	b.replaceArg("--listen", "127.0.0.1:7499")
+	b.inside = c.net.bak.inside()
 	return b
 }
 

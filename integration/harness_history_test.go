@@ -167,6 +167,9 @@ type diligent struct {
 	err     error
 }
 
+// workLimit is what a test waits for at most until its users have done something.
+const workLimit = 2 * time.Minute
+
 const (
 	diligentWriters = 6
 	diligentFlush   = 12 // one request in so many is followed by a FLUSH
@@ -231,7 +234,7 @@ func (d *diligent) end() error {
 func (d *diligent) more(t testing.TB, n int64) {
 	t.Helper()
 	from := d.answers.Load()
-	eventually(t, guestLimit, fmt.Sprintf("%d more requests answered", n), func() (bool, string) {
+	eventually(t, workLimit, fmt.Sprintf("%d more requests answered", n), func() (bool, string) {
 		d.errMu.Lock()
 		defer d.errMu.Unlock()
 		got := d.answers.Load() - from

@@ -121,9 +121,6 @@ func (a *agent) mustStatus() status {
 // test at once.
 func (a *agent) until(within time.Duration, what string, ok func(*status) bool) (found status) {
 	a.t.Helper()
-	if a.via != nil {
-		within += guestLimit
-	}
 	eventually(a.t, within, a.name+": "+what, func() (bool, string) {
 		a.t.Helper()
 		if a.hasEnded() {

@@ -134,7 +134,7 @@ func (s *syncedFiles) moment() [syncedSlots]int {
 
 func (s *syncedFiles) untilSynced(version int) {
 	s.t.Helper()
-	eventually(s.t, guestLimit, fmt.Sprintf("version %d is synced", version), func() (bool, string) {
+	eventually(s.t, workLimit, fmt.Sprintf("version %d is synced", version), func() (bool, string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.synced[version%syncedSlots] >= version, fmt.Sprint(s.newest)

@@ -24,7 +24,6 @@ func faultTargetKilled(c *cell) {
 	c.alarmed()
 	c.client.more(c.t, 100)
 	c.judgeBurnt(c.target, k, promised(c.mode))
-	c.judgeServed(c.source, c.known(), dueState)
 	c.target.start()
 	c.source.untilStreaming("target")
 	c.finish(c.source, "target", c.target)
