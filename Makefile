@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN     := bin/mirror-agent
 
 # What tests wait for at most, per package.
-TEST_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 45m
 TEST_FLAGS   ?=
 REPORT_FLAGS ?=
 # Rooms whose tests also run with the race detector (needs a C compiler).

@@ -70,6 +70,12 @@ path-down-after: 2s
 active-paths: 1
 metrics: 10.1.0.5:9188
 watchdog: 30s
+auto-promote: true
+arbiter: etcds://e1:2379/m
+arbiter-ttl: 20s
+arbiter-tls-ca: /tls/etcd-ca
+arbiter-tls-cert: /tls/etcd-cert
+arbiter-tls-key: /tls/etcd-key
 http: 10.1.0.5:9189
 http-token: /tls/token
 http-tls-cert: /tls/http-cert
@@ -106,6 +112,8 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.CheckpointEvery = 15 * time.Minute
+	c.AutoPromote, c.Arbiter, c.ArbiterTTL = true, "etcds://e1:2379/m", 20*time.Second
+	c.ArbiterCA, c.ArbiterCert, c.ArbiterKey = "/tls/etcd-ca", "/tls/etcd-cert", "/tls/etcd-key"
 	c.ScrubEvery = 6 * time.Hour
 	c.SyncInterval, c.UnreachableAfter, c.PathDownAfter = 250*time.Millisecond, 5*time.Second, 2*time.Second
 	c.ActivePaths, c.Watchdog, want.metrics = 1, 30*time.Second, "10.1.0.5:9188"

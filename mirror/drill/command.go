@@ -70,12 +70,14 @@ func (c *command) wait(ctx context.Context) (output string, err error) {
 		c.signal(syscall.SIGTERM)
 		timer := time.NewTimer(killAfter)
 		defer timer.Stop()
+		var how error // it was told to
 		select {
-		case _ = <-c.ended:
+		case how = <-c.ended:
 		case <-timer.C:
 			c.signal(syscall.SIGKILL)
-			_ = <-c.ended
+			how = <-c.ended
 		}
+		_ = how
 		c.signal(syscall.SIGKILL) // what it left
 		err = context.Cause(ctx)
 	}

@@ -148,8 +148,10 @@ func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err 
 			_, err = run(ctx, "fusermount3", "-u", "-z", dir)
 		}
 		kill()
-		_ = <-over
-		return err
+		if ended := <-over; err != nil {
+			return fmt.Errorf("%w (%v)", err, ended)
+		}
+		return nil
 	})
 	if err := appears(ctx, file, over); err != nil {
 		return nil, err
