@@ -149,7 +149,7 @@ func attachFuse(ctx context.Context, u *undertaker, uri string) (_ *device, err 
 		}
 		kill()
 		if ended := <-over; err != nil {
-			return fmt.Errorf("%w (%v)", err, ended)
+			return fmt.Errorf("%w (%w)", err, ended)
 		}
 		return nil
 	})
