@@ -62,7 +62,9 @@ func leasedMirror(t *testing.T) (*etcdServer, *testMirror) {
 	arbiter := []string{"--arbiter", "etcd://" + e.client + "/mirrors", "--arbiter-ttl", leaseTTL.String()}
 	m := newMirror(t, layout{sourceArgs: append(arbiter, "--start-wait", "3s"), targetArgs: append(arbiter, "--auto-promote", "--unreachable-after", "2s")})
 	m.start()
-	m.source.until(startLimit, "the lease is held, and the target in sync", func(s *status) bool { return s.State == "in sync" })
+	m.source.until(startLimit, "the lease is held, and the arbiter knows that the target is in sync", func(s *status) bool {
+		return s.State == "in sync" && s.Arbiter.Held && s.Arbiter.TargetRecorded
+	})
 	return e, m
 }
 

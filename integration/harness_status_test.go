@@ -22,6 +22,10 @@ type status struct {
 		Path      string `json:"path"`
 		SizeBytes int64  `json:"size_bytes"`
 	} `json:"device"`
+	Arbiter struct {
+		Held           bool `json:"held"`
+		TargetRecorded bool `json:"target_recorded"`
+	} `json:"arbiter"`
 	Log struct {
 		Head      uint64 `json:"head"`
 		Durable   uint64 `json:"durable"`

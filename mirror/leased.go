@@ -96,5 +96,13 @@ func (p *promise) recordDue() bool {
 	return !p.lease.t.fresh || !slices.Equal(p.lease.t.recorded, p.eligibleLocked())
 }
 
+// recordsTarget: the record says that the active target has everything, so that it would be granted the lease.
+func (p *promise) recordsTarget() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := p.eligibleLocked()
+	return p.lease.t.fresh && len(ids) > 0 && slices.Equal(p.lease.t.recorded, ids)
+}
+
 // heldFor is how long the lease is held still, as far as this host goes; negative: for how long it has not been.
 func (l *leased) heldFor() time.Duration { return time.Duration(l.until.Load() - l.now()) }

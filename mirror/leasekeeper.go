@@ -23,7 +23,9 @@ type ArbiterStatus struct {
 	Name    string  `json:"name"`
 	Held    bool    `json:"held"`
 	Seconds float64 `json:"seconds"` // held for so long still
-	Problem string  `json:"problem,omitempty"`
+	// TargetRecorded: the record says that the active target has everything; it would be granted the lease.
+	TargetRecorded bool   `json:"target_recorded"`
+	Problem        string `json:"problem,omitempty"`
 }
 
 // leasePromise gives p its lease: that of a target that was granted one, or none yet.
@@ -165,6 +167,7 @@ func (a *Agent) arbiterStatusLocked() *ArbiterStatus {
 		if left := a.promise.lease.heldFor(); left > 0 {
 			s.Held, s.Seconds = true, left.Seconds()
 		}
+		s.TargetRecorded = a.promise.recordsTarget()
 	}
 	return s
 }
