@@ -102,11 +102,11 @@ func TestPlannedSwaps(t *testing.T) {
 		w.round(t, lead, 50)
 		lead.awaitWithin(plannedWait, "in sync", func(s Status) bool { return s.State == "in sync" }) // or a fast disk writes more than the log keeps
 		stop, ended := make(chan struct{}), make(chan struct{})
+		dev := lead.front.served()
 		go func() { // writes until it is let in no more
 			defer close(ended)
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			dev := lead.front.served()
 			for {
 				select {
 				case <-stop:
