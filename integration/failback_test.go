@@ -135,12 +135,16 @@ func TestPlannedBackup(t *testing.T) {
 	sameFile(t, m.source.device, m.backup.device)
 }
 
-// knows waits until an agent, when it follows, has kept where another one listens.
+// knows waits until an agent, when it follows, has kept where another one is reached: as that one says, or as its source was told.
 func (a *agent) knows(m *testMirror, o *agent) {
 	a.t.Helper()
+	cables := m.toTarget
+	if o == m.backup {
+		cables = m.toBackup
+	}
 	a.until(startLimit, "knows where "+o.name+" listens", func(s *status) bool {
 		b, err := os.ReadFile(m.path(a.name, "journal") + ".members")
-		return s.Role == "primary" || err == nil && strings.Contains(string(b), o.listen[0])
+		return s.Role == "primary" || err == nil && (strings.Contains(string(b), o.listen[0]) || strings.Contains(string(b), cables[0].Addr()))
 	})
 }
 
