@@ -67,7 +67,7 @@ func TestMajority(t *testing.T) {
 	m.backup.start()
 	m.backup.untilRefused("fra2 is ahead", "promote it instead")
 	m.promote(m.target)
-	m.backup.untilRefused("fra2 is primary of generation 2.0")
+	m.backup.untilRefused("fra2, the source, is alive") // it is fed by the new primary
 	c = m.target.dial(startLimit)
 	if err := l.verify(c.read, allFlushed); err != nil {
 		t.Fatalf("on the promoted target: %v", err)
