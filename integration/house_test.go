@@ -27,16 +27,16 @@ const (
 var rooms = map[string][]string{
 	"blockdev":                {},
 	"blockdev/crashtest":      {},
-	"histogram":               {},
-	"blockdev/nbd":            {"blockdev", "histogram"},
+	"blockdev/histogram":      {},
+	"blockdev/nbd":            {"blockdev", "blockdev/histogram"},
 	"blockdev/nbd/kerneltest": {},
 	"blockdev/nbd/certtest":   {},
-	"journal":                 {"histogram"},
+	"journal":                 {"blockdev/histogram"},
 	"dataport":                {},
 	"dataport/dataporttest":   {"dataport"},
 	"mirror/control/page":     {"mirror"},
-	"mirror":                  {"journal", "blockdev", "dataport", "histogram"},
-	"mirror/control":          {"mirror", "histogram"},
+	"mirror":                  {"journal", "blockdev", "dataport", "blockdev/histogram"},
+	"mirror/control":          {"mirror", "blockdev/histogram"},
 	"mirror/drill":            {"mirror"},
 	"mirror/hook":             {"mirror"},
 	"cmd/mirror-agent":        {"*"},
@@ -58,7 +58,7 @@ var testRooms = map[string][]string{
 // topLevel is what may lie in the root.
 var topLevel = []string{
 	"README.md", "Makefile", "go.mod", "go.sum", "LICENSE",
-	"blockdev", "cmd", "dataport", "histogram", "integration", "journal", "mirror", "scripts",
+	"blockdev", "cmd", "dataport", "integration", "journal", "mirror", "scripts",
 	"bin", "bench-data", "demo-data", "mirror-agent", // what .gitignore keeps out
 }
 

@@ -4,7 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mirror-agent/histogram"
+	"mirror-agent/blockdev/histogram"
 )
 
 // Stats is what a Log has done since it was opened. Times are in nanoseconds.

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"mirror-agent/blockdev"
-	"mirror-agent/histogram"
+	"mirror-agent/blockdev/histogram"
 )
 
 // Status is the state of one mirror on this host, as the control API and

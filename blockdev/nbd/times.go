@@ -5,7 +5,7 @@ import (
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
-	"mirror-agent/histogram"
+	"mirror-agent/blockdev/histogram"
 )
 
 // What a request takes: from the moment at which its last byte had been received to the one at which its answer is ready, so

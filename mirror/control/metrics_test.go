@@ -18,7 +18,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 
-	"mirror-agent/histogram"
+	"mirror-agent/blockdev/histogram"
 	"mirror-agent/mirror"
 )
 

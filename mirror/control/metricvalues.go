@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"mirror-agent/histogram"
+	"mirror-agent/blockdev/histogram"
 	"mirror-agent/mirror"
 )
 
