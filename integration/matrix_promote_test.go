@@ -84,7 +84,8 @@ func (c *cell) asTarget(name, listen string) *agent {
 	return a
 }
 
-// faultDoublePromote: the source is lost, and two who do not hear of each other promote both the target and the hot backup, each twice.
+// faultDoublePromote: the source is lost, and two who do not hear of each other promote both the target and the hot backup by force (without,
+// neither has the word of a majority), each twice.
 // When the two meet, neither takes anything of the other, and both say why; the operator demotes one of them.
 func faultDoublePromote(c *cell) {
 	between := c.net.joinTargetAndBackup()
@@ -140,14 +141,14 @@ func faultDoublePromote(c *cell) {
 func (c *cell) promoteTwice(a *agent) {
 	c.t.Helper()
 	eventually(c.t, portLimit, "a dry run of the promotion is accepted", func() (bool, string) {
-		r := a.command("promote", "--dry-run")
+		r := a.command("promote", "--force", "--dry-run")
 		return r.code == 0, r.stderr
 	})
 	before := a.mustStatus().Generation
 	var results [2]result
 	var wg sync.WaitGroup
 	for i := range results {
-		wg.Go(func() { results[i] = a.command("promote") })
+		wg.Go(func() { results[i] = a.command("promote", "--force") })
 	}
 	wg.Wait()
 	if results[0].code != 0 && results[1].code != 0 {

@@ -18,7 +18,7 @@ type matrixFault struct {
 
 var matrix = []matrixFault{
 	{name: "backup killed in resync", played: "a cold backup that was in sync once gets the flow again and is killed while the difference is copied", told: "source: resync, then degraded, alarm", lay: netLayout{toBackup: 2}, play: faultBackupKilled},
-	{name: "double promote", played: "the source is lost, target and hot backup are both promoted, each by two orders at once, written to, and meet; one is demoted", told: "target: degraded, two primaries", lay: netLayout{toBackup: 2, sourceArgs: []string{"--backups", "hot"}}, play: faultDoublePromote},
+	{name: "double promote", played: "the source is lost, target and hot backup are both promoted by force, each by two orders at once, written to, and meet; one is demoted", told: "target: degraded, two primaries", lay: netLayout{toBackup: 2, sourceArgs: []string{"--backups", "hot"}}, play: faultDoublePromote},
 	{name: "old source returns", played: "cut off, it goes on alone and dies; the target is promoted and written to; it comes back, is demoted and resynced", told: "old source: fenced", play: faultOldSource},
 	{name: "one-way partition", played: "what the source says is lost for a while, then what the target says", told: "source: degraded, alarm; target: waiting, promote", play: faultOneWay},
 	{name: "partition", played: "all paths are silent for a while", told: "source: degraded, alarm; target: waiting, promote", play: faultPartition},
