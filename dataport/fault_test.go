@@ -101,7 +101,7 @@ func TestBothPathsAreResetTogether(t *testing.T) {
 
 // The path that falls silent is suspect, lost, and back again; on a busy machine any path may be suspect for a moment besides.
 func TestPathFallsSilent(t *testing.T) {
-	story := regexp.MustCompile(`^PathUp( PathSuspect PathUp)* PathSuspect PathDown PathUp( PathSuspect PathUp)*( PathSuspect)?$`)
+	story := regexp.MustCompile(`^PathUp( PathSuspect PathUp)*( PathSuspect)? PathDown PathUp( PathSuspect PathUp)*( PathSuspect)?$`) // the other side may be quicker
 	for name, way := range map[string]dataporttest.Direction{"both ways": dataporttest.Both, "there": dataporttest.Forward, "back": dataporttest.Backward} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, dataport.Manual)

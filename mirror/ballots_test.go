@@ -96,7 +96,8 @@ func TestMajority(t *testing.T) {
 	x.backup.start()
 	x.source.c.StartWait = 20 * time.Second
 	x.source.start()
-	x.source.awaitWithin(20*time.Second, "fenced by the word alone", func(s Status) bool { return s.State == "fenced" })
+	// Where the backup can show the history that this volume is a part of it has nothing of its own, and waits for the new primary.
+	x.source.awaitWithin(20*time.Second, "fenced by the word alone", func(s Status) bool { return s.State == "fenced" || s.State == "rejoining" })
 	x.source.kill()
 	x.target.start()
 	x.target.awaitServing()
