@@ -54,7 +54,7 @@ var words = map[string]map[string]Words{
 	SubjectMirror: {
 		"in sync":        {"the active target has everything that its mode promises", "every write goes on to the target", ""},
 		"standalone":     {"a source without a target: one copy of the data", "nothing", "restart this source with --target HOST:PORT"},
-		"frozen":         {"this primary answers nothing: it does not hold the arbiter's lease, or --on-loss freeze holds writes", "it goes on as soon as the lease is renewed, or the target is back; nothing that waits is lost", "look at the arbiter and at the way to it: explain says which"},
+		"frozen":         {"this primary answers no write and no FLUSH: it does not hold the arbiter's lease", "it goes on as soon as the lease is renewed; nothing that waits is lost", "look at the arbiter and at the way to it: explain says which"},
 		"handing over":   {"the lead goes from this host to the other one, or comes from it; nobody serves for a moment", "either side has the lead within the time given; when that passes before the target is level, the source takes its front back up", "wait"},
 		"handed over":    {"this host gave the lead away, and nobody feeds it yet", "it follows as soon as the other host leads and feeds it", "mirror-agent promote on the other host; or here, when that one is not coming back: nothing is lost either way"},
 		"starting":       {"the source asks its followers for a higher generation before it serves", "the front opens when one has answered, or after --start-wait (unless --alone refuse)", "start the target, or wait"},
