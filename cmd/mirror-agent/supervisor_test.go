@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 // toldSupervisor is a supervisor of a loop that the test turns, in a bubble's time.
 type toldSupervisor struct {
+	mu      sync.Mutex // guards below
 	told    []string
 	beating bool
 	state   string
@@ -21,6 +23,8 @@ type toldSupervisor struct {
 }
 
 func (f *toldSupervisor) pulse() mirror.Pulse {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.beating {
 		f.turn++
 	}
@@ -29,6 +33,8 @@ func (f *toldSupervisor) pulse() mirror.Pulse {
 
 // said counts what was told with this beginning.
 func (f *toldSupervisor) said(what string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, s := range f.told {
 		if strings.HasPrefix(s, what) {
 			n++
@@ -37,36 +43,55 @@ func (f *toldSupervisor) said(what string) (n int) {
 	return n
 }
 
+// set changes the loop, and forgets what was told.
+func (f *toldSupervisor) set(state string, beating bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told, f.state, f.beating = nil, state, beating
+}
+
+// quiet: nothing was told.
+func (f *toldSupervisor) quiet() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.told) == 0
+}
+
 func TestSupervisorTellsOfALoopThatTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &toldSupervisor{state: "in sync"}
 		s := &supervisor{pulse: f.pulse, watchdog: 20 * time.Second, log: zerolog.Nop()}
-		s.send = func(state string) error { f.told = append(f.told, state); return nil }
+		s.send = func(state string) error {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.told = append(f.told, state)
+			return nil
+		}
 		ending, end := context.WithCancel(t.Context())
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() { defer close(done); s.run(ending, stop) }()
 		later := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
 
 		later(time.Minute)
-		if len(f.told) != 0 {
+		if !f.quiet() {
 			t.Errorf("told before the loop has turned: %q", f.told)
 		}
-		f.beating = true
+		f.set("in sync", true)
 		later(time.Minute)
 		if f.said("READY=1") != 1 || f.said("STATUS=primary, in sync: two; lines") != 1 || f.said("WATCHDOG=1") < 10 {
 			t.Errorf("told of a loop that turns: %q", f.told)
 		}
-		f.told, f.state = nil, "degraded"
+		f.set("degraded", true)
 		later(5 * time.Second)
 		if f.said("STATUS=primary, degraded") != 1 || f.said("READY") != 0 {
 			t.Errorf("told of another state: %q", f.told)
 		}
 
-		f.beating = false // it hangs
+		f.set("degraded", false) // it hangs
 		later(10 * time.Second)
-		f.told = nil
+		f.set("degraded", false)
 		later(time.Minute)
-		if len(f.told) != 0 {
+		if !f.quiet() {
 			t.Errorf("told of a loop that hangs: %q", f.told)
 		}
 
@@ -77,9 +102,9 @@ func TestSupervisorTellsOfALoopThatTurns(t *testing.T) {
 		}
 		close(stop)
 		<-done
-		f.told = nil
+		f.set("degraded", false)
 		later(time.Minute)
-		if len(f.told) != 0 {
+		if !f.quiet() {
 			t.Errorf("told after the end: %q", f.told)
 		}
 	})
