@@ -90,7 +90,7 @@ func TestMajority(t *testing.T) {
 	if got, want := x.backup.a.v.Seen(), x.target.a.v.Generation(); got.ID != want.ID || got.Major != 2 {
 		t.Fatalf("the backup is bound to %s, the target is primary of %s", rankString(got), rankString(want))
 	}
-	x.backup.refusedAs("fra2 is primary of generation 2.0")
+	x.backup.refusedAs("fra2") // which is primary of generation 2.0; as its source, when it is fed by then
 	x.target.kill()
 	x.backup.kill()
 	x.backup.start()
