@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,9 @@ func nbdkit(t *testing.T, args ...string) string {
 		cmd.Wait()
 	})
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(path); err == nil {
+		// The socket's file is there before anybody listens.
+		if c, err := net.Dial("unix", path); err == nil {
+			_ = c.Close()
 			return path
 		}
 		if time.Now().After(deadline) {

@@ -127,6 +127,17 @@ func exists(path string) func() bool {
 	return func() bool { _, err := os.Stat(path); return err == nil }
 }
 
+// listening: somebody does, at a unix socket; its file is there before.
+func listening(path string) func() bool {
+	return func() bool {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}
+}
+
 func (b *bench) startNbdkit(ctx context.Context, p *peer) error {
 	p.socket = b.socket("nbdkit")
 	if err := b.copies("nbdkit.img"); err != nil {
@@ -135,7 +146,7 @@ func (b *bench) startNbdkit(ctx context.Context, p *peer) error {
 	if err := b.start(p, "nbdkit", "-f", "-U", p.socket, "file", b.file("nbdkit.img")); err != nil {
 		return err
 	}
-	return b.until(ctx, p, 10*time.Second, exists(p.socket))
+	return b.until(ctx, p, 10*time.Second, listening(p.socket))
 }
 
 func freePort() (string, error) {

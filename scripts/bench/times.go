@@ -247,7 +247,7 @@ func (b *bench) timeResync(ctx context.Context) (took, other time.Duration, err 
 	if err := b.start(kit, "nbdkit", "-f", "-i", host, "-p", port, "file", b.file("nbdkit-target.img")); err != nil {
 		return 0, 0, err
 	}
-	if err := b.until(ctx, kit, 10*time.Second, exists(from)); err != nil {
+	if err := b.until(ctx, kit, 10*time.Second, listening(from)); err != nil {
 		return 0, 0, err
 	}
 	began = time.Now()
