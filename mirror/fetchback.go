@@ -171,7 +171,7 @@ func (a *Agent) fetchFrom(ctx context.Context, l link) bool {
 	}()
 	from := a.v.log.Head()
 	seen, err := a.v.fetchBack(ctx, l, a.mirrorID())
-	if to := a.v.log.Head(); to > from {
+	if to := a.v.log.Head(); to > from && a.v.Role() == RolePrimary { // else it is fed by now
 		a.event("fetched-back", l.Peer(), "%s of log that this host had lost, LSN %d to %d, came back", humanize.IBytes(uint64(to-from)), from, to)
 	}
 	if compareRank(seen, a.v.Seen()) > 0 {
