@@ -15,7 +15,7 @@ import (
 // Until then it can be promoted by force to its own old state.
 func TestDemote(t *testing.T) {
 	back := freePort(t, "127.0.0.1")
-	m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "3s"}, targetArgs: []string{"--target", back, "--announced=false"}})
+	m := newMirror(t, layout{journal: "512MiB", sourceArgs: []string{"--start-wait", "3s"}, targetArgs: []string{"--target", back, "--announced=false"}})
 	m.start()
 	l := newLedger(baseSeed, m.size)
 	c := m.source.dial(startLimit)

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -28,13 +30,26 @@ type command struct {
 	ended chan error // gets how it ended
 }
 
-func newCommand(name string, args ...string) (*command, error) {
+// nameless opens a temporary file that goes with this process, at whatever moment that is killed: it never has a name where the
+// filesystem can do that (O_TMPFILE).
+func nameless() (*os.File, error) {
+	if fd, err := unix.Open(os.TempDir(), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err == nil {
+		return os.NewFile(uintptr(fd), "output of a drill"), nil
+	}
 	out, err := os.CreateTemp("", "mirror-agent-drill-*.out")
 	if err != nil {
 		return nil, err
 	}
 	if err := os.Remove(out.Name()); err != nil {
 		return nil, errors.Join(err, out.Close())
+	}
+	return out, nil
+}
+
+func newCommand(name string, args ...string) (*command, error) {
+	out, err := nameless()
+	if err != nil {
+		return nil, err
 	}
 	c := &command{cmd: exec.Command(name, args...), out: out, ended: make(chan error, 1)}
 	c.cmd.Stdout, c.cmd.Stderr = out, out
