@@ -31,11 +31,6 @@ func (a *agent) untilFollowed() follower {
 		for _, x := range s.Followers {
 			if x.State == streaming && x.LagBytes == 0 && x.DirtyBytes == 0 && x.Durable >= s.Log.Head {
 				f = x
-				for _, y := range s.Followers { // it may have been copied over the connection that it was found by first
-					if f.Resynced == nil {
-						f.Resynced = y.Resynced
-					}
-				}
 				return true
 			}
 		}

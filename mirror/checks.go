@@ -39,12 +39,7 @@ const maxChecksBytes = 1 << 20
 // open takes up what the agent before this one has left. What cannot be read was never there.
 func (k *checks) open(c *Config) {
 	k.scrubNow = make(chan struct{}, 1)
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			k.path = path + ".checks"
-			break
-		}
-	}
+	k.path = c.beside(".checks")
 	kept, err := readChecks(k.path)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {

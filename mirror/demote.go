@@ -71,7 +71,7 @@ func Demote(ctx context.Context, o DemoteOptions, now time.Time) (r DemoteResult
 	case !r.Fenced && !o.Force:
 		return r, fmt.Errorf("refused: no other host has fenced %s, it may be the newest there is: start its source once, while the new primary runs, so that it is told; or say --force", o.Device)
 	}
-	if err := v.exportOwn(&r, c.journalPath(), o.Node, now); err != nil || o.DryRun {
+	if err := v.exportOwn(&r, &c, o.Node, now); err != nil || o.DryRun {
 		return r, err
 	}
 	return r, v.giveUp(journal.LSN(r.From))

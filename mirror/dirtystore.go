@@ -66,10 +66,8 @@ func syncDir(path string) error {
 // there is no place that is sure to be there at the next start, and nil is
 // returned: a follower that the log does not reach is then resynced in full.
 func (c *Config) dirtyStore() dirtyStore {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return dirtyFiles{path + ".dirty"}
-		}
+	if path := c.beside(".dirty"); path != "" {
+		return dirtyFiles{path}
 	}
 	return nil
 }

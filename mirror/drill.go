@@ -91,14 +91,7 @@ type drill struct {
 // UseDrillFront says by what drills are served. Before Run.
 func (a *Agent) UseDrillFront(f Front) { a.drills.front = f }
 
-func (c *Config) drillPath() string {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return path + drillSuffix
-		}
-	}
-	return ""
-}
+func (c *Config) drillPath() string { return c.beside(drillSuffix) }
 
 const drillSuffix = ".drill"
 

@@ -27,14 +27,7 @@ var errNoElectors = errors.New("this host was never told who the members are")
 const maxElectorateFile = 1 << 20
 
 // electoratePath is where the list of c's volume is kept.
-func (c *Config) electoratePath() string {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return path + ".electorate"
-		}
-	}
-	return ""
-}
+func (c *Config) electoratePath() string { return c.beside(".electorate") }
 
 func openElectorate(path string, mirror func() string) *electorateStore {
 	s := &electorateStore{path: path, mirror: mirror}

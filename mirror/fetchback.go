@@ -25,6 +25,14 @@ import (
 
 var errNotOwn = errors.New("mirror: what came back is not of this generation")
 
+// endTakingBack: this primary was fenced. What its log holds now is compared with the other history, or follows it, so nothing
+// may come to it from a third host any more; what is being entered is, on return.
+func (v *Volume) endTakingBack() {
+	v.backMu.Lock()
+	v.backEnd = true
+	v.backMu.Unlock()
+}
+
 // takeBack enters records that this primary had lost.
 func (v *Volume) takeBack(ctx context.Context, raw []byte) error {
 	if err := journal.ParseRaw(raw, func(r journal.Record, _ []byte) error {
@@ -43,7 +51,14 @@ func (v *Volume) takeBack(ctx context.Context, raw []byte) error {
 		if err != nil {
 			return err
 		}
-		_, err = v.log.AppendRaw(v.log.Head(), raw)
+		v.backMu.Lock()
+		if err = ErrFenced; !v.backEnd {
+			_, err = v.log.AppendRaw(v.log.Head(), raw)
+		}
+		v.backMu.Unlock()
+		if errors.Is(err, ErrFenced) {
+			return err
+		}
 		if !errors.Is(err, journal.ErrFull) {
 			v.pace()
 			return v.journalError(err)
@@ -55,28 +70,29 @@ func (v *Volume) takeBack(ctx context.Context, raw []byte) error {
 }
 
 // fetchBack fetches from the host at the other end of l what its log has beyond this one's. seen is the highest generation that
-// it knows; nothing was taken when that is above this volume's.
-func (v *Volume) fetchBack(ctx context.Context, l link, mirror string) (seen journal.Generation, err error) {
+// it knows; nothing was taken when that is above this volume's. took is how many bytes came.
+func (v *Volume) fetchBack(ctx context.Context, l link, mirror string) (took int64, seen journal.Generation, err error) {
 	for {
 		head, chain := v.log.HeadChain()
 		b, err := l.Call(ctx, encodeJSON(kindFetch, fetch{Mirror: mirror, From: head, Chain: chain}))
 		if err != nil {
-			return seen, err
+			return took, seen, err
 		}
 		r, raw, err := decodeFetchReply(b)
 		if err != nil {
-			return seen, err
+			return took, seen, err
 		}
 		seen = r.Seen
 		if compareRank(seen, v.Seen()) > 0 || r.Refused != "" || len(raw) == 0 { // it has nothing more, or another history
 			break
 		}
 		if err := v.takeBack(ctx, raw); err != nil {
-			return seen, err
+			return took, seen, err
 		}
+		took += int64(len(raw))
 	}
 	_, err = v.log.Sync(v.log.Head())
-	return seen, v.journalError(err)
+	return took, seen, v.journalError(err)
 }
 
 // fetchLinks are the sessions with all others, whoever dialled; follower is the index in the list, -1 for one that is not in it.
@@ -170,9 +186,12 @@ func (a *Agent) fetchFrom(ctx context.Context, l link) bool {
 		}
 	}()
 	from := a.v.log.Head()
-	seen, err := a.v.fetchBack(ctx, l, a.mirrorID())
-	if to := a.v.log.Head(); to > from && a.v.Role() == RolePrimary { // else it is fed by now
-		a.event("fetched-back", l.Peer(), "%s of log that this host had lost, LSN %d to %d, came back", humanize.IBytes(uint64(to-from)), from, to)
+	took, seen, err := a.v.fetchBack(ctx, l, a.mirrorID())
+	if took > 0 {
+		a.event("fetched-back", l.Peer(), "%s of log that this host had lost, LSN %d to %d, came back", humanize.IBytes(uint64(took)), from, from+journal.LSN(took))
+	}
+	if errors.Is(err, ErrFenced) {
+		return true
 	}
 	if compareRank(seen, a.v.Seen()) > 0 {
 		a.fence(fmt.Sprintf("%s has seen generation %s, this is %s", l.Peer(), rankString(seen), rankString(a.v.Generation())), seen)

@@ -95,7 +95,7 @@ func fetchBackOnce(t *testing.T, n int) (cut, got bool, err error) {
 	v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, h.options())
 	if err == nil {
 		lost = v.log.Head() < has
-		_, _ = v.fetchBack(t.Context(), fetchLink(t, dst, nil), testUUID)
+		_, _, _ = v.fetchBack(t.Context(), fetchLink(t, dst, nil), testUUID)
 		h.power.CutAfter(1 << 30)
 		_ = v.Abort()
 	}
@@ -106,7 +106,7 @@ func fetchBackOnce(t *testing.T, n int) (cut, got bool, err error) {
 	v = h.reopenAsItWas(t)
 	d.v[srcHost] = v
 	lost = lost || v.log.Head() < has
-	if _, err := v.fetchBack(t.Context(), fetchLink(t, dst, nil), testUUID); err != nil {
+	if _, _, err := v.fetchBack(t.Context(), fetchLink(t, dst, nil), testUUID); err != nil {
 		return true, lost, err
 	}
 	head, c := v.log.HeadChain()
@@ -160,7 +160,7 @@ func TestFetchBackRefuses(t *testing.T) {
 			}
 		}
 		was := head(v)
-		if _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); err != nil {
+		if _, _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); err != nil {
 			t.Fatal(err)
 		}
 		if head(v) != was {
@@ -192,7 +192,7 @@ func TestFetchBackRefuses(t *testing.T) {
 		if r, raw, err := decodeFetchReply(b); err != nil || len(raw) > 0 || !strings.Contains(r.Refused, "differs") {
 			t.Errorf("asked for what follows another chain it answers %d bytes, %q (%v)", len(raw), r.Refused, err)
 		}
-		_, err = v.fetchBack(t.Context(), blind, testUUID)
+		_, _, err = v.fetchBack(t.Context(), blind, testUUID)
 		if head(v) != was {
 			t.Fatalf("the log went on with another one's records (%v)", err)
 		}
@@ -208,22 +208,40 @@ func TestFetchBackRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		was := head(v)
-		seen, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID)
+		_, seen, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID)
 		if err != nil || compareRank(seen, v.Seen()) <= 0 || head(v) != was {
 			t.Fatalf("%v, seen %s: the log went on to %s", err, rankString(seen), head(v))
 		}
 		if err := v.see(seen); err != nil { // as if it were known
 			t.Fatal(err)
 		}
-		if _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); !errors.Is(err, errNotOwn) || head(v) != was {
+		if _, _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); !errors.Is(err, errNotOwn) || head(v) != was {
 			t.Fatalf("%v: the log went on to %s", err, head(v))
+		}
+	})
+	t.Run("fenced meanwhile", func(t *testing.T) {
+		d, v := made(t, 20)
+		defer d.close()
+		other := d.v[dstHost]
+		other.role.Store(uint32(RolePrimary))
+		if _, err := other.WriteAt(make([]byte, 3000), 0); err != nil { // goes on where this one ends
+			t.Fatal(err)
+		}
+		was := head(v)
+		v.endTakingBack()
+		if took, _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); !errors.Is(err, ErrFenced) || took != 0 || head(v) != was {
+			t.Fatalf("%v: %d bytes came, the log went on to %s", err, took, head(v))
+		}
+		v.backEnd = false
+		if took, _, err := v.fetchBack(t.Context(), fetchLink(t, other, nil), testUUID); err != nil || took == 0 || head(v) == was {
+			t.Fatalf("%v: %d bytes came although nothing forbids it", err, took)
 		}
 	})
 	t.Run("another mirror", func(t *testing.T) {
 		d, v := made(t, 20)
 		defer d.close()
 		was := head(v)
-		if _, err := v.fetchBack(t.Context(), fetchLink(t, d.v[dstHost], nil), strings.Repeat("0", 8)); err != nil || head(v) != was {
+		if _, _, err := v.fetchBack(t.Context(), fetchLink(t, d.v[dstHost], nil), strings.Repeat("0", 8)); err != nil || head(v) != was {
 			t.Fatal(err)
 		}
 	})

@@ -35,7 +35,11 @@ func (a *Agent) knownAs(i int, id [16]byte) error {
 	f.id = id
 	other := -1
 	for k, o := range a.followers {
-		if k != i && o.id == id && o.up {
+		if k == i || o.id != id {
+			continue
+		}
+		f.resynced = cmp.Or(f.resynced, o.resynced)
+		if o.up {
 			other = k
 		}
 	}

@@ -24,7 +24,7 @@ func newLeased(followers int) *leased {
 }
 
 // over: nothing may be answered now. May be called without the lock.
-func (l *leased) over() bool { return l != nil && l.now() >= l.until.Load() }
+func (l *leased) over() bool { return l != nil && !(&tenure{until: l.until.Load()}).held(l.now()) }
 
 func (l *leased) poke() {
 	select {

@@ -28,14 +28,7 @@ const (
 )
 
 // memberPath is where they are kept, "" when there is no place.
-func (c *Config) memberPath() string {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return path + ".members"
-		}
-	}
-	return ""
-}
+func (c *Config) memberPath() string { return c.beside(".members") }
 
 func (a *Agent) loadMembers() {
 	b, err := os.ReadFile(a.c.memberPath())

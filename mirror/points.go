@@ -3,7 +3,6 @@ package mirror
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -317,10 +316,8 @@ func (v *Volume) goBack(p Point, path, node string) (*GivenUp, error) {
 
 // exportPath is where records go that are about to be given up: beside the journal, or the device when only that is a file.
 func (c *Config) exportPath(now time.Time) (string, error) {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return filepath.Join(filepath.Dir(path), fmt.Sprintf("divergence-%s-%s.log", c.Name, now.UTC().Format("20060102T150405Z"))), nil
-		}
+	if path := c.beside(""); path != "" {
+		return filepath.Join(filepath.Dir(path), fmt.Sprintf("divergence-%s-%s.log", c.Name, now.UTC().Format("20060102T150405Z"))), nil
 	}
 	return "", errors.New("refused: journal and device are both raw partitions, there is no directory for what would be given up")
 }

@@ -302,6 +302,7 @@ func (a *Agent) fence(reason string, seen journal.Generation) {
 	a.serving = false
 	p := a.promise
 	a.mu.Unlock()
+	a.v.endTakingBack()
 	a.v.refuse(ErrFenced)
 	a.front.Abort()
 	if p != nil {

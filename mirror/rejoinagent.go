@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -124,7 +123,7 @@ func (a *Agent) Demote(_ context.Context, o DemoteOptions) (r DemoteResult, err 
 	case fenced == "":
 		return r, errors.New("refused: no other host has fenced this one: promote that one first, and let it be reached from here")
 	}
-	if err := a.v.exportOwn(&r, a.c.journalPath(), a.node, time.Now()); err != nil || o.DryRun {
+	if err := a.v.exportOwn(&r, &a.c, a.node, time.Now()); err != nil || o.DryRun {
 		return r, err
 	}
 	if r.Export != nil {
@@ -137,9 +136,8 @@ func (a *Agent) Demote(_ context.Context, o DemoteOptions) (r DemoteResult, err 
 	return r, nil
 }
 
-// exportOwn finds what only this volume has and writes it to divergence-NAME-TIME.log beside the journal, unless that is
-// nothing or r is of a dry run.
-func (v *Volume) exportOwn(r *DemoteResult, journalPath, node string, now time.Time) error {
+// exportOwn finds what only this volume has and writes it to c's place for that, unless it is nothing or r is of a dry run.
+func (v *Volume) exportOwn(r *DemoteResult, c *Config, node string, now time.Time) error {
 	from, complete, err := v.unshared()
 	if err != nil {
 		return err
@@ -156,16 +154,16 @@ func (v *Volume) exportOwn(r *DemoteResult, journalPath, node string, now time.T
 	if r.DryRun || r.Writes == 0 {
 		return nil
 	}
-	e, err := v.export(divergencePath(journalPath, v.log.Anchor().Name, now), node, reason, from)
+	path, err := c.exportPath(now)
+	if err != nil {
+		return err
+	}
+	e, err := v.export(path, node, reason, from)
 	if err != nil {
 		return fmt.Errorf("%w; nothing else was changed", err)
 	}
 	r.Export = &e
 	return nil
-}
-
-func divergencePath(journalPath, name string, now time.Time) string {
-	return filepath.Join(filepath.Dir(journalPath), fmt.Sprintf("divergence-%s-%s.log", name, now.UTC().Format("20060102T150405Z")))
 }
 
 // exportMore is called when the history of a new source parts from that of this volume, which was given up, before the place
@@ -175,7 +173,11 @@ func (a *Agent) exportMore(d divergence) error {
 	if d.why != "" {
 		from = a.v.log.Tail()
 	}
-	e, err := a.v.export(divergencePath(a.c.journalPath(), a.c.Name, time.Now()), a.node, "what was written after another volume was promoted", from)
+	path, err := a.c.exportPath(time.Now())
+	if err != nil {
+		return err
+	}
+	e, err := a.v.export(path, a.node, "what was written after another volume was promoted", from)
 	if err != nil {
 		return err
 	}
@@ -190,7 +192,11 @@ func (a *Agent) exportMore(d divergence) error {
 func (a *Agent) noteResynced(i int, r Resynced) {
 	a.mu.Lock()
 	f := a.followers[i]
-	f.resynced = &r
+	for _, o := range a.followers { // a volume may be a follower twice: by its address here, and as one that has called in
+		if o == f || o.id == f.id && f.id != [16]byte{} {
+			o.resynced = &r
+		}
+	}
 	target := f.target
 	a.mu.Unlock()
 	how := "of what had changed"

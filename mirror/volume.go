@@ -59,6 +59,9 @@ type Volume struct {
 	viewsMu sync.Mutex // guards views; held for no I/O
 	views   []*view    // that are open; one comes with applyMu held
 
+	backMu  sync.Mutex // guards backEnd, and the taking back of a record
+	backEnd bool       // nothing more is taken back: see fetchback.go
+
 	applyMu sync.Mutex // one applier, cut, takeover or promotion at a time
 
 	stateMu     sync.Mutex // guards all below

@@ -27,7 +27,8 @@ const (
 type command struct {
 	cmd   *exec.Cmd
 	out   *os.File
-	ended chan error // gets how it ended
+	ended chan struct{} // closed when it has
+	err   error         // of its end, from then on
 }
 
 // nameless opens a temporary file that goes with this process, at whatever moment that is killed: it never has a name where the
@@ -51,7 +52,7 @@ func newCommand(name string, args ...string) (*command, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &command{cmd: exec.Command(name, args...), out: out, ended: make(chan error, 1)}
+	c := &command{cmd: exec.Command(name, args...), out: out, ended: make(chan struct{})}
 	c.cmd.Stdout, c.cmd.Stderr = out, out
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return c, nil
@@ -67,7 +68,8 @@ func (c *command) start() error {
 		err := c.cmd.Start()
 		started <- err
 		if err == nil {
-			c.ended <- c.cmd.Wait()
+			c.err = c.cmd.Wait()
+			close(c.ended)
 		}
 	}()
 	if err := <-started; err != nil {
@@ -80,19 +82,18 @@ func (c *command) start() error {
 func (c *command) wait(ctx context.Context) (output string, err error) {
 	defer c.out.Close()
 	select {
-	case err = <-c.ended:
+	case <-c.ended:
+		err = c.err
 	case <-ctx.Done():
 		c.signal(syscall.SIGTERM)
 		timer := time.NewTimer(killAfter)
 		defer timer.Stop()
-		var how error // it was told to
 		select {
-		case how = <-c.ended:
+		case <-c.ended:
 		case <-timer.C:
 			c.signal(syscall.SIGKILL)
-			how = <-c.ended
+			<-c.ended
 		}
-		_ = how
 		c.signal(syscall.SIGKILL) // what it left
 		err = context.Cause(ctx)
 	}

@@ -20,7 +20,7 @@ type timed struct {
 	low    bool // the ratio is to stay below the aim
 }
 
-// fullLog is the size of the log where it is to be full, and of the device.
+// fullLogMiB is the size of the log where it is to be full, and of the device.
 const fullLogMiB = 1024
 
 // times measures what an operator waits for: each with agents of its own, started anew in every turn.
@@ -75,7 +75,7 @@ func (b *bench) times(ctx context.Context) error {
 	return b.show(t)
 }
 
-// load writes 4 KiB at random places until stop is closed.
+// loadUntil runs a load over and over until stop is set.
 func (b *bench) loadUntil(socket string, j job, stop *atomic.Bool) (done chan error) {
 	done = make(chan error, 1)
 	go func() {
@@ -178,7 +178,7 @@ func (b *bench) timePromote(ctx context.Context) (took, other time.Duration, err
 
 // timeHot kills the target under a load of flushed writes: the longest time without an answer.
 func (b *bench) timeHot(ctx context.Context) (took, other time.Duration, err error) {
-	m, err := b.startMirror(ctx, &peer{name: "hot"}, mirrorPlan{journal: b.o.journal, prefill: false, backup: true, source: []string{"--switch", "auto", "--on-loss", "freeze"}})
+	m, err := b.startMirror(ctx, &peer{name: "hot"}, mirrorPlan{journal: b.o.journal, backup: true, source: []string{"--switch", "auto", "--on-loss", "freeze"}})
 	if err != nil {
 		return 0, 0, err
 	}
@@ -187,7 +187,7 @@ func (b *bench) timeHot(ctx context.Context) (took, other time.Duration, err err
 		return 0, 0, err
 	}
 	defer c.close()
-	j := job{write: true, random: true, block: 4 << 10, depth: 1, fua: true, deviceSize: int64(b.o.sizeMiB) << 20, once: false}
+	j := job{write: true, random: true, block: 4 << 10, depth: 1, fua: true, deviceSize: int64(b.o.sizeMiB) << 20}
 	if _, _, err := c.run(j, time.Second); err != nil {
 		return 0, 0, err
 	}
