@@ -185,9 +185,13 @@ func (a *Agent) followedBy(l link, session uint64, m *follow) (refused string) {
 	i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.id == m.ID })
 	young := i < 0 && slices.ContainsFunc(a.followers, func(f *follower) bool { return f.id == [16]byte{} && f.state == FollowerConnecting })
 	young = young && time.Since(a.leading) < a.c.UnreachableAfter
+	full := i < 0 && len(a.followers) >= maxCallers
 	a.mu.Unlock()
-	if young {
+	switch {
+	case young:
 		return a.node + " dials its configured targets first" // one of them may be that very host
+	case full:
+		return fmt.Sprintf("%s has met %d volumes that follow it, and takes no more: restart its agent, which forgets those that are gone", a.node, maxCallers)
 	}
 	if i < 0 {
 		i = a.addFollower(memberInfo{ID: m.ID, Node: m.Node, Addresses: m.Addresses, Home: m.Home}, noPort, false)
@@ -205,6 +209,9 @@ func (a *Agent) followedBy(l link, session uint64, m *follow) (refused string) {
 	}
 	return ""
 }
+
+// maxCallers bounds the followers of a lead: a volume that was made anew is another one, and the one before stays listed.
+const maxCallers = 4 * maxFollowers
 
 // noPort is the port of a follower that dials this host.
 const noPort = -1

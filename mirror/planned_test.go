@@ -263,3 +263,18 @@ func TestHandoverWords(t *testing.T) {
 		}
 	}
 }
+
+// TestCallersBounded: whoever is let in may call in with ever new volumes; they are as many as the lead can bear.
+func TestCallersBounded(t *testing.T) {
+	source := newAgentNode(t, RolePrimary).start()
+	source.awaitServing()
+	for range maxCallers {
+		source.a.addFollower(memberInfo{ID: newVolumeID(), Node: "gone"}, noPort, false)
+	}
+	if why := source.a.followedBy(nil, 1, &follow{ID: newVolumeID(), Node: "new"}); !strings.Contains(why, "takes no more") || !strings.Contains(why, "restart") {
+		t.Errorf("refused by %q", why)
+	}
+	if n := len(source.a.Status().Followers); n != maxCallers {
+		t.Errorf("%d followers", n)
+	}
+}
