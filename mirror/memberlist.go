@@ -39,9 +39,8 @@ func (a *Agent) noteMember(i int, s *sender, e followerEvent) {
 		return
 	}
 	a.mu.Lock()
-	f := a.followers[i]
+	place, addresses := a.followers[i].name, slices.Clone(a.followers[i].addresses)
 	a.mu.Unlock()
-	addresses := slices.Clone(f.addresses)
 	if a.c.Announced {
 		for _, at := range s.met.Addresses {
 			if !slices.Contains(addresses, at) {
@@ -49,7 +48,7 @@ func (a *Agent) noteMember(i int, s *sender, e followerEvent) {
 			}
 		}
 	}
-	m := elector{ID: s.id, Node: s.met.Node, Place: f.name, Addresses: addresses[:min(len(addresses), maxElectorAddresses)]}
+	m := elector{ID: s.id, Node: s.met.Node, Place: place, Addresses: addresses[:min(len(addresses), maxElectorAddresses)]}
 	a.spawn(func() {
 		a.changeMembers(func(e electorate, g journal.Generation) (electorate, error) { return e.with(m, g) })
 	})
