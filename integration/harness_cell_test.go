@@ -87,8 +87,8 @@ func (c *cell) use(inside []string) {
 	c.client.more(c.t, c.pace.before)
 	c.files.untilSynced(c.pace.files / 3)
 	c.rest()
+	c.level = c.known() // before the head that the target has to reach; the files are written on
 	c.source.untilLevel("target")
-	c.level = c.known()
 	c.work()
 	c.client.more(c.t, c.pace.during)
 	c.files.untilSynced(c.pace.files)

@@ -155,12 +155,17 @@ func (a *agent) untilStreaming(kind string) status {
 	})
 }
 
-// untilLevel waits until the follower has all that the source has, durably.
+// untilLevel waits until the follower has, durably, all that the source has when it is asked first; what is written meanwhile may be
+// under way.
 func (a *agent) untilLevel(kind string) status {
 	a.t.Helper()
+	var head uint64
 	return a.until(40*time.Second, kind+" has everything", func(s *status) bool {
+		if head == 0 {
+			head = s.Log.Head
+		}
 		f := s.follower(kind)
-		return f.State == streaming && f.Active && f.LagBytes == 0 && f.DirtyBytes == 0 && f.Durable >= s.Log.Head
+		return f.State == streaming && f.Active && f.DirtyBytes == 0 && f.Durable >= head
 	})
 }
 

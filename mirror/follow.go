@@ -253,8 +253,12 @@ type candidate struct {
 // firstCandidatePort keeps the ports of candidates apart from those of configured followers.
 const firstCandidatePort = 1000
 
-// dialMembers dials the members that were fed by the last source and have addresses, but for those that are configured.
+// dialMembers dials the members that were fed by the last source and have addresses, but for those that are configured. Their
+// addresses are what they said: without Announced there are only the configured ones.
 func (a *Agent) dialMembers() {
+	if !a.c.Announced {
+		return
+	}
 	a.mu.Lock()
 	var dial []candidate
 	for _, m := range a.members {

@@ -155,3 +155,31 @@ func TestNotAnnounced(t *testing.T) {
 		t.Errorf("paths %+v", p)
 	}
 }
+
+// TestMembersNotAnnounced: who leads after a source dials its other follower where that said it listens, but with --announced=false
+// only those that were configured.
+func TestMembersNotAnnounced(t *testing.T) {
+	for _, announced := range []bool{true, false} {
+		target := newAgentNode(t, RoleSecondary)
+		target.c.Announced = announced
+		target.start()
+		backup := newAgentNode(t, RoleSecondary).start()
+		source := newAgentNode(t, RolePrimary, target, backup)
+		source.c.HotBackups = []bool{true}
+		source.start()
+		source.awaitAll("in sync")
+		target.knowsMember(backup)
+		target.plan()
+		if announced {
+			target.await("fed by the one who leads", func(s Status) bool { return len(s.Followers) == 2 })
+		}
+		target.a.mu.Lock()
+		if n := len(target.a.candidates); (n > 0) != announced {
+			t.Errorf("announced %t: %d members are dialled", announced, n)
+		}
+		target.a.mu.Unlock()
+		source.end()
+		target.end()
+		backup.end()
+	}
+}
