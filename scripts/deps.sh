@@ -19,6 +19,7 @@ packages=(
 	etcd-server            # the arbiter
 	fio
 	e2fsprogs xfsprogs btrfs-progs fuse3 sqlite3
+	postgresql             # a database on the mirror; tests start its programs themselves
 	systemd dpkg           # units under a real systemd; packages
 	util-linux mount       # losetup, mount
 	iproute2 nftables procps
@@ -63,6 +64,13 @@ echo "deps.sh: installing ${want[*]}" >&2
 # A machine that has just booted may be updating itself: wait for dpkg's lock.
 apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
 "${apt[@]}" update >&2
+# PostgreSQL comes with a cluster that is started at once: not when it is installed by this.
+if [[ " ${want[*]} " == *" postgresql "* ]]; then
+	drop_in=/etc/postgresql-common/createcluster.d/deps.conf
+	"${as_root[@]}" mkdir -p "${drop_in%/*}"
+	echo "create_main_cluster = false" | "${as_root[@]}" tee "$drop_in" >/dev/null
+	trap '"${as_root[@]}" rm -f "$drop_in"' EXIT
+fi
 "${apt[@]}" install -y --no-install-recommends "${want[@]}" </dev/null >&2
 
 mapfile -t want < <(missing)

@@ -226,17 +226,13 @@ func mountAt(ctx context.Context, u *undertaker, dev, dir, options string) (unmo
 	if err := u.tell("umount", "-l", dir); err != nil {
 		return nil, err
 	}
+	if err := u.tell(endDaemons(dir, "KILL")...); err != nil {
+		return nil, err
+	}
 	if _, err := run(ctx, "mount", args...); err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) error {
-		_, err := run(ctx, "umount", dir)
-		if err != nil { // somebody is in there still
-			_, lazy := run(ctx, "umount", "-l", dir)
-			err = errors.Join(err, lazy)
-		}
-		return err
-	}, nil
+	return func(ctx context.Context) error { return leave(ctx, dir) }, nil
 }
 
 // mountable says why nothing can be mounted at a directory.

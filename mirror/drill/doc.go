@@ -5,7 +5,7 @@
 //   - Config (config.go): the operator's file.
 //   - Run (run.go): one drill, in steps; meter.go what replication does meanwhile.
 //   - device.go: the view as a block device, by the kernel's NBD client or by nbdfuse and a loop device. command.go: commands
-//     with limits. undertaker.go: what takes everything back when this process is killed.
+//     with limits. undertaker.go: what takes everything back when this process is killed. daemons.go: what checks have started and left.
 //   - Report (report.go): what came of it. sign.go: its file, signed. page.go, page.html: the same as a page.
 //
 // # Invariants
