@@ -23,6 +23,7 @@
 //     README.md is the table of what it shows. chaos_test.go: everything at once.
 //   - package_test.go: the Debian package, its life under a real systemd that harness_package_test.go
 //     starts in a root of its own (testdata/systemd-root.sh).
+//   - guide_test.go: what README.md tells to type, carried out on three hosts with its names and addresses (harness_guide*_test.go).
 //   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
 //   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
 //   - matrix*_test.go: TestMatrix, each fault in each mode; README.md has the table. harness_cell_test.go is what every cell

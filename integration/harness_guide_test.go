@@ -26,7 +26,7 @@ type guideStep struct {
 const readme = "../README.md"
 
 var (
-	promptLine = regexp.MustCompile(`^    (\w+)([#$]) (.*)$`)
+	promptLine = regexp.MustCompile(`^    (\w+)# (.*)$`)
 	keyWord    = regexp.MustCompile(`ed25519:[A-Za-z0-9+/]{43}`)
 )
 
@@ -50,7 +50,7 @@ func guideSteps(text string) (steps []*guideStep) {
 		m := promptLine.FindStringSubmatch(line)
 		switch {
 		case m != nil:
-			now = &guideStep{host: m[1], command: m[3], line: i + 1}
+			now = &guideStep{host: m[1], command: m[2], line: i + 1}
 			steps = append(steps, now)
 		case !strings.HasPrefix(line, "    ") && strings.TrimSpace(line) != "":
 			now = nil
@@ -132,27 +132,27 @@ func (g *guide) shown(s string) string {
 	return s
 }
 
-// left are the commands that nobody took and that are not in the list.
+// left makes sure that every command was taken, or is in the list of those that another test carries out.
 func (g *guide) left(elsewhere map[string]string) {
 	g.t.Helper()
+	used := map[string]bool{}
 	for _, s := range g.steps {
 		if s.taken {
 			continue
 		}
-		key := s.host + ": " + s.command
-		i := slices.IndexFunc(slices.Collect(mapsKeys(elsewhere)), func(k string) bool { return strings.HasPrefix(key, k) })
-		if i < 0 {
+		test := ""
+		for begin, name := range elsewhere {
+			if strings.HasPrefix(s.host+"# "+s.command, begin) {
+				test, used[begin] = name, true
+			}
+		}
+		if test == "" {
 			g.t.Errorf("README.md:%d: `%s# %s` is carried out by no test", s.line, s.host, s.command)
 		}
 	}
-}
-
-func mapsKeys(m map[string]string) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
+	for begin, name := range elsewhere {
+		if out, err := tryTool(toolTimeout, "grep", "-l", "^func "+name+"(", "-r", "."); err != nil || !used[begin] {
+			g.t.Errorf("`%s` is not in README.md, or there is no %s: %s", begin, name, out)
 		}
 	}
 }

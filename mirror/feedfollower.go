@@ -168,6 +168,9 @@ func (a *Agent) sessionUp(i int, l link, session uint64) {
 	if a.promise == nil {
 		return
 	}
+	if !a.fedLocked(i) {
+		return // a secondary had called in there, and leads now: shutUnfed ends it
+	}
 	f := a.followers[i]
 	f.away, f.up = "", true
 	if f.session == session && f.cancel != nil {
