@@ -22,7 +22,7 @@
 //   - claims*_test.go: TestClaims, one subtest for each claim of the data port;
 //     README.md is the table of what it shows. chaos_test.go: everything at once.
 //   - package_test.go: the Debian package, its life under a real systemd that harness_package_test.go
-//     starts in a root of its own (testdata/systemd-root.sh).
+//     starts in a root of its own (testdata/systemd-root.sh). upgrade_test.go: upgraded under a filesystem that Debian's kernel has mounted.
 //   - guide_test.go: what README.md tells to type, carried out on three hosts with its names and addresses (harness_guide*_test.go).
 //   - page_test.go: the dashboard in Chromium; -artifacts keeps what it looked like.
 //   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.

@@ -39,10 +39,16 @@ func newPackage(t *testing.T, version string) string {
 // buildPackage makes one in a folder.
 func buildPackage(t *testing.T, out, version string) string {
 	t.Helper()
+	return packProgram(t, out, version, program(t))
+}
+
+// packProgram makes a package of a program.
+func packProgram(t *testing.T, out, version, binary string) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // the first one builds the tool
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "../scripts/package/build.sh", out)
-	cmd.Env = append(os.Environ(), "VERSION="+version, "BINARY="+program(t), "GOARCH=")
+	cmd.Env = append(os.Environ(), "VERSION="+version, "BINARY="+binary, "GOARCH=")
 	said, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,7 +41,14 @@ var prepareVM = sync.OnceValues(func() (missing string, err error) {
 // console.
 func runGuest(t *testing.T, uri, script string, onLine func(line string), files ...string) string {
 	t.Helper()
-	cmd := exec.Command(bootScript, uri, filepath.Join("../scripts/vm", script))
+	return runGuestInside(t, nil, uri, script, onLine, files...)
+}
+
+// runGuestInside is runGuest with a command that QEMU is started by, such as one that enters a network.
+func runGuestInside(t *testing.T, inside []string, uri, script string, onLine func(line string), files ...string) string {
+	t.Helper()
+	line := append(slices.Clone(inside), bootScript, uri, filepath.Join("../scripts/vm", script))
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(cmd.Environ(), "FILES="+strings.Join(append(files, program(t)), " "), fmt.Sprintf("TIMEOUT=%d", int(vmLimit.Seconds())))
 	// A process group of its own: when the test ends early, QEMU ends with the script.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
