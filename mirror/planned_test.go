@@ -189,6 +189,23 @@ func (n *agentNode) knowsMember(o *agentNode) {
 }
 
 // TestPlannedOpensLast: when the front of the new primary opens, its generation is durable, and the old source's disk says that it
+// TestPlannedLeavesCold: a secondary calls in at all that it knows. When it has the lead again, a cold backup among them is idle, as it was
+// before: the session from then feeds nobody.
+func TestPlannedLeavesCold(t *testing.T) {
+	target, cold := newAgentNode(t, RoleSecondary).start(), newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, target, cold).start()
+	story(t, source, target)
+	source.awaitState("in sync")
+	for range 5 {
+		target.plan()
+		awaitVolume(t, "a call at the cold one", func() bool { l, _ := source.a.transport.session(1); return l != nil })
+		source.plan()
+		source.awaitWithin(plannedWait, "the target in use, the cold backup not", func(s Status) bool {
+			return s.State == "in sync" && s.Followers[0].State == string(FollowerStreaming) && s.Followers[1].State == string(FollowerIdle)
+		})
+	}
+}
+
 // is a secondary which handed over.
 func TestPlannedOpensLast(t *testing.T) {
 	target := newAgentNode(t, RoleSecondary).start()
