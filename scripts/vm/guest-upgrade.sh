@@ -28,10 +28,11 @@ done
 head -n 1 /tmp/attach.log
 mkfs.ext4 -q -F /dev/nbd0
 mount -t ext4 /dev/nbd0 /mnt
-# One that streams over and over, one that fsyncs each file and notes when it had been answered.
+# One whose next write follows upon the answer of the last, so that there is always one on its way; one that fsyncs each file and
+# notes when it had been answered.
 (
 	until [ -e /tmp/stop ]; do
-		dd if=/dev/urandom of=/mnt/stream bs=64k count=64 conv=fsync 2>/dev/null || touch /tmp/failed
+		dd if=/dev/urandom of=/mnt/stream bs=4k count=1024 oflag=direct conv=fsync 2>/dev/null || touch /tmp/failed
 	done
 ) &
 stream=$!
