@@ -37,7 +37,7 @@ type pace struct {
 
 var (
 	usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21, 30}
-	guestPace = pace{500 * time.Millisecond, 500 * time.Millisecond, 10, 60, 6, 6} // one side is in software emulation
+	guestPace = pace{500 * time.Millisecond, 500 * time.Millisecond, 10, 40, 4, 6} // one side is in software emulation
 )
 
 const (

@@ -208,7 +208,7 @@ func (g *poweredGuest) boot() {
 	}
 	// What else is tested meanwhile comes first: a guest takes all that a processor has.
 	cmd := exec.Command("nice", "-n", "5", bootScript, "nbd://127.0.0.1:1/none", "../scripts/vm/guest-power.sh",
-		fmt.Sprintf("AGENTS=%d", len(g.args)), "RELAY="+guestRelayVar, "PROGRAM="+filepath.Base(self))
+		"AGENT="+filepath.Base(program(g.t)), fmt.Sprintf("AGENTS=%d", len(g.args)), "RELAY="+guestRelayVar, "PROGRAM="+filepath.Base(self))
 	for i, a := range g.args {
 		cmd.Args = append(cmd.Args, fmt.Sprintf("ARGS%d=%s", i, a), fmt.Sprintf("PORT%d=%d", i, guestControl+i))
 	}

@@ -1,6 +1,6 @@
 # shellcheck shell=dash
 # Agents whose devices and logs are disks of the guest, to kill QEMU under them: what only the guest's page cache had is gone then.
-# AGENTS is how many there are, ARGS0, ARGS1, … are their command lines, PORT0, PORT1, … lead to their control sockets, by PROGRAM, which is
+# AGENTS is how many there are, of the program AGENT, ARGS0, ARGS1, … are their command lines, PORT0, PORT1, … lead to their control sockets, by PROGRAM, which is
 # told so by the variable RELAY. Whoever connects to port 9000 has a shell; /tmp/end ends all.
 set -e
 fail() {
@@ -15,7 +15,7 @@ pids='' pairs='' i=0
 while [ $i -lt "$AGENTS" ]; do
 	eval "args=\$ARGS$i port=\$PORT$i"
 	# shellcheck disable=SC2086,SC2154 # one word per argument; set by eval
-	GOMAXPROCS=1 mirror-agent $args --control /run/$i.ctl >/tmp/$i.log 2>&1 &
+	GOMAXPROCS=1 "$AGENT" $args --control /run/$i.ctl >/tmp/$i.log 2>&1 &
 	pids="$pids $!"
 	# shellcheck disable=SC2154
 	pairs="$pairs,$port:/run/$i.ctl"
