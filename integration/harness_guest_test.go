@@ -244,8 +244,12 @@ func (g *poweredGuest) boot() {
 		cmd.Wait()
 	}()
 	g.t.Cleanup(func() {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		<-ended
+		select {
+		case <-ended:
+		default:
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+			<-ended
+		}
 		if g.t.Failed() {
 			g.t.Logf("the guest's console:\n%s", g.said())
 		}
