@@ -28,7 +28,7 @@
 //   - monitoring_test.go: what is scraped is what status says; promtool over scripts/monitoring.
 //   - matrix*_test.go: TestMatrix, each fault in each mode; README.md has the table. harness_cell_test.go is what every cell
 //     of it does, harness_history_test.go the client and the judge of histories, harness_synced_test.go the filesystem in
-//     use.
+//     use, harness_guest_test.go a virtual machine whose power is cut.
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
@@ -42,7 +42,8 @@
 //     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), failback_test.go and
 //     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
-//     points in time; drills killed at every step), drill_postgres_test.go (PostgreSQL in drills), cli_test.go with testdata/*.txtar, demo_test.go.
+//     points in time; drills killed at every step), drill_postgres_test.go (PostgreSQL in drills), midresync_test.go (a promotion in the
+//     middle of a resync), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //

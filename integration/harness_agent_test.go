@@ -28,6 +28,8 @@ type agent struct {
 	listen  []string
 	log     string // all that it ever printed
 
+	patience time.Duration // more of it for all that is waited for
+
 	// For an agent in a host of its own: the command it is started by, the program there and its control socket as
 	// it sees it, when they are not those of here.
 	inside                 []string

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ type cell struct {
 	lost   shortfall
 	total  int // answered writes at the fault
 	pace   pace
+	base   int64 // where the ledger begins: the size of the filesystem
 }
 
 // pace is how much the users of a cell do.
@@ -30,13 +32,17 @@ type pace struct {
 	pause, filePause time.Duration
 	before, during   int64 // requests until the mirror is level, and until the fault
 	files            int   // versions of documents by then; a third of them before it is level
+	after            int64 // requests when all is whole again
 }
 
-var usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21}
+var (
+	usualPace = pace{5 * time.Millisecond, 10 * time.Millisecond, 60, 150, 21, 30}
+	guestPace = pace{500 * time.Millisecond, 500 * time.Millisecond, 10, 40, 4, 6} // one side is in software emulation
+)
 
 const (
 	cellBytes = 48 << 20
-	cellBase  = syncedBytes // where the ledger begins
+	cellBase  = 32 << 20 // where the ledger begins
 )
 
 var matrixModes = []string{"async", "flush", "receive", "durable"}
@@ -67,8 +73,8 @@ func newCell(t *testing.T, mode string, lay netLayout) *cell {
 	needTools(t, "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "debugfs", "fusermount3")
 	lay.size = cellBytes
 	lay.sourceArgs = append([]string{"--mode", mode, "--start-wait", "5s"}, lay.sourceArgs...)
-	c := &cell{netMirror: newNetMirror(t, newTopology(t), lay), t: t, mode: mode, ledger: newLedger(baseSeed, cellBytes-cellBase), pace: usualPace}
-	makeExt4(t, c.source.device, cellBytes)
+	c := &cell{netMirror: newNetMirror(t, newTopology(t), lay), t: t, mode: mode, ledger: newLedger(baseSeed, cellBytes-cellBase), pace: usualPace, base: cellBase}
+	makeExt4(t, c.source.device, c.base, cellBytes)
 	return c
 }
 
@@ -83,14 +89,31 @@ func (c *cell) begin() {
 func (c *cell) use(inside []string) {
 	c.t.Helper()
 	c.connect(c.source)
-	c.files = useFiles(c.t, inside, c.source.nbd, baseSeed, c.pace.filePause)
-	c.client.more(c.t, c.pace.before)
+	c.files = useFiles(c.t, inside, c.source.nbd, c.base, baseSeed, c.pace.filePause)
+	c.untilUsed()
+}
+
+// untilUsed waits until the users have been at work, before the mirror was level and after it.
+func (c *cell) untilUsed() {
+	c.t.Helper()
+	c.untilLevel()
+	c.untilBusy()
+}
+
+// untilLevel waits until users have been at work and the target has what they did; they go on.
+func (c *cell) untilLevel() {
+	c.t.Helper()
+	c.client.upTo(c.t, c.pace.before)
 	c.files.untilSynced(c.pace.files / 3)
 	c.rest()
 	c.level = c.known() // before the head that the target has to reach; the files are written on
 	c.source.untilLevel("target")
 	c.work()
-	c.client.more(c.t, c.pace.during)
+}
+
+func (c *cell) untilBusy() {
+	c.t.Helper()
+	c.client.upTo(c.t, c.pace.during)
 	c.files.untilSynced(c.pace.files)
 }
 
@@ -101,7 +124,7 @@ func (c *cell) connect(a *agent) {
 	c.work()
 }
 
-func (c *cell) work() { c.client = c.ledger.work(c.conn, cellBase, c.pace.pause, newRand(c.t)) }
+func (c *cell) work() { c.client = c.ledger.work(c.conn, c.base, c.pace.pause, newRand(c.t)) }
 
 // rest ends the client's work; its connection may have gone.
 func (c *cell) rest() {
@@ -147,7 +170,7 @@ func (c *cell) targetCables() []*cable { return c.net.toTarget[:c.lay.toTarget] 
 // judge checks what is read against what was known, and keeps how much of it is lost.
 func (c *cell) judge(where string, read func(off int64, p []byte) error, k known, d due) {
 	c.t.Helper()
-	raw := func(off int64, p []byte) error { return read(off+cellBase, p) }
+	raw := func(off int64, p []byte) error { return read(off+c.base, p) }
 	short, err := c.ledger.measure(raw, k.writes)
 	if err != nil {
 		c.t.Errorf("%s, %s: %v", c.mode, where, err)
@@ -182,10 +205,15 @@ func (c *cell) adopt(a *agent) {
 	c.t.Helper()
 	conn := a.dial(startLimit)
 	defer conn.close()
-	if err := c.ledger.adopt(func(off int64, p []byte) error { return conn.read(off+cellBase, p) }); err != nil {
+	c.adoptFrom(conn.read)
+}
+
+func (c *cell) adoptFrom(read func(off int64, p []byte) error) {
+	c.t.Helper()
+	if err := c.ledger.adopt(func(off int64, p []byte) error { return read(off+c.base, p) }); err != nil {
 		c.t.Fatal(err)
 	}
-	_, there, err := c.files.judge(c.t, conn.read, [syncedSlots]int{})
+	_, there, err := c.files.judge(c.t, read, [syncedSlots]int{})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -235,8 +263,12 @@ func (c *cell) copyOf(a *agent) *agent {
 	b.replaceArg("--device", b.device)
 	b.replaceArg("--journal", filepath.Join(dir, "journal"))
 	b.replaceArg("--nbd", b.nbd)
-	b.replaceArg("--listen", "127.0.0.1:7499")
-	b.inside = c.net.bak.inside()
+	if slices.Contains(b.args, "--listen") {
+		b.replaceArg("--listen", freePort(c.t, "127.0.0.1"))
+	}
+	if c.net != nil {
+		b.inside = c.net.bak.inside()
+	}
 	return b
 }
 
@@ -318,7 +350,7 @@ func (c *cell) finish(primary *agent, kind string, second *agent) {
 func (c *cell) settle(primary *agent, kind string) {
 	c.t.Helper()
 	c.says(primary, "in sync")
-	c.client.more(c.t, 30)
+	c.client.more(c.t, c.pace.after)
 	c.rest()
 	c.conn.close()
 	c.files.leave()

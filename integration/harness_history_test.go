@@ -233,11 +233,16 @@ func (d *diligent) end() error {
 // more waits until n more requests were answered.
 func (d *diligent) more(t testing.TB, n int64) {
 	t.Helper()
-	from := d.answers.Load()
-	eventually(t, workLimit, fmt.Sprintf("%d more requests answered", n), func() (bool, string) {
+	d.upTo(t, d.answers.Load()+n)
+}
+
+// upTo waits until n requests were answered since it began.
+func (d *diligent) upTo(t testing.TB, n int64) {
+	t.Helper()
+	eventually(t, workLimit, fmt.Sprintf("%d requests answered", n), func() (bool, string) {
 		d.errMu.Lock()
 		defer d.errMu.Unlock()
-		got := d.answers.Load() - from
+		got := d.answers.Load()
 		return got >= n, fmt.Sprint(got, d.err)
 	})
 }

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(portProcessVar) != "" {
 		os.Exit(portProcessMain())
 	}
+	if os.Getenv(guestRelayVar) != "" {
+		os.Exit(guestRelayMain())
+	}
 	if s := os.Getenv("MIRROR_AGENT_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {

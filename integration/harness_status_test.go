@@ -125,7 +125,7 @@ func (a *agent) mustStatus() status {
 // test at once.
 func (a *agent) until(within time.Duration, what string, ok func(*status) bool) (found status) {
 	a.t.Helper()
-	eventually(a.t, within, a.name+": "+what, func() (bool, string) {
+	eventually(a.t, within+a.patience, a.name+": "+what, func() (bool, string) {
 		a.t.Helper()
 		if a.hasEnded() {
 			a.t.Fatalf("%s has ended while waiting for: %s", a.name, what)

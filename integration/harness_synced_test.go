@@ -22,6 +22,7 @@ import (
 // that was the last to be answered for, or a newer one.
 type syncedFiles struct {
 	t       testing.TB
+	size    int64 // of the filesystem, at the beginning of the device
 	seed    uint64
 	unmount func()
 	detach  func()
@@ -35,24 +36,21 @@ type syncedFiles struct {
 	synced [syncedSlots]int
 }
 
-const (
-	syncedBytes = 32 << 20 // of the filesystem, at the beginning of the device
-	syncedSlots = 24
-)
+const syncedSlots = 24
 
 // makeExt4 makes a device's file with an empty filesystem in its first part.
-func makeExt4(t testing.TB, file string, size int64) {
+func makeExt4(t testing.TB, file string, part, size int64) {
 	t.Helper()
 	writeFile(t, file, "")
-	truncate(t, file, syncedBytes)
+	truncate(t, file, part)
 	tool(t, "mkfs.ext4", "-q", "-F", file)
 	truncate(t, file, size)
 }
 
 // useFiles mounts the filesystem of an NBD address and begins to work in it.
-func useFiles(t testing.TB, inside []string, addr string, seed uint64, pause time.Duration) *syncedFiles {
+func useFiles(t testing.TB, inside []string, addr string, size int64, seed uint64, pause time.Duration) *syncedFiles {
 	t.Helper()
-	s := &syncedFiles{t: t, seed: seed, ended: make(chan struct{})}
+	s := &syncedFiles{t: t, size: size, seed: seed, ended: make(chan struct{})}
 	stopped := make(chan struct{})
 	s.end = sync.OnceFunc(func() { close(stopped) })
 	dir := filepath.Join(shortDir(t), "mnt")
@@ -165,7 +163,7 @@ func (s *syncedFiles) judge(t testing.TB, read func(off int64, p []byte) error, 
 		t.Fatal(err)
 	}
 	p := make([]byte, 1<<20)
-	for off := int64(0); off < syncedBytes && err == nil; off += int64(len(p)) {
+	for off := int64(0); off < s.size && err == nil; off += int64(len(p)) {
 		if err = read(off, p); err == nil {
 			_, err = f.WriteAt(p, off)
 		}

@@ -116,7 +116,7 @@ func fuseFile(t testing.TB, inside []string, addr string) string {
 	file := filepath.Join(mount, "nbd")
 	line := append(slices.Clone(inside), "nbdfuse", "-C", "4", file, nbdURI(addr))
 	background(t, line[0], line[1:]...)
-	eventually(t, 10*time.Second, "nbdfuse shows its file", func() (bool, string) {
+	eventually(t, startLimit, "nbdfuse shows its file", func() (bool, string) {
 		st, err := os.Stat(file)
 		if err != nil {
 			return false, err.Error()
@@ -141,8 +141,8 @@ func loopDeviceFrom(t testing.TB, inside []string, addr string) (dev string, det
 		if out, err := tryTool(30*time.Second, "losetup", "-d", dev); err != nil {
 			t.Errorf("losetup -d %s: %v\n%s", dev, err, out)
 		}
-		// The kernel frees the device a moment later; nbdfuse is busy until then.
-		eventually(t, 10*time.Second, dev+" is free", func() (bool, string) {
+		// The kernel frees the device a moment later, or when a namespace that was made meanwhile has ended; nbdfuse is busy until then.
+		eventually(t, workLimit, dev+" is free", func() (bool, string) {
 			out, err := tryTool(10*time.Second, "losetup", "-n", "-O", "BACK-FILE", dev)
 			return err != nil || strings.TrimSpace(out) == "", out
 		})

@@ -52,7 +52,10 @@ func TestUpgradeMounted(t *testing.T) {
 	write("vol0", fmt.Sprintf(upgradedSource, spare))
 	write("spare", strings.NewReplacer("size: 16MiB\njournal-size: 16MiB", "size: 96MiB\njournal-size: 64MiB").Replace(fmt.Sprintf(targetFile, own)))
 	units := []string{"mirror-agent@spare", "mirror-agent@vol0"}
-	m.run("systemctl", "enable", "--now", units[0], units[1])
+	if out, err := m.try("systemctl", "enable", "--now", units[0], units[1]); err != nil {
+		said, _ := m.try("systemctl", "status", "--no-pager", "--full", "--lines=50", units[0], units[1])
+		t.Fatalf("start: %v\n%s%s", err, out, said)
+	}
 	m.until(units[1], "StatusText", "primary, in sync")
 
 	before := map[string]string{}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,10 +29,12 @@ func (c *Config) stateDir() string {
 	return ""
 }
 
-// regular is the journal, or the device when only that is a file; "" when neither is.
+// regular is the journal, or the device when only that is a file; "" when neither is. What is not there yet will be a file: the answer
+// has to be the same before the first start and after it.
 func (c *Config) regular() string {
 	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+		st, err := os.Stat(path)
+		if err == nil && st.Mode().IsRegular() || errors.Is(err, os.ErrNotExist) && !strings.HasPrefix(filepath.Clean(path), "/dev/") {
 			return path
 		}
 	}

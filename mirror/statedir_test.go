@@ -27,6 +27,8 @@ func TestBeside(t *testing.T) {
 		{"both are files", file, filepath.Join(dir, "d"), "", dir, file + ".x"},
 		{"the device is a file", "/dev/null", file, "", dir, file + ".x"},
 		{"none is", "/dev/null", "/dev/zero", "", dir, dir + "/vol.x"},
+		{"they will be files", filepath.Join(dir, "j"), filepath.Join(dir, "d"), "", dir, filepath.Join(dir, "j") + ".x"},
+		{"a partition that is not there", "/dev/no-such-thing", "/dev/zero", "", dir, dir + "/vol.x"},
 		{"none is, and there is no directory", "/dev/null", "/dev/zero", "", dir + "/none", ""},
 		{"none is, and the default is a file", "/dev/null", "/dev/zero", "", file, ""},
 		{"a directory is given", file, file, "/given", dir, "/given/vol.x"},
