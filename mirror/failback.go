@@ -191,8 +191,8 @@ func (a *Agent) invite(ctx context.Context, l link, o FailbackOptions, r *Failba
 			if h.err != nil {
 				return h.err
 			}
-			if a.v.Role() == RoleSecondary && in != nil && in.receiver.isStreaming() {
-				g := a.v.Generation()
+			// In sync is before the record of its generation, perhaps.
+			if g := a.v.Generation(); a.v.Role() == RoleSecondary && in != nil && in.receiver.isStreaming() && g.First >= h.level {
 				r.Generation, r.LSN, r.HandedLSN, r.Seconds = rankString(g), uint64(g.First), uint64(h.level), time.Since(began).Seconds()
 				return nil
 			}

@@ -185,9 +185,13 @@ func (a *Agent) followedBy(l link, session uint64, m *follow) (refused string) {
 	i := slices.IndexFunc(a.followers, func(f *follower) bool { return f.id == m.ID })
 	young := i < 0 && slices.ContainsFunc(a.followers, func(f *follower) bool { return f.id == [16]byte{} && f.state == FollowerConnecting })
 	young = young && time.Since(a.leading) < a.c.UnreachableAfter
+	// Who has just handed over is made a follower by takeLead: it may call in before that, and would be two.
+	taking := i < 0 && a.handing != nil && a.handing.step == handTake
 	full := i < 0 && len(a.followers) >= maxCallers
 	a.mu.Unlock()
 	switch {
+	case taking:
+		return a.node + " takes the lead"
 	case young:
 		return a.node + " dials its configured targets first" // one of them may be that very host
 	case full:
