@@ -41,7 +41,7 @@
 //     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), failback_test.go and
 //     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
-//     points in time; drills killed at every step), cli_test.go with testdata/*.txtar, demo_test.go.
+//     points in time; drills killed at every step), drillmove_test.go (drills that move lead or flow), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //
