@@ -79,6 +79,13 @@ type Prefetcher interface {
 	Prefetch(off, length int64) error
 }
 
+// Writebacker is a device with a cache whose content can be on its way to the disk before a Sync has to wait for it.
+type Writebacker interface {
+	// StartWriteback begins to write what is cached of the range, and need not wait. It makes nothing durable and swallows no
+	// error: a Sync still has to come, and says what went wrong.
+	StartWriteback(off, length int64) error
+}
+
 // Grower is a device that can become larger while it is in use. Nothing ever becomes smaller.
 type Grower interface {
 	// Grow sees to it that the device has at least size bytes, durably, and returns how many it has now, also with an error.

@@ -227,6 +227,14 @@ func (f *Faulty) Prefetch(off, length int64) error {
 	return nil
 }
 
+// StartWriteback is that of the device below, if it has one.
+func (f *Faulty) StartWriteback(off, length int64) error {
+	if w, ok := f.d.(Writebacker); ok {
+		return w.StartWriteback(off, length)
+	}
+	return nil
+}
+
 // Allocate is a write as far as rules go.
 func (f *Faulty) Allocate(off, length int64) error {
 	if _, err := f.hit(OpWrite, off, length); err != nil {

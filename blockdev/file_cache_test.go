@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -73,6 +74,46 @@ func TestDropCache(t *testing.T) {
 	got := make([]byte, size)
 	if _, err := f.ReadAt(got, 0); err != nil || !slices.Equal(got, p) {
 		t.Errorf("reads differently after it (%v)", err)
+	}
+}
+
+// The kernel is told to write, without the flags that would wait and take away an error of an earlier writeback (G9).
+func TestStartWriteback(t *testing.T) {
+	real := syncFileRange
+	defer func() { syncFileRange = real }()
+	f, err := OpenFile(filepath.Join(diskDir(t), "writeback.img"), FileOptions{Create: true, Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(f.path) })
+	type call struct{ off, length int64 }
+	var calls []call
+	fails := error(nil)
+	syncFileRange = func(fd int, off, length int64, flags int) error {
+		if flags != unix.SYNC_FILE_RANGE_WRITE {
+			t.Errorf("flags %#x", flags)
+		}
+		calls = append(calls, call{off, length})
+		return cmp.Or(fails, real(fd, off, length, flags))
+	}
+	if err := NewFaulty(f).StartWriteback(4096, 8192); err != nil || !slices.Equal(calls, []call{{4096, 8192}}) {
+		t.Errorf("%v, %v", err, calls)
+	}
+	if err := f.StartWriteback(4096, 0); err != nil || len(calls) != 1 {
+		t.Errorf("of nothing: %v, %v", err, calls)
+	}
+	if err := f.StartWriteback(1<<20-4096, 8192); !errors.Is(err, ErrOutOfRange) || len(calls) != 1 {
+		t.Errorf("beyond the end: %v, %v", err, calls)
+	}
+	fails = unix.EIO
+	if err := f.StartWriteback(0, 4096); !errors.Is(err, unix.EIO) {
+		t.Errorf("it fails: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.StartWriteback(0, 4096); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed: %v", err)
 	}
 }
 

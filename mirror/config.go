@@ -62,6 +62,9 @@ type Config struct {
 	// Bandwidth limits what a source sends to each follower over all its paths, like
 	// "50MB/s" or "08:00-18:00=20MB/s,*=100MB/s"; empty means no limit.
 	Bandwidth string
+	// ResyncBytes is how much a resync copies or compares in a second at most, for each follower; 0 is no limit. It yields to
+	// the applications anyway.
+	ResyncBytes int64
 
 	Mode   Mode
 	Switch SwitchMode
@@ -195,6 +198,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Watchdog != 0 && c.Watchdog < 4*time.Second {
 		return fmt.Errorf("watchdog %v: at least 4s, or 0 to watch nothing", c.Watchdog)
+	}
+	if c.ResyncBytes != 0 && c.ResyncBytes < 1<<20 {
+		return fmt.Errorf("resync-rate %d: at least 1MiB, or 0 for no limit: a resync yields to the applications anyway", c.ResyncBytes)
 	}
 	if c.RetainTime < 0 || c.RetainBytes < 0 {
 		return errors.New("retain-time and retain-size must not be negative")

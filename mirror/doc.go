@@ -25,8 +25,9 @@
 //     part. autopromote.go: a target that promotes itself.
 //   - Arbiter (arbiter.go, etcd.go): leases who is primary; tenure.go, leased.go:
 //     what may be answered under a lease; leasekeeper.go keeps it.
-//   - resync.go, partial.go, staging.go: the fuzzy copy, of all blocks or of
-//     those that are dirty, and where it is built.
+//   - resync.go, partial.go, copier.go, staging.go: the fuzzy copy, of all blocks
+//     or of those that are dirty, and where it is built. yieldpace.go: a resync
+//     and a verify yield to the applications.
 //   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
 //     follower lacks once the log does not reach back to it.
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
@@ -170,6 +171,12 @@
 // staged, which is compared by hash, since it may be of a history that ended.
 // Before a resync is taken over, what the follower's log has and its device has
 // not is staged too: the log is begun anew.
+//
+// The source reads ahead by a chunk of 4 MiB, since the kernel alone leaves a disk
+// idle half of the time; it asks for the hashes of three chunks ahead, so both
+// sides read and hash at once and a round trip costs nothing; the follower has the
+// kernel write behind, so that its sync at the end finds little to do. While it
+// yields, records are sent all the same.
 //
 // # Who feeds whom
 //

@@ -263,6 +263,7 @@ func (a *Agent) feed(ctx context.Context, l link, i int) {
 		}
 		s.resynced = func(r Resynced) { a.noteResynced(i, r) }
 		s.list = a.listToTell
+		s.load, s.resyncRate = a.loadNow, a.c.ResyncBytes
 		f.sender = s
 		a.mu.Unlock()
 		p.session(i)

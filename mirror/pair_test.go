@@ -42,12 +42,18 @@ func connect(src, dst *Volume, p *promise, stage func(int64) (*staging, error)) 
 
 // connectAs: the source knows the follower by that name.
 func connectAs(name string, src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
+	return connectWith(func(s *sender) { s.follower = name }, src, dst, p, stage)
+}
+
+// connectWith: set changes the sender before it runs.
+func connectWith(set func(*sender), src, dst *Volume, p *promise, stage func(int64) (*staging, error)) *session {
 	s := &session{promise: p, caught: make(chan struct{}), ended: make(chan error, 1)}
 	s.a, s.b = pair()
 	var once sync.Once
 	s.sender = newSender(src, s.a, p)
 	s.sender.mirror, s.sender.name, s.sender.node = testUUID, "vol", "src"
-	s.sender.follower = name
+	s.sender.chunk = resyncBlockBytes // many of them on a small device
+	set(s.sender)
 	s.sender.report = func(e followerEvent, why string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()

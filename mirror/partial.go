@@ -77,32 +77,17 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 // run does a run of blocks, a chunk at a time.
 func (c *copier) run(ctx context.Context, off, end int64, do func(ctx context.Context, off, end int64) error) error {
 	for off < end {
-		if err := c.drainRecords(ctx); err != nil {
+		next := min(off+c.pace.chunk(c.chunk), end)
+		c.readAhead(off, min(next+c.chunk, end))
+		if err := c.turn(ctx, next-off); err != nil {
 			return err
 		}
-		next := min(off+resyncChunkBytes, end)
 		c.shift = c.resync.done.Load() - off
 		if err := do(ctx, off, next); err != nil {
 			return err
 		}
 		c.resync.done.Add(next - off)
 		off = next
-	}
-	return nil
-}
-
-// copy sends [off, end) as it is.
-func (c *copier) copy(ctx context.Context, off, end int64) error {
-	for off < end {
-		n := min(resyncBlockBytes-off%resyncBlockBytes, end-off)
-		zero, err := c.read(off, n)
-		if err == nil {
-			err = c.send(ctx, off, n, zero)
-		}
-		if err != nil {
-			return err
-		}
-		off += n
 	}
 	return nil
 }

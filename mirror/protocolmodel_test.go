@@ -17,15 +17,17 @@ import (
 // bounds, in which writes, fdatasyncs, records, words of what is durable,
 // acknowledgements, FLUSHes, kills, power losses (any part of what was not synced
 // is gone), isolations of a host, switch-overs, promotions (by majority, and
-// forced) and rejoins can happen, breadth first, so that what it finds is the
-// shortest way there.
+// forced), rejoins and resyncs can happen, breadth first, so that what it finds is
+// the shortest way there.
 //
 // One record is one LSN. A record is a number that no other one has, and a
 // generation is told by its index in a table, so equal logs are equal for ever.
 //
 // Beside the machines it has as few rules of its own as possible; those of
 // receiver.hello and of the agent's vote are here in a line each, see connect and
-// vote. Not in the model: resync in steps, rot, a log that overflows, two disks.
+// vote. A resync begins, is streamed to, has copied all, and is taken over; until
+// then the follower is what it was before. Not in the model: what a copy holds
+// block by block (TestResyncUnderWrites), rot, a log that overflows, two disks.
 
 const (
 	modelNodes   = 3
@@ -42,6 +44,9 @@ type modelNode struct {
 	up, prim, fenced      bool
 	asking                uint8 // the generation it is a candidate for, 0: none
 	votes                 uint8 // bits of who gave their word, its own among them
+	stager                uint8 // 1 + the source that copies its state here, beside its own; 0: none
+	staged                uint8 // up to where the records have come to the copy
+	copied                bool
 }
 
 type modelMember struct {
@@ -90,6 +95,7 @@ type modelBounds struct {
 	nodes                      int
 	writes, faults, promotions uint8
 	forced                     bool
+	replaced                   bool // at the start an old primary with a write of its own has just come back
 	states                     int
 }
 
@@ -109,6 +115,7 @@ type protocolModel struct {
 	order []modelState
 	from  []int32
 	step  []modelStep
+	taken map[string]int // how often each step, also to states that were known
 	wrong string
 	now   int32 // the state that is gone on from
 	list  electorate
@@ -136,7 +143,25 @@ func (m *protocolModel) start() *modelState {
 	for i := range m.nodes {
 		m.list.Members = append(m.list.Members, elector{ID: memberID{byte(i + 1)}})
 	}
+	if m.replaced {
+		m.replace(s)
+	}
 	return s
+}
+
+// replace: node 0 has written alone; 1 leads in its place, with what others there are.
+func (m *protocolModel) replace(s *modelState) {
+	old := &s.node[0]
+	old.log[old.n] = s.record
+	s.record++
+	old.n++
+	old.dur = old.n
+	m.begin(s, 1, 2, 0, s.gens)
+	old.seen, old.fenced = s.node[1].own, true
+	for j := range m.nodes {
+		s.fed[0][j] = false
+	}
+	s.follower[1][0] = modelFollowerIndex(FollowerRefused)
 }
 
 // generation is that of an index as the product has it.
@@ -308,14 +333,11 @@ func (m *protocolModel) connect(s *modelState, i, j int) {
 	}
 }
 
-// rejoin: what j has of its own is exported by the operator, and it is copied from i.
+// rejoin: what j has of its own is exported by the operator, and a copy of i begins; what j had stays until that is complete.
 func (m *protocolModel) rejoin(s *modelState, i, j int) {
 	x, y := &s.node[i], &s.node[j]
 	y.prim, y.fenced, y.seen, y.asking, y.votes = false, false, x.own, 0, 0
-	y.log = x.log
-	y.n = x.n
-	y.trim(x.dur)
-	y.dur, y.decl, y.touched = y.n, y.n, y.n
+	y.stager, y.staged, y.copied = uint8(i+1), x.n, false
 	for k := range m.nodes {
 		s.fed[k][j], s.fed[j][k] = false, false
 	}
@@ -323,6 +345,16 @@ func (m *protocolModel) rejoin(s *modelState, i, j int) {
 	m.asWord(s, i, func(w *word) { w.session(j) })
 	s.follower[i][j] = modelFollowerIndex(FollowerHandshake)
 	s.transition(i, j, followerNeedsResync)
+}
+
+// takeOver: the copy of i is complete, and j's own now. What it says is committed is durable at i first.
+func (m *protocolModel) takeOver(s *modelState, i, j int) {
+	x, y := &s.node[i], &s.node[j]
+	x.dur = max(x.dur, y.staged)
+	y.log, y.n = x.log, x.n
+	y.trim(y.staged)
+	y.dur, y.decl, y.touched = y.n, y.n, y.n
+	y.stager, y.staged, y.copied = 0, 0, false
 	s.transition(i, j, followerCopied)
 }
 
@@ -444,7 +476,7 @@ func (m *protocolModel) check(s *modelState) string {
 			if j != i && x.prim && y.prim && compareRank(s.generation(x.own, 0), s.generation(y.own, 0)) == 0 && !m.forced {
 				return fmt.Sprintf("%d and %d are both primary of generation %s", i, j, rankString(s.generation(x.own, 0)))
 			}
-			if s.fed[i][j] {
+			if s.fed[i][j] && y.stager == 0 {
 				if y.n > x.n || x.chain(journal.LSN(y.n)) != y.chain(journal.LSN(y.n)) {
 					return fmt.Sprintf("the log of %d is no part of that of %d, which feeds it", j, i)
 				}
@@ -465,6 +497,7 @@ func (m *protocolModel) check(s *modelState) string {
 
 // search returns what it found wrong, and the way there.
 func (m *protocolModel) search() (wrong string, way []modelStep) {
+	m.taken = map[string]int{}
 	m.seed, m.known = maphash.MakeSeed(), make(map[uint64]struct{}, m.states)
 	m.order = make([]modelState, 0, m.states+1024)
 	s := m.start()
@@ -483,6 +516,12 @@ func (m *protocolModel) search() (wrong string, way []modelStep) {
 
 // add takes a state that may come next; what is wrong with it ends the search.
 func (m *protocolModel) add(s *modelState, x modelStep) {
+	for j := range m.nodes { // a copy ends with its session
+		if y := &s.node[j]; y.stager > 0 && !s.fed[y.stager-1][j] {
+			y.stager, y.staged, y.copied = 0, 0, false
+		}
+	}
+	m.taken[x.what]++
 	h := maphash.Comparable(m.seed, *s)
 	if _, ok := m.known[h]; ok && m.wrong == "" {
 		return
@@ -513,12 +552,21 @@ func modelSizes(t *testing.T) []modelBounds {
 		{nodes: 3, writes: 1, faults: 1, promotions: 2, states: limit},
 		{nodes: 3, writes: 2, faults: 2, promotions: 1, states: limit},
 		{nodes: 3, writes: 1, faults: 1, promotions: 2, forced: true, states: limit / 4},
+		{nodes: 2, writes: 2, faults: 2, promotions: 1, replaced: true, states: limit},
+		{nodes: 3, writes: 2, faults: 1, promotions: 1, replaced: true, states: limit},
 	}
+}
+
+// modelKinds are all steps there are: a search that never takes one shows nothing of it.
+var modelKinds = []string{
+	"start", "restart", "fdatasync", "apply", "write", "flush", "expire", "switch", "notice the loss", "unreachable", "connect", "rejoin",
+	"receive", "declare", "acknowledge", "stream to the copy", "all is copied", "take over", "stand", "vote", "promote by majority",
+	"promote by order", "down, keeps", "cut off", "back on the network",
 }
 
 // TestProtocolModel: no order of events within the bounds breaks a guarantee.
 func TestProtocolModel(t *testing.T) {
-	all := 0
+	all, kinds := 0, map[string]int{}
 	for _, b := range modelSizes(t) {
 		m := &protocolModel{modelBounds: b}
 		began := time.Now()
@@ -536,6 +584,15 @@ func TestProtocolModel(t *testing.T) {
 		}
 		t.Logf("%+v: %d states, %s, in %s", b, len(m.order), reach, time.Since(began).Round(time.Millisecond))
 		all += len(m.order)
+		for what, n := range m.taken {
+			kinds[what] += n
+		}
 	}
 	t.Logf("%d states", all)
+	for _, what := range modelKinds {
+		if kinds[what] == 0 {
+			t.Errorf("no search has taken %q", what)
+		}
+	}
+	t.Log(kinds)
 }

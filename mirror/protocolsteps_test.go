@@ -132,6 +132,10 @@ func (m *protocolModel) feed(s modelState, i, j int) {
 		}
 		return
 	}
+	if y.stager > 0 {
+		m.resync(s, i, j)
+		return
+	}
 	if y.n < x.n {
 		t := s
 		t.node[j].log[y.n] = x.log[y.n]
@@ -150,6 +154,25 @@ func (m *protocolModel) feed(s modelState, i, j int) {
 	if t != s {
 		m.add(&t, modelStep{"acknowledge", j, i, int(y.dur)})
 	}
+}
+
+// resync: what happens while i is copied to j.
+func (m *protocolModel) resync(s modelState, i, j int) {
+	x, y := &s.node[i], &s.node[j]
+	if y.staged < x.n {
+		t := s
+		t.node[j].staged++
+		m.add(&t, modelStep{"stream to the copy", i, j, int(y.staged) + 1})
+	}
+	if !y.copied {
+		t := s
+		t.node[j].copied = true
+		m.add(&t, modelStep{"all is copied", i, j, 0})
+		return
+	}
+	t := s
+	m.takeOver(&t, i, j)
+	m.add(&t, modelStep{"take over", i, j, int(y.staged)})
 }
 
 // promote: i stands, is given words, and begins; or an operator orders it.

@@ -86,6 +86,73 @@ func TestResyncUnderWrites(t *testing.T) {
 	}
 }
 
+// TestCompareUnderWrites: a follower that was consistent, and of which nothing was kept, becomes equal by hashes while the source is
+// written to.
+func TestCompareUnderWrites(t *testing.T) {
+	for round := range 12 {
+		d := newDuo(t)
+		defer d.close()
+		if err := d.scenario(20, never); err != nil {
+			t.Fatal(err)
+		}
+		d.session.close()
+		if err := d.scenario(600, never); err != nil { // more than the log keeps
+			t.Fatal(err)
+		}
+		stop, done := make(chan struct{}), make(chan error, 1)
+		go fill(d.v[srcHost], uint64(round), stop, done)
+		d.hosts[dstHost].newStage()
+		d.session = connectAs("", d.v[srcHost], d.v[dstHost], d.promise, d.hosts[dstHost].stagedIn(d.v[dstHost]))
+		err := d.session.awaitSync()
+		close(stop)
+		if err = errors.Join(err, <-done); err == nil {
+			err = d.v[srcHost].Sync()
+		}
+		if err == nil {
+			err = equalLogs(d.v[srcHost], d.v[dstHost])
+		}
+		if !d.session.had(followerNeedsResync) {
+			err = errors.Join(err, errors.New("there was no resync"))
+		}
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+}
+
+// TestResyncLimited: a resync that may not go on for now does not hold up the stream.
+func TestResyncLimited(t *testing.T) {
+	d := &duo{hosts: [2]*host{newHost(t, RolePrimary), newHost(t, RoleSecondary)}, model: make([]byte, testDevice)}
+	d.v[srcHost], d.v[dstHost] = d.hosts[srcHost].mustOpen(t), d.hosts[dstHost].mustOpen(t)
+	defer d.close()
+	d.lead()
+	src := d.v[srcHost]
+	write := func() journal.LSN {
+		if _, err := src.WriteAt(bytes.Repeat([]byte{1}, testDevice), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := src.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		return src.log.Head()
+	}
+	write()
+	d.session = connectWith(func(s *sender) { s.resyncRate = 1 }, src, d.v[dstHost], d.promise, inPlace(d.v[dstHost]))
+	progress := &d.session.sender.resync
+	awaitVolume(t, "the first chunk is copied", func() bool { return progress.done.Load() == resyncBlockBytes })
+	head := write()
+	awaitVolume(t, "what is written meanwhile arrives", func() bool {
+		r := d.session.receiver
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.received == head
+	})
+	if done := progress.done.Load(); done != resyncBlockBytes {
+		t.Errorf("%d bytes in no time at a byte per second", done)
+	}
+	d.session.close()
+}
+
 // TestCatchUp: a follower that was away for less than the log reaches back
 // catches up from it; one that was away for longer is resynced.
 func TestCatchUp(t *testing.T) {

@@ -50,6 +50,10 @@ type sender struct {
 	known    func([16]byte) error // the volume that answered; an error ends the session's feed
 	hold     *hold                // while run goes on
 
+	load       func() loadSample // what the applications do, which a resync yields to
+	resyncRate int64             // most bytes per second of a resync, 0: no limit
+	chunk      int64             // bytes that a resync does at a time
+
 	ring     int64 // capacity of the follower's log
 	sent     journal.LSN
 	declared journal.LSN
@@ -85,7 +89,7 @@ func (e *refusedError) Error() string { return e.reason }
 
 func newSender(v *Volume, l link, p *promise) *sender {
 	return &sender{
-		v: v, l: l, promise: p, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
+		v: v, l: l, promise: p, chunk: resyncChunkBytes, kick: make(chan struct{}, 1), breaks: make(chan string, 1), answers: make(chan []byte, 1), report: func(followerEvent, string) {},
 		roster: func([]member) {}, known: func([16]byte) error { return nil }, resynced: func(Resynced) {}, list: func() *electorate { return nil },
 	}
 }

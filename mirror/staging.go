@@ -27,6 +27,7 @@ type staging struct {
 	file   stageFile // nil: in place
 	staged []bool    // per resyncBlockBytes: the file holds it
 	buf    []byte
+	behind writeBehind
 	remove func() error
 }
 
@@ -140,7 +141,34 @@ func (st *staging) write(p []byte, off, n int64, trim bool) error {
 	if err := st.put(p, off, n, trim); err != nil {
 		return &stageError{err}
 	}
+	if st.file != nil {
+		st.behind.wrote(st.file, off, n)
+	} else {
+		st.behind.wrote(st.v.dev, off, n)
+	}
 	return nil
+}
+
+// writeBehind has the kernel write to the disk what was written in ascending order, so that the Sync at the end does not have
+// everything before it.
+type writeBehind struct{ from, to int64 }
+
+// writeBehindBytes are left for the kernel to write at a time.
+const writeBehindBytes = 8 << 20
+
+// wrote takes what was written last. Where the advice fails the Sync takes longer, or fails itself.
+func (w *writeBehind) wrote(dev blockdev.Device, off, n int64) {
+	if off != w.to {
+		w.from = off // a record of the stream, or behind what was equal: the kernel writes the rest in its own time
+	}
+	w.to = off + n
+	if w.to-w.from < writeBehindBytes {
+		return
+	}
+	if b, ok := dev.(blockdev.Writebacker); ok {
+		_ = b.StartWriteback(w.from, w.to-w.from)
+	}
+	w.from = w.to
 }
 
 func (st *staging) put(p []byte, off, n int64, trim bool) error {
@@ -278,6 +306,7 @@ func (st *staging) mergeBlocks() error {
 		if _, err := st.v.dev.WriteAt(b, off); err != nil {
 			return st.v.fail("device", err)
 		}
+		st.behind.wrote(st.v.dev, off, int64(len(b)))
 	}
 	if err := st.v.dev.Sync(); err != nil {
 		return st.v.fail("device", err)
@@ -430,6 +459,8 @@ func (r *receiver) hashes(b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	readAhead(r.v.dev, req.Offset, min(2*req.Length, r.staging.size-req.Offset)) // what is asked for next, too
+	h := newBlockHasher(&req.Key)
 	out := make([]byte, 0, (req.Length+req.Unit-1)/req.Unit*hashBytes)
 	block := make([]byte, resyncBlockBytes)
 	for off := req.Offset; off < req.Offset+req.Length; off += req.Unit {
@@ -438,7 +469,7 @@ func (r *receiver) hashes(b []byte) ([]byte, error) {
 			return nil, &stageError{fmt.Errorf("resync: read at %d: %w", off, err)}
 		}
 		out = out[:len(out)+hashBytes]
-		hashBlock(out[len(out)-hashBytes:], &req.Key, p)
+		h.sum(out[len(out)-hashBytes:], p)
 	}
 	return out, nil
 }

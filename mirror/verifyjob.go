@@ -194,7 +194,7 @@ func (a *Agent) verifyAll(ctx context.Context, t *verifyTally, side verifySide) 
 	if r.Options.NoYield {
 		sample = nil
 	}
-	pace := newVerifyPace(r.Options.RateBytes, sample)
+	pace := newYieldPace(r.Options.RateBytes, sample)
 	var c *comparer
 	kept, failures := time.Now(), 0
 	for off := r.DoneBytes; off < a.v.size.Load(); {
@@ -242,9 +242,9 @@ func (a *Agent) verifyAll(ctx context.Context, t *verifyTally, side verifySide) 
 }
 
 // verifyNext compares the next chunk, when it is time for it.
-func (a *Agent) verifyNext(ctx context.Context, c *comparer, pace *verifyPace, off int64) (int64, error) {
+func (a *Agent) verifyNext(ctx context.Context, c *comparer, pace *yieldPace, off int64) (int64, error) {
 	next, err := c.step(ctx, off, func() (int64, error) {
-		chunk := pace.chunk()
+		chunk := pace.chunk(maxVerifyChunk)
 		return chunk, pace.wait(ctx, chunk, c.inSync)
 	})
 	if err != nil {

@@ -64,6 +64,7 @@ insecure: true
 announced: false
 compress: zstd
 bandwidth: 08:00-18:00=20MB/s,*=100MB/s
+resync-rate: 50MiB
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
@@ -110,6 +111,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.OnFull, c.PushBack = mirror.OnFullWait, 25*time.Second
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
+	c.ResyncBytes = 50 << 20
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.CheckpointEvery = 15 * time.Minute
 	c.AutoPromote, c.Arbiter, c.ArbiterTTL = true, "etcds://e1:2379/m", 20*time.Second

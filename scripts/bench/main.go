@@ -67,6 +67,10 @@ func main() {
 				return runPortTarget(ctx, flag.Args())
 			case "port-source":
 				return runPortSource(ctx)
+			case "echo-target":
+				return runEchoTarget(ctx, flag.Arg(0))
+			case "echo-source":
+				return runEchoSource(ctx, flag.Arg(0))
 			}
 			return runServer(ctx, *serve, flag.Args())
 		}

@@ -128,9 +128,11 @@ func exists(path string) func() bool {
 }
 
 // listening: somebody does, at a unix socket; its file is there before.
-func listening(path string) func() bool {
+func listening(path string) func() bool { return listeningAt("unix", path) }
+
+func listeningAt(network, address string) func() bool {
 	return func() bool {
-		c, err := net.Dial("unix", path)
+		c, err := net.Dial(network, address)
 		if err == nil {
 			_ = c.Close()
 		}

@@ -9,22 +9,22 @@ import (
 )
 
 // paceCycle is one rest and the work behind it: means of latency in both.
-func paceCycle(p *verifyPace, rest, work time.Duration) {
+func paceCycle(p *yieldPace, rest, work time.Duration) {
 	p.decide(true, 10*rest, 10)
 	for range paceWork {
 		p.decide(true, 10*work, 10)
 	}
 }
 
-// TestVerifyPaceDecides: free while nothing is asked of the host, modest when that begins, down while latency is worse beside it
+// TestYieldPaceDecides: free while nothing is asked of the host, modest when that begins, down while latency is worse beside it
 // than while it rests, up again while it is not, never beyond --rate and never quite to a stand.
-func TestVerifyPaceDecides(t *testing.T) {
-	p := newVerifyPace(1<<30, nil)
-	if p.rate != 1<<30 || p.chunk() != maxVerifyChunk {
+func TestYieldPaceDecides(t *testing.T) {
+	p := newYieldPace(1<<30, nil)
+	if p.rate != 1<<30 || p.chunk(maxVerifyChunk) != maxVerifyChunk {
 		t.Fatalf("at first: %+v", p)
 	}
 	p.decide(true, time.Second, 1)
-	if p.rate != paceFirst || p.chunk() >= maxVerifyChunk || !p.rests {
+	if p.rate != paceFirst || p.chunk(maxVerifyChunk) >= maxVerifyChunk || !p.rests {
 		t.Errorf("an application begins: %+v", p)
 	}
 	before := p.rate
@@ -61,10 +61,10 @@ func TestVerifyPaceDecides(t *testing.T) {
 	}
 }
 
-// TestVerifyPaceWaits: --rate is kept over time, and who waits is let go by its context, or when it is of no use any more.
-func TestVerifyPaceWaits(t *testing.T) {
+// TestYieldPaceWaits: --rate is kept over time, and who waits is let go by its context, or when it is of no use any more.
+func TestYieldPaceWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newVerifyPace(10<<20, func() loadSample { return loadSample{} })
+		p := newYieldPace(10<<20, func() loadSample { return loadSample{} })
 		on := func() error { return nil }
 		began := time.Now()
 		const chunks = 51
@@ -91,11 +91,11 @@ func TestVerifyPaceWaits(t *testing.T) {
 	})
 }
 
-// TestVerifyPaceYields: an application that begins is seen within a moment, also by who already waits.
-func TestVerifyPaceYields(t *testing.T) {
+// TestYieldPaceYields: an application that begins is seen within a moment, also by who already waits.
+func TestYieldPaceYields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var load loadSample
-		p := newVerifyPace(0, func() loadSample {
+		p := newYieldPace(0, func() loadSample {
 			load.ops++
 			load.of++
 			load.took += time.Millisecond

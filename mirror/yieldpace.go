@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A verify yields to the applications. Four times a second it looks at what they did: while nothing was asked of this host it goes
-// as fast as the disks do, or --rate allows. When an application begins it goes back to a modest rate, and from then on it rests
+// A verify and a resync yield to the applications. Four times a second it looks at what they did: while nothing was asked of this host it goes
+// as fast as the disks and paths do, or a limit allows. When an application begins it goes back to a modest rate, and from then on it rests
 // for one interval in six: as long as appends and flushes take no longer on the average beside it than while it rests it goes
 // up, else down by half.
 
@@ -28,9 +28,10 @@ type loadSample struct {
 	of   uint64        // how many these were
 }
 
-// verifyPace says when the next bytes may be compared. For one goroutine.
-type verifyPace struct {
-	limit  float64 // of --rate, bytes per second
+// yieldPace says when the next bytes may be read. For one goroutine.
+type yieldPace struct {
+	limit  float64       // bytes per second
+	tick   time.Duration // who waits is asked that often whether that is of any use
 	rate   float64
 	busy   bool // an application is at work
 	rests  bool
@@ -46,9 +47,9 @@ type verifyPace struct {
 	owed float64 // bytes
 }
 
-// newVerifyPace yields to what sample tells of; nil: to nobody.
-func newVerifyPace(limit int64, sample func() loadSample) *verifyPace {
-	p := &verifyPace{limit: paceFree, sample: sample}
+// newYieldPace yields to what sample tells of; nil: to nobody.
+func newYieldPace(limit int64, sample func() loadSample) *yieldPace {
+	p := &yieldPace{limit: paceFree, tick: paceEvery, sample: sample}
 	if limit > 0 {
 		p.limit = float64(limit)
 	}
@@ -57,7 +58,7 @@ func newVerifyPace(limit int64, sample func() loadSample) *verifyPace {
 }
 
 // look takes a sample and changes the rate.
-func (p *verifyPace) look(now time.Time) {
+func (p *yieldPace) look(now time.Time) {
 	s := p.sample()
 	was := p.seen
 	first := p.at.IsZero()
@@ -68,7 +69,7 @@ func (p *verifyPace) look(now time.Time) {
 }
 
 // decide changes the rate by what the last interval was like: so many operations took so long in all. Pure but for p.
-func (p *verifyPace) decide(busy bool, took time.Duration, of uint64) {
+func (p *yieldPace) decide(busy bool, took time.Duration, of uint64) {
 	began := busy && !p.busy
 	p.busy = busy
 	switch {
@@ -105,16 +106,16 @@ func (p *verifyPace) decide(busy bool, took time.Duration, of uint64) {
 	p.rate = min(p.limit, max(p.rate, paceFloor))
 }
 
-// chunk is how much is read at a time: little beside an application.
-func (p *verifyPace) chunk() int64 {
+// chunk is how much of most is read at a time: little beside an application.
+func (p *yieldPace) chunk(most int64) int64 {
 	if p.busy {
-		return maxVerifyChunk / 8
+		return max(most/8, resyncBlockBytes)
 	}
-	return maxVerifyChunk
+	return most
 }
 
-// wait returns when n more bytes may be compared, or on, asked now and then, says why that is of no use any more.
-func (p *verifyPace) wait(ctx context.Context, n int64, on func() error) error {
+// wait returns when n more bytes may be read, or on, asked now and then, says why that is of no use any more.
+func (p *yieldPace) wait(ctx context.Context, n int64, on func() error) error {
 	now := time.Now()
 	if p.paid.IsZero() {
 		p.paid = now
@@ -134,7 +135,7 @@ func (p *verifyPace) wait(ctx context.Context, n int64, on func() error) error {
 		if err := on(); err != nil {
 			return err
 		}
-		left := paceEvery
+		left := p.tick
 		if !p.rests {
 			left = min(left, time.Duration(p.owed/p.rate*float64(time.Second))+time.Microsecond)
 		}
