@@ -281,3 +281,117 @@ func TestDrillFailover_clients(t *testing.T) {
 	c.close()
 	m.stopLevel("target")
 }
+
+// TestDrillFailover_restart: the agent that leads in a drill is killed and comes back: the way home is gone all the same.
+func TestDrillFailover_restart(t *testing.T) {
+	m := newMirror(t, layout{targetArgs: []string{"--start-wait", "2s"}, sourceArgs: []string{"--start-wait", "2s"}})
+	m.start()
+	l := newLedger(baseSeed, m.size)
+	config, out, errs := m.target.midMove(m, drill.Failover, syscall.SIGINT, func() {
+		m.oneLead(m.target, m.source)
+		c := m.target.dial(startLimit)
+		ld := l.startLoad(c, newRand(t), 8, 20)
+		ld.untilAnswered(t, 200)
+		m.target.kill()
+		if err := ld.join(); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(500*time.Millisecond, m.target.start)
+	})
+	if r := m.target.reported(config, out, errs, 1); r.Result != drill.Interrupted || r.Moved.Stranded {
+		t.Errorf("%+v, %+v", r, r.Moved)
+	}
+	m.oneLead(m.source, m.target)
+	c := m.source.dial(startLimit)
+	if err := l.verify(c.read, allAcked); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	m.stopLevel("target")
+}
+
+// TestDrillFailover_mount: the target mounts what it leads, as it would after a disaster: what the source had fsynced is there,
+// what the check writes is there at home again, and whatever ends the drill, nothing stays mounted.
+func TestDrillFailover_mount(t *testing.T) {
+	needRoot(t, "loop devices and mounts")
+	needTools(t, "nbdfuse", "losetup", "mkfs.ext4", "fusermount3")
+	m := newMirror(t, layout{size: 32 << 20, journal: "128MiB"})
+	t.Setenv("TMPDIR", m.dir) // of what runs drills
+	m.start()
+	made := false
+	home := func(do func(dir string)) { // with the filesystem at home
+		t.Helper()
+		dev, detach := loopDevice(t, m.source.nbd)
+		dir := emptyDir(t)
+		if !made {
+			tool(t, "mkfs.ext4", "-q", "-F", dev)
+			made = true
+		}
+		tool(t, "mount", dev, dir)
+		do(dir)
+		tool(t, "umount", dir)
+		detach()
+		m.source.until(startLimit, "has no clients", func(s *status) bool { return s.NBD.Connections == 0 })
+	}
+	home(func(dir string) { writeFile(t, filepath.Join(dir, "of-the-source"), "here") })
+	for _, c := range []struct {
+		name  string
+		sig   syscall.Signal
+		stays bool
+	}{{"passes", 0, false}, {"SIGINT", syscall.SIGINT, false}, {"SIGKILL", syscall.SIGKILL, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := shortDir(t)
+			mount, there, end := emptyDir(t), filepath.Join(dir, "there"), "sleep 1000"
+			if c.sig == 0 {
+				end = "true"
+			}
+			check := "grep -q here $MIRROR_AGENT_DRILL_MOUNT/of-the-source && echo back > $MIRROR_AGENT_DRILL_MOUNT/of-the-drill && sync && touch " + there + " && " + end
+			config := filepath.Join(dir, "drill.yaml")
+			writeFile(t, config, fmt.Sprintf("kind: failover\nreport: %s\nmount: %s\nback: 1m\nchecks:\n- {name: check, run: %q}\n", dir, mount, check))
+			cmd := exec.Command(program(t), m.target.moveArgs(m, config)...)
+			var out, errs strings.Builder
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if c.sig != 0 {
+				eventually(t, time.Minute, "the drill is at its check", func() (bool, string) {
+					_, err := os.Stat(there)
+					return err == nil, errs.String()
+				})
+				if err := cmd.Process.Signal(c.sig); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = cmd.Wait()
+			if c.sig != syscall.SIGKILL {
+				if r := m.target.reported(config, out.String(), errs.String(), cmd.ProcessState.ExitCode()); r.Moved.Stranded || (r.Result == drill.Passed) != (c.sig == 0) || r.Moved.Written == 0 {
+					t.Errorf("%+v, %+v", r, r.Moved)
+				}
+			}
+			eventually(t, 30*time.Second, "nothing stays mounted", func() (bool, string) {
+				b, err := os.ReadFile("/proc/mounts")
+				left, _ := filepath.Glob(filepath.Join(m.dir, "mirror-agent-drill-*"))
+				return err == nil && !strings.Contains(string(b), mount) && len(left) == 0, fmt.Sprint(left)
+			})
+			if c.stays {
+				m.oneLead(m.target, m.source)
+				m.target.until(startLimit, "has no clients", func(s *status) bool { return s.NBD.Connections == 0 })
+				if r := m.source.move(m, moveFile(t, drill.Failback, "true")); r.Result != drill.Passed {
+					t.Errorf("%+v", r)
+				}
+			}
+			m.oneLead(m.source, m.target)
+			home(func(dir string) {
+				b, err := os.ReadFile(filepath.Join(dir, "of-the-drill"))
+				if err != nil || string(b) != "back\n" {
+					t.Errorf("what the drill wrote: %q (%v)", b, err)
+				}
+				if err := os.Remove(filepath.Join(dir, "of-the-drill")); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+	m.stopLevel("target")
+}
