@@ -134,6 +134,9 @@ func (a *Agent) failbackThere(ctx context.Context, o FailbackOptions) (FailbackR
 	if !r.Ready {
 		return r, fmt.Errorf("refused: not in sync yet: %s; mirror-agent failback waits for it", r.Waiting)
 	}
+	if n := a.front.Stats().Connections; o.Idle && n > 0 {
+		return r, fmt.Errorf("refused: %s has clients: %d NBD connections", a.node, n)
+	}
 	return r, a.invite(ctx, s.l, o, &r)
 }
 
