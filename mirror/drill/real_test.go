@@ -283,6 +283,9 @@ func TestMoves_changed(t *testing.T) {
 	if err != nil || r.Result != Failed || !strings.Contains(r.Reason, "has clients") || len(f.orders) > 0 {
 		t.Fatalf("%+v: %v, ordered %q", r, err, f.orders)
 	}
+	if !strings.Contains(pageOf(t, r), "Nothing was moved.") {
+		t.Error("the page says something else")
+	}
 }
 
 // TestMoves_interrupted: the way back is gone after an interrupt too, and is told when it cannot be.
@@ -323,7 +326,11 @@ func TestMoves_interrupted(t *testing.T) {
 				t.Fatal(r.Summary())
 			}
 			page := pageOf(t, r)
-			for _, want := range []string{"Drill of vol0, failover", "RPO, log that was missing", "went from nyc1 to fra2 and back"} {
+			way := "went from nyc1 to fra2 and back."
+			if stuck {
+				way = "went from nyc1 to fra2, and is not known to be back."
+			}
+			for _, want := range []string{"Drill of vol0, failover", "RPO, log that was missing", way} {
 				if !strings.Contains(page, want) {
 					t.Errorf("the page lacks %q", want)
 				}
