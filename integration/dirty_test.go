@@ -127,3 +127,65 @@ func TestOnFull(t *testing.T) {
 		})
 	}
 }
+
+// TestRawPartitions: journal and device of both hosts are block devices; what has no place beside them is in the state directory. A
+// target that was away for longer than the log lasts gets what changed, also after a restart of the source, and a promoted one
+// keeps account of the old source.
+func TestRawPartitions(t *testing.T) {
+	needRoot(t, "loop devices")
+	needTools(t, "losetup")
+	const size, ring = 64 << 20, 16 << 20
+	dir := shortDir(t)
+	raw := func(name string) []string {
+		t.Helper()
+		args := []string{"--state-dir", filepath.Join(dir, name)}
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for flag, bytes := range map[string]int64{"--device": size, "--journal": ring} {
+			file := filepath.Join(dir, name+flag)
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(file, bytes); err != nil {
+				t.Fatal(err)
+			}
+			loop := strings.TrimSpace(tool(t, "losetup", "-f", "--show", file))
+			t.Cleanup(func() { tryTool(toolTimeout, "losetup", "-d", loop) })
+			args = append(args, flag, loop)
+		}
+		return args
+	}
+	m := newMirror(t, layout{
+		size: size, journal: "16MiB", targetArgs: raw("target"),
+		sourceArgs: append(raw("source"), "--start-wait", "300ms", "--sync-interval", "100ms", "--unreachable-after", "1s"),
+	})
+	m.start()
+	rng := newRand(t)
+	c := m.source.dial(startLimit)
+	hammer(t, c, rng, 0, size, 500)
+	m.source.untilLevel("target")
+	m.target.kill()
+	hammer(t, c, rng, 8<<20, 4<<20, 3*ring/(64<<10)/2)
+	c.close()
+	m.source.kill()
+	m.source.start()
+	m.target.start()
+	m.source.untilLevel("target")
+	m.said("what changed since is copied")
+	if files, err := filepath.Glob(filepath.Join(dir, "source", mirrorName+".dirty.*")); err != nil || len(files) == 0 {
+		t.Errorf("no bitmap in the state directory: %v", err)
+	}
+	for _, where := range []string{"/dev/*.staging", "/dev/*.dirty.*", "/dev/*.members", filepath.Join(dir, "target", "*.staging")} {
+		if files, err := filepath.Glob(where); err != nil || len(files) > 0 {
+			t.Errorf("left behind: %q, %v", files, err)
+		}
+	}
+	r := m.target.command("promote", "--force")
+	if r.code != 0 {
+		t.Fatalf("promote: %s", r.stderr)
+	}
+	if files, err := filepath.Glob(filepath.Join(dir, "target", mirrorName+".*")); err != nil || len(files) < 3 {
+		t.Errorf("the target keeps %q, %v", files, err)
+	}
+}

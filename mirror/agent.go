@@ -30,6 +30,7 @@ type Agent struct {
 	node      string
 	fresh     bool
 	unclean   bool
+	stateLock *os.File // of the state directory, or nil
 
 	feedMu sync.Mutex // every receiver's busy
 
@@ -148,6 +149,22 @@ func Open(ctx context.Context, c Config, front Front) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	lock, err := c.lockStateDir()
+	if err != nil {
+		return nil, err
+	}
+	a, err := open(ctx, c, front, node, arbiter)
+	if err != nil {
+		if lock != nil {
+			err = errors.Join(err, lock.Close())
+		}
+		return nil, err
+	}
+	a.stateLock = lock
+	return a, nil
+}
+
+func open(ctx context.Context, c Config, front Front, node string, arbiter Arbiter) (*Agent, error) {
 	o, err := openVolumeFiles(ctx, &c)
 	if err != nil {
 		return nil, err
@@ -360,7 +377,11 @@ func (a *Agent) Close() error {
 	err := a.transport.close()
 	a.closeInbound()
 	a.wg.Wait()
-	return errors.Join(err, a.arbiter.Close(), a.v.Close())
+	err = errors.Join(err, a.arbiter.Close(), a.v.Close())
+	if a.stateLock != nil {
+		err = errors.Join(err, a.stateLock.Close())
+	}
+	return err
 }
 
 // adopt gives a blank volume the mirror's identity.

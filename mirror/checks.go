@@ -13,7 +13,7 @@ import (
 )
 
 // checks is what the agent knows of its verifies and scrubs. The last of each is kept in a file beside the journal,
-// JOURNAL.checks, or beside the device when the journal is a raw partition; nowhere when both are.
+// JOURNAL.checks (see statedir.go).
 type checks struct {
 	path string // "" is nowhere
 

@@ -50,6 +50,10 @@ type Config struct {
 	// get no connection before the data flow moves to them. Where any is hot the
 	// target is fed on, too, when the flow has left it.
 	HotBackups []bool
+	// StateDir is where what lies beside the log goes, called after the mirror (bitmaps, members, a copy that is built,
+	// exports); empty means beside the journal or, when only that is a file, the device.
+	StateDir string
+
 	// Announced: paths are also made to the addresses that a target says it
 	// listens at, and go when those go.
 	Announced bool

@@ -46,10 +46,24 @@ func newCopier(s *sender) (*copier, error) {
 
 // turn waits until n more bytes may be read. All records that are there by then have been sent.
 func (c *copier) turn(ctx context.Context, n int64) error {
-	if err := c.pace.wait(ctx, n, func() error { return c.drainRecords(ctx) }); err != nil {
+	err := c.pace.wait(ctx, n, func() error {
+		c.tell()
+		return c.drainRecords(ctx)
+	})
+	if err != nil {
 		return err
 	}
+	c.tell()
 	return c.drainRecords(ctx)
+}
+
+// tell shows whether it yields.
+func (c *copier) tell() {
+	to := int64(0)
+	if c.pace.busy {
+		to = int64(min(c.pace.rate, paceFree-1))
+	}
+	c.resync.yieldsTo.Store(to)
 }
 
 // copyData copies all data to a follower that reads as zeroes: holes are jumped over, zeroes left out.

@@ -61,10 +61,8 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// dirtyStore returns where the bitmaps of c's volume go: beside the journal,
-// or beside the device when only that is a file. With both on raw partitions
-// there is no place that is sure to be there at the next start, and nil is
-// returned: a follower that the log does not reach is then resynced in full.
+// dirtyStore returns where the bitmaps of c's volume go, nil when there is no
+// place: a follower that the log does not reach is then resynced in full.
 func (c *Config) dirtyStore() dirtyStore {
 	if path := c.beside(".dirty"); path != "" {
 		return dirtyFiles{path}

@@ -152,8 +152,8 @@
 // it to 64 Mi blocks, at most 64 KiB: 8 MiB of memory for each tracked
 // follower up to 4 TiB, 2 MiB more for each TiB beyond, none above 256 TiB,
 // where nothing is tracked. The bitmaps of all followers are one file in two
-// versions beside the journal (JOURNAL.dirty.0 and .1), or beside the device
-// when the journal is a raw partition; when both are, nothing is tracked.
+// versions beside the journal (JOURNAL.dirty.0 and .1), see statedir.go; where there
+// is no directory nothing is tracked.
 // Marking goes a quarter of the ring beyond the new tail, so the file is
 // written at most once for that much of log. Followers are kept by their
 // first address, 8 at most; one whose address changed is new. A bitmap that

@@ -198,7 +198,7 @@ func (a *Agent) scratchPlace(o *DrillOptions) (path string, limit int64, err err
 		path = filepath.Join(o.ScratchDir, a.c.Name+drillSuffix)
 	}
 	if path == "" {
-		return "", 0, errors.New("refused: journal and device are both raw partitions: say where the scratch goes, --scratch-dir DIR")
+		return "", 0, fmt.Errorf("refused: say where the scratch goes, --scratch-dir DIR: %w", errNoPlace)
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(path), &fs); err != nil {

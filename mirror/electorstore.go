@@ -81,7 +81,7 @@ func (s *electorateStore) set(e electorate) (news bool, err error) {
 		return false, nil
 	}
 	if s.path == "" {
-		return false, errors.New("journal and device are raw partitions: there is no place for the list of members")
+		return false, fmt.Errorf("there is no place for the list of members: %w", errNoPlace)
 	}
 	b, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {

@@ -31,19 +31,6 @@ func (c *Config) journalPath() string {
 	return c.Device + ".journal"
 }
 
-// beside is the journal's path with a suffix, or the device's when only that is a file. With both on raw partitions there is no
-// place that is sure to be there at the next start: "".
-func (c *Config) beside(suffix string) string {
-	for _, path := range []string{c.journalPath(), c.Device} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return path + suffix
-		}
-	}
-	return ""
-}
-
-func (c *Config) stagingPath() string { return c.journalPath() + ".staging" }
-
 // openVolumeFiles opens the volume that c describes or, when there is none,
 // creates it. A device or journal of another mirror is never touched.
 func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {

@@ -314,12 +314,12 @@ func (v *Volume) goBack(p Point, path, node string) (*GivenUp, error) {
 	return g, v.cutLocked(at)
 }
 
-// exportPath is where records go that are about to be given up: beside the journal, or the device when only that is a file.
+// exportPath is where records go that are about to be given up.
 func (c *Config) exportPath(now time.Time) (string, error) {
 	if path := c.beside(""); path != "" {
 		return filepath.Join(filepath.Dir(path), fmt.Sprintf("divergence-%s-%s.log", c.Name, now.UTC().Format("20060102T150405Z"))), nil
 	}
-	return "", errors.New("refused: journal and device are both raw partitions, there is no directory for what would be given up")
+	return "", fmt.Errorf("refused: there is no directory for what would be given up: %w", errNoPlace)
 }
 
 func lsnOf(p Point) journal.LSN { return journal.LSN(p.LSN) }

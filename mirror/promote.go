@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"mirror-agent/journal"
@@ -137,6 +138,17 @@ func (a *Agent) Promote(ctx context.Context, o PromoteOptions) (PromoteResult, e
 	return a.takeLead(o, missing, began, nil)
 }
 
+// forgetStaging removes what a resync that this promotion has ended had built so far.
+func (a *Agent) forgetStaging() {
+	path := a.c.stagingPath()
+	if path == "" || a.v.flags()&stateMerging != 0 {
+		return
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.log.Warn().Err(err).Msg("the copy of a resync that this promotion has ended takes space")
+	}
+}
+
 var errNoFront = errors.New("refused: no NBD address is configured on this host: promote --nbd unix:PATH or HOST:PORT")
 
 // takeLead makes this secondary a primary of a new generation and opens the front. from is the source that has handed over and
@@ -172,6 +184,7 @@ func (a *Agent) takeLead(o PromoteOptions, missing Missing, began time.Time, fro
 	if err != nil {
 		return PromoteResult{}, fmt.Errorf("promote: %w", err)
 	}
+	a.forgetStaging()
 	a.onlyConfigured()
 	a.lead()
 	if from != nil && len(a.c.Target) == 0 {

@@ -63,6 +63,12 @@ func (a *Agent) ResizeLog(ctx context.Context, bytes int64) error {
 	if st.Size() == bytes {
 		return fmt.Errorf("the log has %s already", humanize.IBytes(uint64(bytes)))
 	}
+	a.mu.Lock()
+	fenced := a.fenced != ""
+	a.mu.Unlock()
+	if fenced || a.v.flags()&(stateFenced|stateDiverged) != 0 {
+		return errors.New("the log is all that tells what only this host has: bring it back first (mirror-agent demote; status says how far that is), then resize")
+	}
 	if bytes < st.Size() && a.v.Role() == RoleSecondary && a.inboundLink() != nil {
 		return errors.New("a source feeds this volume and counts on the size that its log has: `mirror-agent suspend` on the source first, or make it larger")
 	}

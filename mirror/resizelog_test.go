@@ -105,6 +105,15 @@ func TestResizeLogRefusals(t *testing.T) {
 			t.Errorf("%d: %v", r.bytes, err)
 		}
 	}
+	a.mu.Lock()
+	a.fenced = "for the test"
+	a.mu.Unlock()
+	if err := a.ResizeLog(t.Context(), 128<<20); err == nil || !strings.Contains(err.Error(), "only this host has") {
+		t.Errorf("fenced: %v", err)
+	}
+	a.mu.Lock()
+	a.fenced = ""
+	a.mu.Unlock()
 	// A connected follower needs what is in the log.
 	h := a.v.newHold("somebody", a.v.log.Tail(), func() {})
 	p := make([]byte, 1<<20)

@@ -23,12 +23,14 @@ type resyncProgress struct {
 	zeroed            bool // the follower reads as zeroes: nothing to compare
 	done, total, sent atomic.Int64
 	started           atomic.Int64 // unix ns
+	yieldsTo          atomic.Int64 // bytes per second, 0: it does not
 }
 
 func (p *resyncProgress) begin(total int64) {
 	p.total.Store(total)
 	p.done.Store(0)
 	p.sent.Store(0)
+	p.yieldsTo.Store(0)
 	p.started.Store(time.Now().UnixNano())
 }
 
@@ -37,7 +39,7 @@ func (p *resyncProgress) status() *Progress {
 	if at == 0 {
 		return nil
 	}
-	return &Progress{DoneBytes: p.done.Load(), TotalBytes: p.total.Load(), SentBytes: p.sent.Load(), Started: time.Unix(0, at)}
+	return &Progress{DoneBytes: p.done.Load(), TotalBytes: p.total.Load(), SentBytes: p.sent.Load(), Started: time.Unix(0, at), YieldsTo: p.yieldsTo.Load()}
 }
 
 // runResync makes the follower equal and leaves s.sent where its log begins.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,7 +138,15 @@ func TestResyncLimited(t *testing.T) {
 		return src.log.Head()
 	}
 	write()
-	d.session = connectWith(func(s *sender) { s.resyncRate = 1 }, src, d.v[dstHost], d.promise, inPlace(d.v[dstHost]))
+	var atWork atomic.Bool
+	var ops uint64
+	load := func() loadSample {
+		if atWork.Load() {
+			ops++
+		}
+		return loadSample{ops: ops}
+	}
+	d.session = connectWith(func(s *sender) { s.resyncRate, s.load = 1, load }, src, d.v[dstHost], d.promise, inPlace(d.v[dstHost]))
 	progress := &d.session.sender.resync
 	awaitVolume(t, "the first chunk is copied", func() bool { return progress.done.Load() == resyncBlockBytes })
 	head := write()
@@ -147,6 +156,13 @@ func TestResyncLimited(t *testing.T) {
 		defer r.mu.Unlock()
 		return r.received == head
 	})
+	if p := progress.status(); p.YieldsTo != 0 {
+		t.Errorf("it yields to %d, nobody is at work", p.YieldsTo)
+	}
+	atWork.Store(true)
+	awaitVolume(t, "it says that it yields", func() bool { return progress.status().YieldsTo > 0 })
+	atWork.Store(false)
+	awaitVolume(t, "and that it does not any more", func() bool { return progress.status().YieldsTo == 0 })
 	if done := progress.done.Load(); done != resyncBlockBytes {
 		t.Errorf("%d bytes in no time at a byte per second", done)
 	}

@@ -43,6 +43,9 @@ func openStaging(v *Volume, path string, size int64) (*staging, error) {
 	if v.flags()&stateBlank != 0 {
 		return &staging{v: v, size: size}, nil
 	}
+	if path == "" {
+		return nil, &stageError{fmt.Errorf("there is no place for the copy: %w", errNoPlace)}
+	}
 	info, statErr := os.Stat(path)
 	if statErr == nil && info.Mode().IsRegular() && info.Size() != size {
 		if err := os.Remove(path); err != nil {
@@ -326,6 +329,9 @@ func (st *staging) suspend() {
 func resumeMerge(v *Volume, path string) error {
 	if v.flags()&stateMerging == 0 {
 		return nil
+	}
+	if path == "" {
+		return fmt.Errorf("a resync was being taken over, and the staging file is part of the volume: say the --state-dir where it is: %w", errNoPlace)
 	}
 	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
 	if err != nil {

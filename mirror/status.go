@@ -180,6 +180,8 @@ type Progress struct {
 	TotalBytes int64     `json:"total_bytes"`
 	SentBytes  int64     `json:"sent_bytes"`
 	Started    time.Time `json:"started"`
+	// YieldsTo is how much is done in a second at most because applications are at work; 0: none are.
+	YieldsTo int64 `json:"yields_to_bytes_per_second,omitempty"`
 }
 
 // NetworkStatus is what a session does with the messages on its way. Bytes are

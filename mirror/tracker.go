@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -75,7 +74,7 @@ type trackView struct {
 	upTo  journal.LSN
 }
 
-var errNoStore = errors.New("there is no place for a bitmap: journal and device are raw partitions, or the device is larger than 256 TiB")
+var errNoStore = fmt.Errorf("there is no place for a bitmap (none for a device of more than 256 TiB), or %w", errNoPlace)
 
 // followers is what the anchor keeps.
 func (t *tracker) followers() []journal.Follower {

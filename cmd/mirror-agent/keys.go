@@ -84,6 +84,7 @@ var keys = []key{
 	duration("start-wait", "`TIME` that a restarted source asks the others for a newer generation", func(s *settings) *time.Duration { return &s.config.StartWait }),
 	text("journal", "`FILE` of the log (default the device's name + .journal)", func(s *settings) *string { return &s.config.Journal }),
 	size("journal-size", "`SIZE` of the log when it is created (default a tenth of the device, 64MiB to 4GiB)", func(s *settings) *int64 { return &s.config.JournalSize }),
+	text("state-dir", "`DIR` for what lies beside the log, called after the mirror: bitmaps, members, the copy that a resync builds (default beside the journal or device; for raw partitions /var/lib/mirror-agent, if it is there)", func(s *settings) *string { return &s.config.StateDir }),
 	duration("retain-time", "`TIME` for which the log is not applied yet, so that this host can go back to any point of it", func(s *settings) *time.Duration { return &s.config.RetainTime }),
 	size("retain-size", "`SIZE` of the log that is retained so at most, up to half the log; alone: as much, however old", func(s *settings) *int64 { return &s.config.RetainBytes }),
 	duration("checkpoint-every", "`TIME` after which a source names the present point (auto-TIME) if anything was written; 0 is never", func(s *settings) *time.Duration { return &s.config.CheckpointEvery }),

@@ -65,6 +65,7 @@ announced: false
 compress: zstd
 bandwidth: 08:00-18:00=20MB/s,*=100MB/s
 resync-rate: 50MiB
+state-dir: /var/lib/mirror
 sync-interval: 250ms
 unreachable-after: 5s
 path-down-after: 2s
@@ -112,6 +113,7 @@ func TestLoadEveryKeyFromTheFile(t *testing.T) {
 	c.StartWait, c.Journal, c.JournalSize, c.Insecure = 0, "/log/vol0", 1<<30, true
 	c.Compress, c.Bandwidth = "zstd", "08:00-18:00=20MB/s,*=100MB/s"
 	c.ResyncBytes = 50 << 20
+	c.StateDir = "/var/lib/mirror"
 	c.RetainTime, c.RetainBytes = 10*time.Minute, 256<<20
 	c.CheckpointEvery = 15 * time.Minute
 	c.AutoPromote, c.Arbiter, c.ArbiterTTL = true, "etcds://e1:2379/m", 20*time.Second

@@ -187,6 +187,9 @@ func (v view) resync(w io.Writer, who string, p *mirror.Progress) {
 		left := time.Duration(float64(p.TotalBytes-p.DoneBytes) / rate * float64(time.Second))
 		fmt.Fprintf(w, "   %s/s   %s left", formatSize(uint64(rate)), formatSpan(left))
 	}
+	if p.YieldsTo > 0 {
+		fmt.Fprintf(w, "   yields to applications, %s/s", formatSize(uint64(p.YieldsTo)))
+	}
 	fmt.Fprintln(w)
 }
 

@@ -55,7 +55,7 @@ func resyncing() *mirror.Status {
 	st.State, st.Reason = "resync", "10.1.0.9:7400 is being copied: changed blocks"
 	f := &st.Followers[0]
 	f.State, f.Reason, f.Durable, f.DirtyBytes, f.Paths = "resync", "changed blocks", 0, 6451<<20, nil
-	f.Resync = &mirror.Progress{DoneBytes: 3174 << 20, TotalBytes: 9625 << 20, Started: ago(8 * time.Second)}
+	f.Resync = &mirror.Progress{DoneBytes: 3174 << 20, TotalBytes: 9625 << 20, Started: ago(8 * time.Second), YieldsTo: 400 << 20}
 	st.Followers = st.Followers[:1]
 	return st
 }
