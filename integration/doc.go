@@ -42,8 +42,8 @@
 //     that are full or fail), rot_test.go, demote_test.go, rejoin_test.go, verify_test.go
 //     (verify, repair and scrub between real agents), failback_test.go and
 //     plannedkill_test.go (the lead handed over and home again, under load and kills), drill_test.go (a database at
-//     points in time; drills killed at every step), drill_postgres_test.go (PostgreSQL in drills), midresync_test.go (a promotion in the
-//     middle of a resync), cli_test.go with testdata/*.txtar, demo_test.go.
+//     points in time; drills killed at every step), drill_postgres_test.go (PostgreSQL in drills), drillmove_test.go (drills that move lead
+//     or flow), midresync_test.go (a promotion in the middle of a resync), cli_test.go with testdata/*.txtar, demo_test.go.
 //
 // # Rules
 //

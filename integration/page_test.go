@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -122,11 +123,6 @@ func TestPage(t *testing.T) {
 	shown(t, browser, "in sync", `document.querySelector("#state-word").textContent === "in sync"`)
 	shown(t, browser, "the checkpoint", `document.querySelector("#checkpoints").textContent.includes("before-the-fault")`)
 
-	l := newLedger(baseSeed, m.size)
-	c := m.source.dial(startLimit)
-	ld := l.startLoad(c, newRand(t), 8, 10)
-	ld.untilAnswered(t, 300)
-	shown(t, browser, "two paths carry data", `document.querySelectorAll("#topology .path.good").length === 2 && document.querySelectorAll("#topology .flow").length > 0`)
 	shots := t.ArtifactDir()
 	shoot := func(name string) {
 		for _, scheme := range []string{"light", "dark"} {
@@ -154,7 +150,17 @@ func TestPage(t *testing.T) {
 		}
 		do(t, browser, "back", look("light", wideScreen, wideHeight))
 	}
+	pageDrill(t, browser, m, shoot)
+
+	l := newLedger(baseSeed, m.size)
+	c := m.source.dial(startLimit)
+	ld := l.startLoad(c, newRand(t), 8, 10)
+	ld.untilAnswered(t, 300)
+	shown(t, browser, "two paths carry data", `document.querySelectorAll("#topology .path.good").length === 2 && document.querySelectorAll("#topology .flow").length > 0`)
 	shoot("well")
+	do(t, browser, "the dialog of a drill", chromedp.Click("#order-drill-start"), chromedp.WaitVisible("#dialog-yes"))
+	shoot("drill")
+	do(t, browser, "do nothing", chromedp.Click("#dialog-no"), chromedp.WaitNotVisible("#dialog-yes"))
 
 	// A path falls silent. The time that it takes to be shown is printed and judged by nobody: machines are slow.
 	start := time.Now()
@@ -196,6 +202,64 @@ func TestPage(t *testing.T) {
 	shown(t, browser, "no answer", `!document.querySelector("#stale").hidden`)
 	m.source.start()
 	do(t, browser, "sign in again: sessions end with the agent", chromedp.WaitVisible("#token"))
+}
+
+// pageDrill starts a drill on the page at its checkpoint, reads the device that the page names, and ends it there.
+func pageDrill(t *testing.T, browser context.Context, m *testMirror, shoot func(name string)) {
+	t.Helper()
+	block := func(with byte) []byte { return bytes.Repeat([]byte{with}, ledgerBlock) }
+	const at = 1 << 20
+	put := func(with byte) {
+		c := m.source.dial(startLimit)
+		defer c.close()
+		if err := c.write(at, block(with), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put('a')
+	m.source.mustCommand("checkpoint", "create", "drilled")
+	put('b')
+	shown(t, browser, "the checkpoint to drill at", `document.querySelector("#checkpoints").textContent.includes("drilled")`)
+	var choices []string
+	var dialog, label string
+	do(t, browser, "the dialog", chromedp.Click("#order-drill-start"), chromedp.WaitVisible("#dialog-yes"),
+		chromedp.Evaluate(`[...document.querySelector("#dialog-to").options].map((o) => o.value)`, &choices), chromedp.Text("#dialog-ask", &label),
+		chromedp.SetValue("#dialog-to", "checkpoint:drilled"), chromedp.Evaluate(`document.querySelector("#dialog-to").onchange()`, nil), chromedp.Text("#dialog-text", &dialog))
+	if len(choices) < 3 || choices[0] != "" || choices[1] != "checkpoint:drilled" || label != "At" {
+		t.Errorf("a drill may be %s %q", label, choices)
+	}
+	if !strings.Contains(dialog, "as it was at drilled (LSN ") || !strings.Contains(dialog, "thrown away at the end") {
+		t.Errorf("the dialog of a drill says %q", dialog)
+	}
+	if d := m.source.mustCommand("drill", "status"); !strings.Contains(d, "no drill since") {
+		t.Fatalf("a drill began before its order: %s", d)
+	}
+	checkNames(t, browser)
+	do(t, browser, "the order", chromedp.Click("#dialog-yes"), chromedp.WaitNotVisible("#dialog-yes"))
+	address := strings.TrimPrefix(m.source.nbd, "unix:") + ".drill"
+	shown(t, browser, "where it is shown", fmt.Sprintf(`document.querySelector("#device-facts").textContent.includes(%q)`, address))
+	c, err := dialNBD("unix:"+address, mirrorName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, ledgerBlock)
+	if err := c.read(at, got); err != nil || !bytes.Equal(got, block('a')) {
+		t.Errorf("the drill shows %q (%v), not what was there at its checkpoint", got[:8], err)
+	}
+	shoot("drill-runs")
+	do(t, browser, "the dialog of its end", chromedp.Click("#order-drill-stop"), chromedp.WaitVisible("#dialog-yes"), chromedp.Text("#dialog-text", &dialog))
+	if !strings.Contains(dialog, "Drill 1 at LSN ") || !strings.Contains(dialog, "lose their device") {
+		t.Errorf("the dialog of its end says %q", dialog)
+	}
+	do(t, browser, "its end", chromedp.Click("#dialog-yes"), chromedp.WaitVisible("#order-drill-start"))
+	if d := m.source.mustCommand("drill", "status", "--json"); !strings.Contains(d, "stopped from the page") {
+		t.Errorf("the drill after its end: %s", d)
+	}
+	if err := c.read(at, got); err == nil {
+		t.Error("it is still served")
+	}
+	c.close()
+	shown(t, browser, "nothing of it", `!document.querySelector("#device-facts").textContent.includes("Shown at")`)
 }
 
 type axValue struct {

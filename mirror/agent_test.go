@@ -23,7 +23,8 @@ type fakeFront struct {
 	dev     blockdev.Device
 	opening func() error // called in Open
 	ending  func()       // called in Close and Abort
-	refuses string       // the address that Check refuses; set before the agent runs
+	clients int
+	refuses string // the address that Check refuses; set before the agent runs
 }
 
 var errRefusedAddress = errors.New("not there")
@@ -64,7 +65,17 @@ func (f *fakeFront) Abort() {
 	f.dev = nil
 }
 
-func (f *fakeFront) Stats() FrontStats { return FrontStats{} }
+func (f *fakeFront) Stats() FrontStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return FrontStats{Connections: f.clients}
+}
+
+func (f *fakeFront) setClients(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clients = n
+}
 
 func (f *fakeFront) served() blockdev.Device {
 	f.mu.Lock()

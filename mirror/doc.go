@@ -198,6 +198,9 @@
 // between nobody leads. Whoever was to lead and is asked again by the other says no
 // more to it (a decline, or the word back) before that one goes on. That two hosts
 // that cannot reach each other are both promoted by hand nothing here prevents.
+// Who leads says beforehand, when asked, whether it is home, who uses its front and
+// which alarms it has, and refuses while it is used when the order says so; home or,
+// by name, any other follower can be invited to ask. A drill is made of these orders.
 //
 // # Promotion
 //

@@ -17,6 +17,10 @@ type FailbackOptions struct {
 	LimitSeconds float64 `json:"limit_seconds,omitempty"`
 	// DryRun changes nothing: it says what would happen now.
 	DryRun bool `json:"dry_run,omitempty"`
+	// Idle: only while nobody uses the front that closes.
+	Idle bool `json:"idle,omitempty"`
+	// To is the host that is to lead in place of home, by its name; to undo a failback. On the host that leads.
+	To string `json:"to,omitempty"`
 }
 
 // FailbackResult tells what a failback did, or would do.
@@ -31,7 +35,8 @@ type FailbackResult struct {
 	DryRun     bool      `json:"dry_run,omitempty"`
 	Generation string    `json:"generation,omitempty"`
 	LSN        uint64    `json:"lsn,omitempty"`
-	NBD        string    `json:"nbd,omitempty"` // at home; empty when that is another host
+	HandedLSN  uint64    `json:"handed_lsn,omitempty"` // see PromoteResult
+	NBD        string    `json:"nbd,omitempty"`        // at home; empty when that is another host
 	NBDTLS     bool      `json:"nbd_tls,omitempty"`
 	Seconds    float64   `json:"seconds,omitempty"`
 }
@@ -39,7 +44,7 @@ type FailbackResult struct {
 // Failback brings the lead home. On either host: home, or the one that leads. It refuses while home is not in sync; with
 // DryRun it says how far that is.
 func (a *Agent) Failback(ctx context.Context, o FailbackOptions) (FailbackResult, error) {
-	if a.c.Role == RolePrimary {
+	if a.c.Role == RolePrimary && o.To == "" {
 		return a.failbackHere(o)
 	}
 	return a.failbackThere(ctx, o)
@@ -81,8 +86,8 @@ func (a *Agent) failbackHere(o FailbackOptions) (FailbackResult, error) {
 	if !r.Ready {
 		return r, fmt.Errorf("refused: not in sync yet: %s; mirror-agent failback waits for it", r.Waiting)
 	}
-	p, err := a.promotePlanned(PromoteOptions{Planned: true, LimitSeconds: o.LimitSeconds}, time.Now())
-	r.Generation, r.LSN, r.NBD, r.NBDTLS, r.Seconds = p.Generation, p.LSN, p.NBD, p.NBDTLS, p.Seconds
+	p, err := a.promotePlanned(PromoteOptions{Planned: true, LimitSeconds: o.LimitSeconds, Idle: o.Idle}, time.Now())
+	r.Generation, r.LSN, r.HandedLSN, r.NBD, r.NBDTLS, r.Seconds = p.Generation, p.LSN, p.HandedLSN, p.NBD, p.NBDTLS, p.Seconds
 	return r, err
 }
 
@@ -95,7 +100,7 @@ func (a *Agent) failbackThere(ctx context.Context, o FailbackOptions) (FailbackR
 	a.mu.Lock()
 	var home *follower
 	for _, f := range a.followers {
-		if f.home {
+		if o.To == "" && f.home || o.To != "" && o.To == f.node() {
 			home = f
 		}
 	}
@@ -110,12 +115,14 @@ func (a *Agent) failbackThere(ctx context.Context, o FailbackOptions) (FailbackR
 		r.LagBytes, r.Resync = uint64(head-min(head, ack.Durable)), s.resync.status()
 	}
 	switch {
+	case home == nil && o.To != "":
+		return r, fmt.Errorf("refused: no host of the name %q follows this one: mirror-agent status shows all", o.To)
 	case home == nil:
 		return r, errors.New("refused: home is not connected: no host that is configured as the source follows this one; start its agent there, as ever (mirror-agent source …)")
 	case state == FollowerStreaming && s != nil:
 		r.Ready = true
 	case state == FollowerRefused || state == FollowerDown || state == FollowerSuspended:
-		return r, fmt.Errorf("refused: %s, home, is %s: see mirror-agent explain", r.Home, state)
+		return r, fmt.Errorf("refused: %s is %s: see mirror-agent explain", r.Home, state)
 	case r.Resync != nil:
 		r.Waiting = fmt.Sprintf("%s gets what it lacks: %s of %s compared", r.Home, humanize.IBytes(uint64(r.Resync.DoneBytes)), humanize.IBytes(uint64(r.Resync.TotalBytes)))
 	default:
@@ -126,6 +133,9 @@ func (a *Agent) failbackThere(ctx context.Context, o FailbackOptions) (FailbackR
 	}
 	if !r.Ready {
 		return r, fmt.Errorf("refused: not in sync yet: %s; mirror-agent failback waits for it", r.Waiting)
+	}
+	if n := a.front.Stats().Connections; o.Idle && n > 0 {
+		return r, fmt.Errorf("refused: %s has clients: %d NBD connections", a.node, n)
 	}
 	return r, a.invite(ctx, s.l, o, &r)
 }
@@ -145,6 +155,17 @@ func (a *Agent) notHereError() error {
 	return errors.New("refused: this host is neither home nor primary, and no primary is connected: run it at home, once that follows the one that leads")
 }
 
+// node is what the follower calls itself; "" before it has.
+func (f *follower) node() string {
+	if f.sender == nil {
+		return ""
+	}
+	if h := f.sender.other.Load(); h != nil {
+		return h.Name
+	}
+	return ""
+}
+
 // invite has home ask for the lead, and waits until it has it.
 func (a *Agent) invite(ctx context.Context, l link, o FailbackOptions, r *FailbackResult) error {
 	began, token := time.Now(), newToken()
@@ -153,7 +174,7 @@ func (a *Agent) invite(ctx context.Context, l link, o FailbackOptions, r *Failba
 		limit = DefaultHandoverLimit
 	}
 	call, cancel := context.WithTimeout(ctx, handoverGrace)
-	reply, err := a.tellHandover(call, l, handoverMessage{Word: wordInvite, Token: token, LimitMillis: limit.Milliseconds()})
+	reply, err := a.tellHandover(call, l, handoverMessage{Word: wordInvite, Token: token, LimitMillis: limit.Milliseconds(), Idle: o.Idle, Anywhere: o.To != ""})
 	cancel()
 	switch {
 	case err != nil:
@@ -173,8 +194,9 @@ func (a *Agent) invite(ctx context.Context, l link, o FailbackOptions, r *Failba
 			if h.err != nil {
 				return h.err
 			}
-			if a.v.Role() == RoleSecondary && in != nil && in.receiver.isStreaming() {
-				r.Generation, r.LSN, r.Seconds = rankString(a.v.Seen()), uint64(a.v.log.Head()), time.Since(began).Seconds()
+			// In sync is before the record of its generation, perhaps.
+			if g := a.v.Generation(); a.v.Role() == RoleSecondary && in != nil && in.receiver.isStreaming() && g.First >= h.level {
+				r.Generation, r.LSN, r.HandedLSN, r.Seconds = rankString(g), uint64(g.First), uint64(h.level), time.Since(began).Seconds()
 				return nil
 			}
 		}
@@ -188,8 +210,8 @@ func (a *Agent) invite(ctx context.Context, l link, o FailbackOptions, r *Failba
 
 // invited: the primary says that this host is to ask for the lead.
 func (a *Agent) invited(m *handoverMessage) (refused string) {
-	o := PromoteOptions{Planned: true, LimitSeconds: float64(m.LimitMillis) / 1000, token: m.Token}
-	if a.c.Role != RolePrimary {
+	o := PromoteOptions{Planned: true, LimitSeconds: float64(m.LimitMillis) / 1000, Idle: m.Idle, token: m.Token}
+	if a.c.Role != RolePrimary && !m.Anywhere {
 		return a.node + " is not home: it is configured as a target"
 	}
 	if _, err := a.plannable(o); err != nil {

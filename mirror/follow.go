@@ -169,10 +169,20 @@ func (a *Agent) onFollow(l link, session uint64, b []byte) ([]byte, error) {
 	case !r.Primary:
 		r.Refused = fmt.Sprintf("%s is secondary", a.node)
 		a.heardOfHandover(&m)
+	case a.takesLead():
+		r.Primary, r.Refused = false, a.node+" takes the lead" // so it asks again soon
 	default:
 		r.Refused = a.followedBy(l, session, &m)
 	}
 	return encodeJSON(0, r)[1:], nil
+}
+
+// takesLead: in a handover, before all who follow this host are known. The one that hands over may call in already; takeLead
+// makes it a follower, and it would be two.
+func (a *Agent) takesLead() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.handing != nil && a.handing.step == handTake && len(a.followers) == 0
 }
 
 // followedBy feeds a host that has called in, and says why not, if not.

@@ -19,11 +19,14 @@ type handoverMessage struct {
 	Node  string       `json:"node"`
 	ID    [16]byte     `json:"id"` // of the volume
 	// LimitMillis: the source gives up after that. DryRun: it only says whether it would begin.
-	LimitMillis int64  `json:"limit_ms,omitempty"`
-	DryRun      bool   `json:"dry_run,omitempty"`
-	Why         string `json:"why,omitempty"`
-	Head        uint64 `json:"head,omitempty"` // handed: where the log ends, and its chain there
-	Chain       uint64 `json:"chain,omitempty"`
+	LimitMillis int64 `json:"limit_ms,omitempty"`
+	DryRun      bool  `json:"dry_run,omitempty"`
+	// Idle: not while clients use the front. Anywhere (invite): also a host that is not home.
+	Idle     bool   `json:"idle,omitempty"`
+	Anywhere bool   `json:"anywhere,omitempty"`
+	Why      string `json:"why,omitempty"`
+	Head     uint64 `json:"head,omitempty"` // handed: where the log ends, and its chain there
+	Chain    uint64 `json:"chain,omitempty"`
 }
 
 type handoverWord string
@@ -41,6 +44,8 @@ type handoverReply struct {
 	Again   bool   `json:"again,omitempty"` // what it is refused for passes by itself
 	Node    string `json:"node"`
 	Primary bool   `json:"primary,omitempty"`
+	// Lead is how the host is that would hand over; of a dry run that is not refused.
+	Lead *LeadStatus `json:"lead,omitempty"`
 }
 
 // handing is a handover under way on this host, or the last one.
@@ -113,9 +118,13 @@ func (a *Agent) onHandover(l link, session uint64, b []byte) ([]byte, error) {
 	}
 	var refused string
 	var again bool
+	var lead *LeadStatus
 	switch m.Word {
 	case wordAsk:
 		refused, again = a.handOverAsked(l, session, &m)
+		if refused == "" && m.DryRun {
+			lead = a.leadStatus()
+		}
 	case wordHanded, wordBack:
 		refused = a.handoverNews(&m)
 	case wordInvite:
@@ -123,7 +132,7 @@ func (a *Agent) onHandover(l link, session uint64, b []byte) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("%w: handover %.20q", errMessage, m.Word)
 	}
-	return encodeJSON(0, handoverReply{Refused: refused, Again: again, Node: a.node, Primary: a.v.Role() == RolePrimary})[1:], nil
+	return encodeJSON(0, handoverReply{Refused: refused, Again: again, Node: a.node, Primary: a.v.Role() == RolePrimary, Lead: lead})[1:], nil
 }
 
 // handOverAsked begins a handover to the follower that is fed by the session, or says why not.
@@ -157,6 +166,8 @@ func (a *Agent) handOverAsked(l link, session uint64, m *handoverMessage) (refus
 		return fmt.Sprintf("the data flow of %s is suspended: mirror-agent resume there", a.node), false
 	case s == nil:
 		return fmt.Sprintf("%s is not in sync with this host yet: wait for it (mirror-agent status)", a.node), true
+	case m.Idle && a.front.Stats().Connections > 0:
+		return fmt.Sprintf("%s has clients: %d NBD connections", a.node, a.front.Stats().Connections), false
 	case m.DryRun:
 		return "", false
 	}

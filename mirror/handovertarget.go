@@ -27,7 +27,7 @@ func (a *Agent) promotePlanned(o PromoteOptions, began time.Time) (PromoteResult
 	if err != nil {
 		return PromoteResult{}, err
 	}
-	m := handoverMessage{Word: wordAsk, Token: cmp.Or(o.token, newToken()), LimitMillis: limit.Milliseconds(), DryRun: o.DryRun}
+	m := handoverMessage{Word: wordAsk, Token: cmp.Or(o.token, newToken()), LimitMillis: limit.Milliseconds(), DryRun: o.DryRun, Idle: o.Idle}
 	if o.DryRun {
 		r, err := a.ask(l, m)
 		if err != nil {
@@ -36,7 +36,7 @@ func (a *Agent) promotePlanned(o PromoteOptions, began time.Time) (PromoteResult
 		if r.Refused != "" {
 			return PromoteResult{}, fmt.Errorf("refused: %s", r.Refused)
 		}
-		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: Missing{Known: true}}, nil
+		return PromoteResult{Generation: rankString(a.v.Generation()), LSN: uint64(a.v.log.Head()), NBD: cmp.Or(o.NBD, a.c.NBD), DryRun: true, Missing: Missing{Known: true}, Lead: r.Lead}, nil
 	}
 	h := a.beginHandover(false, l.Peer(), m.Token, handFollow)
 	a.moveHandover(h, handoverOrder)
@@ -103,6 +103,7 @@ func (a *Agent) runTakeOver(h *handing, l link, m handoverMessage, o PromoteOpti
 		case handTake:
 			a.event("handover", h.peer, "%s has handed over at LSN %d", h.peer, from.Head)
 			r, err = a.takeLead(o, Missing{Known: true}, began, &memberInfo{ID: from.ID, Node: from.Node})
+			r.HandedLSN = from.Head
 			e = handoverBegun
 			if a.v.Role() != RolePrimary {
 				e = handoverFailed

@@ -25,6 +25,8 @@ type PromoteOptions struct {
 	Planned bool `json:"planned,omitempty"`
 	// LimitSeconds is how long the source may keep its front closed for that; 0 is DefaultHandoverLimit.
 	LimitSeconds float64 `json:"limit_seconds,omitempty"`
+	// Idle: planned only while nobody uses the source's front.
+	Idle bool `json:"idle,omitempty"`
 
 	back  wayBack // that At means
 	token uint64  // of the order; 0: a new one
@@ -44,6 +46,28 @@ type PromoteResult struct {
 	Missing    Missing `json:"missing"`
 	// GivenUp is what lay behind the point that was asked for.
 	GivenUp *GivenUp `json:"given_up,omitempty"`
+	// HandedLSN is where the source's log ended when it handed over, as it said itself; LSN lies no lower when nothing is missing.
+	HandedLSN uint64 `json:"handed_lsn,omitempty"`
+	// Lead is how the source is that would hand over (planned, dry run).
+	Lead *LeadStatus `json:"lead,omitempty"`
+}
+
+// LeadStatus is how a host is that leads, as it says itself before it hands over.
+type LeadStatus struct {
+	Node    string   `json:"node"`
+	Home    bool     `json:"home"`    // it is the source by its configuration
+	Clients int      `json:"clients"` // NBD connections, which end when it hands over
+	State   string   `json:"state"`
+	Alarms  []string `json:"alarms,omitempty"`
+}
+
+func (a *Agent) leadStatus() *LeadStatus {
+	s := a.Status()
+	l := &LeadStatus{Node: a.node, Home: s.Home, Clients: s.NBD.Connections, State: s.State}
+	for _, x := range s.Alarms {
+		l.Alarms = append(l.Alarms, x.Name+": "+x.Reason)
+	}
+	return l
 }
 
 // Promote makes this secondary a primary of a new generation, durable before

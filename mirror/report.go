@@ -197,7 +197,7 @@ func (a *Agent) Status() Status {
 		Electorate: electorate,
 		Name:       a.c.Name, UUID: a.uuid, Role: a.v.Role().String(), State: a.state.state, Reason: a.state.reason,
 		Since: a.state.since, NextStep: a.state.next, Mode: string(a.c.Mode), OnLoss: string(a.c.OnLoss), OnFull: string(a.c.OnFull), Switch: string(a.c.Switch),
-		Generation: rankString(a.v.Generation()), Node: a.node, Version: a.c.Version, Listen: a.transport.addresses(), Announced: a.transport.announced(),
+		Generation: rankString(a.v.Generation()), Node: a.node, Home: a.c.Role == RolePrimary, Version: a.c.Version, Listen: a.transport.addresses(), Announced: a.transport.announced(),
 		Device: DeviceStatus{Path: a.c.Device, SizeBytes: a.v.size.Load(), SpareBytes: a.v.spare()},
 		Log: LogStatus{
 			Path: a.c.journalPath(), Head: uint64(log.Head()), Durable: uint64(log.Durable()), Committed: uint64(a.v.Committed()),
@@ -244,7 +244,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			x.Durable = a.v.dirty.view(f.name).base
 		}
 		fs := FollowerStatus{
-			Target: f.target, Kind: f.kind, Hot: f.hot, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
+			Target: f.target, Kind: f.kind, Home: f.home, Hot: f.hot, State: string(f.state), Reason: f.reason, Since: f.since, Active: i == a.current,
 			Received: uint64(x.Received), Durable: uint64(x.Durable), Paths: []PathStatus{},
 		}
 		if f.sender != nil {

@@ -24,6 +24,7 @@ type Status struct {
 	Switch       string           `json:"switch"`
 	Generation   string           `json:"generation"`
 	Node         string           `json:"node"`
+	Home         bool             `json:"home"` // this host is the source by its configuration
 	Key          string           `json:"key,omitempty"`
 	Version      string           `json:"version,omitempty"` // of this agent
 	Listen       []string         `json:"listen"`
@@ -142,8 +143,9 @@ type MemberStatus struct {
 // FollowerStatus is a follower as the primary sees it.
 type FollowerStatus struct {
 	Target     string       `json:"target"`
-	Kind       string       `json:"kind"` // target or backup
-	Hot        bool         `json:"hot"`  // fed all the time, not only while it is the active one
+	Kind       string       `json:"kind"`           // target or backup
+	Home       bool         `json:"home,omitempty"` // the source by its configuration, which another one leads now
+	Hot        bool         `json:"hot"`            // fed all the time, not only while it is the active one
 	State      string       `json:"state"`
 	Reason     string       `json:"reason"`
 	Since      time.Time    `json:"since"`

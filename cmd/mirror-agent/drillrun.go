@@ -20,13 +20,19 @@ import (
 	drilling "mirror-agent/mirror/drill"
 )
 
+// drillFlags are those of `drill run`.
+type drillFlags struct {
+	file, key                     string
+	kind, to                      string
+	cold, clients, yes, dry, json bool
+}
+
 func newDrillRun(a *app) *cobra.Command {
-	var file, keyFile string
-	var asJSON bool
+	var f drillFlags
 	c := &cobra.Command{
-		Use:   "run --config FILE",
-		Short: "Open a view, run checks on it, take it back, write a signed report",
-		Long: `Runs a drill as FILE describes it: opens a view of this host's copy, makes a block
+		Use:   "run [--kind KIND] [--config FILE]",
+		Short: "Open a view, or move the lead or the flow, check it, take it back, write a signed report",
+		Long: `Runs a drill as FILE describes it. Of the kind view, the default, it opens a view of this host's copy, makes a block
 device of it where that is possible (the kernel's NBD client, else nbdfuse and a loop
 device; as root), mounts it, runs the checks, and takes everything back. The checks
 find in their environment
@@ -54,32 +60,32 @@ is as it was. Exit status 1 when a check failed.
     - name: database
       run: sqlite3 "$MIRROR_AGENT_DRILL_MOUNT/app.db" 'pragma integrity_check' | grep -qx ok
       timeout: 5m
-  cleanup: []                 # commands that always run before the mount goes`,
-		Example: examples("mirror-agent drill run --config nightly.yaml"),
-		Args:    arguments(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			if file == "" {
-				return usagef("%s: missing --config FILE; see %[1]s --help", c.CommandPath())
-			}
-			return a.drillRun(c, file, keyFile, asJSON)
-		},
+  cleanup: []                 # commands that always run before the mount goes
+
+` + moveHelp,
+		Example: examples(
+			"mirror-agent drill run --config nightly.yaml",
+			"mirror-agent drill run --kind switch-over --dry-run",
+			"mirror-agent drill run --kind failover --config quarterly.yaml",
+			"mirror-agent drill run --kind failback --yes",
+		),
+		Args: arguments(),
+		RunE: func(c *cobra.Command, _ []string) error { return a.drillRun(c, &f) },
 	}
 	addControlFlags(c)
-	c.Flags().StringVar(&file, "config", "", "`FILE` that describes the drill")
-	c.Flags().StringVar(&keyFile, "key", "", "private key `FILE` that signs the report (default where keygen puts it)")
-	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	c.Flags().StringVar(&f.file, "config", "", "`FILE` that describes the drill")
+	c.Flags().StringVar(&f.key, "key", "", "private key `FILE` that signs the report (default where keygen puts it)")
+	c.Flags().BoolVar(&f.json, "json", false, "print the report as JSON")
+	addMoveFlags(c, &f)
 	return c
 }
 
-func (a *app) drillRun(c *cobra.Command, file, keyFile string, asJSON bool) error {
-	text, err := os.ReadFile(file)
+func (a *app) drillRun(c *cobra.Command, f *drillFlags) error {
+	dc, err := f.config(c)
 	if err != nil {
-		return fmt.Errorf("config %w", err)
+		return err
 	}
-	dc, err := drilling.ParseConfig(text)
-	if err != nil {
-		return fmt.Errorf("config %s: %w", file, err)
-	}
+	file, keyFile, asJSON := f.file, f.key, f.json
 	o := mirror.DrillOptions{At: dc.At, NBD: dc.NBD, Label: dc.Label, ScratchDir: dc.ScratchDir}
 	if err := checkDrill(&o, dc.ScratchSize); err != nil {
 		return fmt.Errorf("config %s: %w", file, err)
@@ -100,12 +106,17 @@ func (a *app) drillRun(c *cobra.Command, file, keyFile string, asJSON bool) erro
 	if err != nil {
 		return err
 	}
-	n := &drilling.Runner{Agent: drillAgent{cl}, Self: self, URI: nbdURI}
+	n := &drilling.Runner{Agent: drillAgent{cl}, Mirror: cl, FirstRead: firstRead, Self: self, URI: nbdURI}
 	if !asJSON {
 		n.Tell = a.tellStep
 	}
-	r, err := n.Run(c.Context(), &dc, o)
-	if err != nil {
+	var r *drilling.Report
+	if dc.Kind == drilling.View {
+		r, err = n.Run(c.Context(), &dc, o)
+	} else {
+		r, err = a.drillMove(c.Context(), n, &dc, f)
+	}
+	if r == nil {
 		return err
 	}
 	path, err := writeReport(r, key, dc.Report)
@@ -279,7 +290,11 @@ func (a *app) drillReport(path string, keys []ed25519.PublicKey, asJSON bool) er
 	if asJSON {
 		return a.printJSON(r)
 	}
-	a.printf("drill of %s on %s at %s\n", r.Mirror, r.Node, r.Point)
+	if r.Moved != nil {
+		a.printf("drill of %s on %s: %s from %s to %s\n", r.Mirror, r.Node, r.Kind, r.Moved.From, r.Moved.To)
+	} else {
+		a.printf("drill of %s on %s at %s\n", r.Mirror, r.Node, r.Point)
+	}
 	for _, s := range r.Steps {
 		a.tellStep(s)
 	}

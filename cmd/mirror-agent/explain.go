@@ -219,6 +219,7 @@ func choices(st *mirror.Status) []string {
 			list = append(list, fmt.Sprintf("`mirror-agent switch primary` (%s is back, %s behind)", f.Target, formatSize(f.LagBytes)))
 		}
 	}
+	list = append(list, wayHome(st)...)
 	if st.State == "suspended" {
 		list = append(list, "`mirror-agent resume`")
 	}
@@ -226,6 +227,22 @@ func choices(st *mirror.Status) []string {
 		list = append(list, "wait for the source to come back", "`mirror-agent promote` if the source is gone for good")
 	}
 	return list
+}
+
+// wayHome is how the lead goes home, where it is not there and could go now.
+func wayHome(st *mirror.Status) []string {
+	if st.Role != mirror.RolePrimary.String() {
+		if st.Home && st.Source != nil && st.Source.Connected && st.State == "streaming" {
+			return []string{fmt.Sprintf("`mirror-agent failback` (%s leads; this host, home, is in sync)", st.Source.Peer)}
+		}
+		return nil
+	}
+	for i := range st.Followers {
+		if f := &st.Followers[i]; f.Home && !st.Home && f.State == "streaming" {
+			return []string{fmt.Sprintf("`mirror-agent failback` (%s, home, is in sync)", f.Target)}
+		}
+	}
+	return nil
 }
 
 func activeStreams(st *mirror.Status) bool {

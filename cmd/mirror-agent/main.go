@@ -40,6 +40,9 @@ type app struct {
 	// kernel finds the kernel's NBD driver; nil is nbd.OpenKernel.
 	kernel func() (*nbd.Kernel, error)
 
+	// answer asks the operator a question and returns the line; nil: nobody is there to ask.
+	answer func(ctx context.Context, question string) (string, error)
+
 	// stop is called to end at once, by the second signal.
 	stop func(code int)
 }
@@ -55,6 +58,9 @@ func main() {
 		return w, h
 	}
 	a.logColour = isatty.IsTerminal(os.Stderr.Fd()) && a.env("NO_COLOR") == ""
+	if isatty.IsTerminal(os.Stdin.Fd()) {
+		a.answer = a.askTerminal
+	}
 	zerolog.TimeFieldFormat = time.RFC3339Nano // the library's only place for it; seconds are too coarse
 	ctx, release := a.untilSignal()
 	code := a.run(ctx, os.Args[1:])

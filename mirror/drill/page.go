@@ -104,6 +104,9 @@ func (p *page) plots() {
 		for _, s := range p.Samples {
 			most = max(most, k.of(s))
 		}
+		if k.id == "scratch" && p.Moved != nil {
+			continue
+		}
 		var points []string
 		for _, s := range p.Samples {
 			y := float64(plotHeight-10) - float64(k.of(s))/float64(max(most, 1))*(plotHeight-30)

@@ -14,6 +14,7 @@ type Report struct {
 	UUID    string `json:"uuid"`
 	Node    string `json:"node"`
 	Role    string `json:"role"` // of the host whose copy was tried
+	Kind    Kind   `json:"kind,omitempty"`
 	Label   string `json:"label,omitempty"`
 
 	Result Result `json:"result"`
@@ -27,8 +28,12 @@ type Report struct {
 	// RPO: how much older the point was than the newest that was known.
 	RPOSeconds float64 `json:"rpo_seconds"`
 	RPOBytes   int64   `json:"rpo_bytes"`
-	// RTOSeconds from the order to the end of the first check that was good; absent when none was.
+	// RTOSeconds from the order to the end of the first check that was good; absent when none was. Where the lead moves: from the
+	// order to move it until the first read was answered.
 	RTOSeconds *float64 `json:"rto_seconds,omitempty"`
+
+	// Moved is what only a drill has that moves the lead or the flow.
+	Moved *Moved `json:"moved,omitempty"`
 
 	Started      time.Time `json:"started"`
 	Seconds      float64   `json:"seconds"`
@@ -72,6 +77,9 @@ const reportVersion = 1
 // FileName is how the report's files are called, without their ending.
 func (r *Report) FileName() string {
 	name := "drill-" + r.Mirror
+	if r.Moved != nil {
+		name += "-" + string(r.Kind)
+	}
 	if r.Label != "" {
 		name += "-" + r.Label
 	}
@@ -80,6 +88,9 @@ func (r *Report) FileName() string {
 
 // Summary is the drill in one line.
 func (r *Report) Summary() string {
+	if r.Moved != nil {
+		return r.movedSummary()
+	}
 	s := fmt.Sprintf("%s: RPO %s", r.Result, seconds(r.RPOSeconds))
 	if r.RTOSeconds != nil {
 		s += ", RTO " + seconds(*r.RTOSeconds)

@@ -1,6 +1,7 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,10 @@ type Hold interface {
 // Runner runs drills.
 type Runner struct {
 	Agent Agent
+	// Mirror takes the orders of a drill that moves the lead or the flow; nil where there is none.
+	Mirror Mirror
+	// FirstRead reads the first block of the export at an address.
+	FirstRead func(ctx context.Context, address, export string) error
 	// Self is the path of this program.
 	Self string
 	// URI is an NBD address as libnbd's tools want it.
@@ -52,6 +57,7 @@ type drill struct {
 	c      *Config
 	r      *Report
 	began  time.Time
+	order  time.Time // of which RTO counts: when it began, or the lead was ordered to move
 	hold   Hold
 	under  *undertaker
 	device *device
@@ -68,6 +74,10 @@ type drill struct {
 type undo struct {
 	name string
 	do   func(context.Context) error
+	// limit is undoLimit, unless it is the way back of the lead, or of the flow.
+	limit time.Duration
+	// spare: it is left out when all has gone well.
+	spare bool
 }
 
 // Run runs a drill and takes everything back, also when ctx ends. The report is there whatever happened but for an error, which
@@ -86,11 +96,8 @@ func (n *Runner) Run(ctx context.Context, c *Config, o mirror.DrillOptions) (*Re
 	if err != nil {
 		return nil, err
 	}
-	d := &drill{Runner: n, c: c, began: time.Now(), over: make(chan struct{})}
-	d.r = &Report{
-		Version: reportVersion, Mirror: st.Name, UUID: st.UUID, Node: st.Node, Role: st.Role, Label: c.Label, Asked: o.At, Started: d.began,
-		Device: means, Steps: []Step{}, Samples: []Sample{},
-	}
+	d := n.newDrill(c, &st, means)
+	d.r.Asked = o.At
 	if d.under, err = newUndertaker(); err != nil {
 		return nil, fmt.Errorf("drill: %w", err)
 	}
@@ -110,6 +117,16 @@ func (n *Runner) Run(ctx context.Context, c *Config, o mirror.DrillOptions) (*Re
 	return d.r, nil
 }
 
+func (n *Runner) newDrill(c *Config, st *mirror.Status, means Means) *drill {
+	d := &drill{Runner: n, c: c, began: time.Now(), over: make(chan struct{})}
+	d.order = d.began
+	d.r = &Report{
+		Version: reportVersion, Mirror: st.Name, UUID: st.UUID, Node: st.Node, Role: st.Role, Kind: c.Kind, Label: c.Label, Started: d.began,
+		Device: means, Steps: []Step{}, Samples: []Sample{},
+	}
+	return d
+}
+
 // opened takes over what the daemon says of the view.
 func (d *drill) opened() {
 	s := d.hold.Started()
@@ -121,7 +138,7 @@ func (d *drill) opened() {
 		"MIRROR_AGENT_DRILL_MIRROR=" + d.r.Mirror,
 	}
 	d.add(Step{Name: "open a writable view", At: 0, Seconds: time.Since(d.began).Seconds()}, nil)
-	d.undo = append(d.undo, undo{"end the view", d.endView})
+	d.undo = append(d.undo, undo{name: "end the view", do: d.endView})
 }
 
 // watch ends the steps when the daemon ends the view.
@@ -159,14 +176,19 @@ func (d *drill) endView(ctx context.Context) (err error) {
 // forward does the steps until one fails.
 func (d *drill) forward(ctx context.Context, means Means) {
 	s := d.hold.Started()
+	d.use(ctx, means, s.NBD, s.Export, s.NBDTLS)
+}
+
+// use attaches what is served at an address, mounts it, and runs the checks, as far as all this is wanted.
+func (d *drill) use(ctx context.Context, means Means, address, export string, tls bool) {
 	if means != None {
 		d.step(ctx, "attach a device by "+string(means), func(ctx context.Context) (string, error) {
 			var err error
-			d.device, err = attach(ctx, means, d.under, d.Self, s.NBD, s.Export, d.URI(s.NBD, s.NBDTLS))
+			d.device, err = attach(ctx, means, d.under, d.Self, address, export, d.URI(address, tls))
 			if d.device == nil {
 				return "", err
 			}
-			d.undo = append(d.undo, undo{"detach the device", d.device.free})
+			d.undo = append(d.undo, undo{name: "detach the device", do: d.device.free})
 			d.env = append(d.env, "MIRROR_AGENT_DRILL_DEVICE="+d.device.path)
 			return d.device.path, err
 		})
@@ -176,7 +198,7 @@ func (d *drill) forward(ctx context.Context, means Means) {
 		d.step(ctx, "mount at "+d.c.Mount, func(ctx context.Context) (string, error) {
 			unmount, err := mountAt(ctx, d.under, d.device.path, d.c.Mount, d.c.MountOptions)
 			if unmount != nil {
-				d.undo = append(d.undo, undo{"unmount", unmount})
+				d.undo = append(d.undo, undo{name: "unmount", do: unmount})
 				d.env = append(d.env, "MIRROR_AGENT_DRILL_MOUNT="+d.c.Mount)
 			}
 			return "", err
@@ -198,11 +220,16 @@ func (d *drill) checks(ctx context.Context, list []Check, before bool) {
 func (d *drill) check(ctx context.Context, k Check) {
 	began := time.Now()
 	out, err := d.command(ctx, k)
-	if err == nil && d.r.RTOSeconds == nil {
-		rto := time.Since(d.began).Seconds()
-		d.r.RTOSeconds = &rto
+	if err == nil && d.r.RTOSeconds == nil && d.c.Kind != SwitchOver {
+		d.recovered()
 	}
 	d.add(Step{Name: k.Name, Check: true, At: began.Sub(d.began).Seconds(), Seconds: time.Since(began).Seconds(), Output: out}, err)
+}
+
+// recovered: from here on the copy is known to serve.
+func (d *drill) recovered() {
+	rto := time.Since(d.order).Seconds()
+	d.r.RTOSeconds = &rto
 }
 
 // command runs one of the operator's. What it leaves running, a database for the next one, is ended with the drill.
@@ -252,7 +279,7 @@ func (d *drill) add(s Step, err error) {
 func (d *drill) result(inner, outer context.Context) {
 	switch {
 	case outer.Err() != nil:
-		d.r.Result, d.r.Reason = Interrupted, context.Cause(outer).Error()
+		d.r.Result, d.r.Reason, d.failed = Interrupted, context.Cause(outer).Error(), true
 	case inner.Err() != nil:
 		d.r.Result, d.r.Reason, d.failed = Failed, context.Cause(inner).Error(), true
 	case d.failed:
@@ -272,8 +299,11 @@ func (d *drill) back() {
 	for len(d.undo) > 0 {
 		u := d.undo[len(d.undo)-1]
 		d.undo = d.undo[:len(d.undo)-1]
+		if u.spare && !d.failed && d.r.Result == Passed {
+			continue
+		}
 		began := time.Now()
-		limited, cancel := context.WithTimeoutCause(ctx, undoLimit, errors.New("it takes too long"))
+		limited, cancel := context.WithTimeoutCause(ctx, cmp.Or(u.limit, undoLimit), errors.New("it takes too long"))
 		err := u.do(limited)
 		cancel()
 		d.add(Step{Name: u.name, At: began.Sub(d.began).Seconds(), Seconds: time.Since(began).Seconds()}, err)

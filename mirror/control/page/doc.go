@@ -5,7 +5,8 @@
 //	POST /login                takes the token, answers with a session's cookie
 //	GET  /v1/stream            server-sent events, see below
 //	GET  /v1/checkpoints       [mirror.Checkpoint, …], at most some seconds old
-//	POST /v1/order/NAME        switch, promote, take-over, verify, verify-stop, suspend, resume; JSON in and out
+//	POST /v1/order/NAME        switch, promote, take-over, verify, verify-stop, drill-start, drill-stop, suspend, resume;
+//	                           JSON in and out
 //
 // The stream says hello (which run of the agent, what may be ordered, the history of lag), then status about once a second and
 // at once after an event, and every event under an id RUN-SEQUENCE. Who was away gives the last id back, as browsers do by themselves

@@ -18,6 +18,7 @@ type fakeAgent struct {
 	orders  []string
 	refuse  error
 	events  []mirror.Event
+	marks   []mirror.Checkpoint
 	dropped uint64 // events that are not kept any more
 	changed chan struct{}
 }
@@ -70,8 +71,20 @@ func (a *fakeAgent) given() []string {
 	return append([]string{}, a.orders...)
 }
 
+// mark makes a checkpoint.
+func (a *fakeAgent) mark(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.marks = append(a.marks, mirror.Checkpoint{Name: name, LSN: 128})
+	a.events = append(a.events, mirror.Event{Sequence: uint64(len(a.events) + 1), Kind: "checkpoint", Text: name})
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
 func (a *fakeAgent) Checkpoints(context.Context) ([]mirror.Checkpoint, error) {
-	return []mirror.Checkpoint{{Name: "nightly", LSN: 64}}, nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]mirror.Checkpoint{{Name: "nightly", LSN: 64}}, a.marks...), nil
 }
 func (a *fakeAgent) Switch(_ context.Context, to string) error { return a.order("switch %s", to) }
 func (a *fakeAgent) Promote(_ context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error) {
@@ -84,6 +97,14 @@ func (a *fakeAgent) Verify(context.Context, mirror.VerifyOptions) (mirror.Verify
 
 func (a *fakeAgent) StopVerify(context.Context) (mirror.VerifyReport, error) {
 	return mirror.VerifyReport{}, a.order("verify-stop")
+}
+
+func (a *fakeAgent) StartDrill(_ context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error) {
+	return mirror.DrillStatus{ID: 7, Running: true}, a.order("drill-start %q %q", o.At, o.NBD)
+}
+
+func (a *fakeAgent) StopDrill(_ context.Context, id uint64, why string) (mirror.DrillStatus, error) {
+	return mirror.DrillStatus{ID: id}, a.order("drill-stop %d %s", id, why)
 }
 func (a *fakeAgent) Suspend(context.Context) error { return a.order("suspend") }
 func (a *fakeAgent) Resume(context.Context) error  { return a.order("resume") }

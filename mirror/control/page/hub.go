@@ -3,6 +3,7 @@ package page
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,18 +124,25 @@ func (h *hub) past() []sample {
 	return append([]sample{}, h.history...)
 }
 
-// checkpointCache keeps the list, which is read from the log, for a moment.
+// checkpointCache keeps the list, which is read from the log, for a moment, or until this host has made another one.
 type checkpointCache struct {
 	mu   sync.Mutex // guards all below; held while the log is read
 	list []mirror.Checkpoint
 	err  error
 	read time.Time
+	seen uint64 // the last event that was looked at
 }
 
 func (c *checkpointCache) get(ctx context.Context, a Agent) ([]mirror.Checkpoint, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.read.IsZero() || time.Since(c.read) > markAge {
+	events, _ := a.Events(c.seen)
+	fresh := false
+	for i := range events {
+		c.seen = events[i].Sequence
+		fresh = fresh || strings.Contains(events[i].Kind, "checkpoint")
+	}
+	if fresh || c.read.IsZero() || time.Since(c.read) > markAge {
 		c.list, c.err = a.Checkpoints(ctx)
 		c.read = time.Now()
 	}

@@ -17,6 +17,8 @@ type orderRequest struct {
 	To     string `json:"to"`
 	Force  bool   `json:"force"`
 	DryRun bool   `json:"dry_run"`
+	At     string `json:"at"` // of a drill, see mirror.DrillOptions
+	ID     uint64 `json:"id"` // of the drill that the operator saw
 }
 
 // order carries out POST /v1/order/{name}.
@@ -77,6 +79,13 @@ func (s *Server) give(ctx context.Context, name string, q *orderRequest) (v any,
 		v, err = s.agent.Verify(ctx, mirror.VerifyOptions{})
 	case "verify-stop":
 		v, err = s.agent.StopVerify(ctx)
+	case "drill-start":
+		v, err = s.agent.StartDrill(ctx, mirror.DrillOptions{At: q.At})
+	case "drill-stop":
+		if q.ID == 0 {
+			return nil, true, errors.New("drill-stop: say which drill")
+		}
+		v, err = s.agent.StopDrill(ctx, q.ID, "stopped from the page")
 	case "suspend":
 		err = s.agent.Suspend(ctx)
 	case "resume":

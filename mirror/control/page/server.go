@@ -28,6 +28,8 @@ type Agent interface {
 	Promote(ctx context.Context, o mirror.PromoteOptions) (mirror.PromoteResult, error)
 	Verify(ctx context.Context, o mirror.VerifyOptions) (mirror.VerifyReport, error)
 	StopVerify(ctx context.Context) (mirror.VerifyReport, error)
+	StartDrill(ctx context.Context, o mirror.DrillOptions) (mirror.DrillStatus, error)
+	StopDrill(ctx context.Context, id uint64, why string) (mirror.DrillStatus, error)
 	Suspend(ctx context.Context) error
 	Resume(ctx context.Context) error
 }

@@ -214,14 +214,25 @@ func TestSlowClientIsDropped(t *testing.T) {
 	}
 }
 
+// TestCheckpoints: the list is kept for a moment, but not beyond the event of a new one: who asks because of it gets it.
 func TestCheckpoints(t *testing.T) {
-	answer, err := http.Get(serve(t, newFakeAgent()) + "/v1/checkpoints")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	var list []mirror.Checkpoint
-	if err := json.NewDecoder(answer.Body).Decode(&list); err != nil || len(list) != 1 || list[0].Name != "nightly" {
-		t.Errorf("%+v, %v", list, err)
+	a := newFakeAgent()
+	at := serve(t, a)
+	for _, want := range []string{"nightly", "nightly,noon"} {
+		answer, err := http.Get(at + "/v1/checkpoints")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []mirror.Checkpoint
+		err = json.NewDecoder(answer.Body).Decode(&list)
+		answer.Body.Close()
+		var names []string
+		for _, p := range list {
+			names = append(names, p.Name)
+		}
+		if got := strings.Join(names, ","); err != nil || got != want {
+			t.Errorf("%q, wanted %q: %v", got, want, err)
+		}
+		a.mark("noon")
 	}
 }

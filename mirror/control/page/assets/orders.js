@@ -1,8 +1,8 @@
 // What may be ordered, with a dialog that says what will happen before it does.
 import { get, html, put, say, show } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, day } from "./format.js";
 
-let status = null, token = "", ordered = null;
+let status = null, token = "", ordered = null, checkpoints = [], drilled = 0;
 
 const others = () => (status.followers || []).filter((f) => !f.active);
 
@@ -51,6 +51,28 @@ const orders = {
     label: "Stop verify…", title: "Stop the verify that runs", yes: "Stop it", there: () => status.role === "primary" && verifying(),
     text: () => ["mirror-agent verify --resume goes on where it was."], body: () => ({}),
   },
+  "drill-start": {
+    label: "Drill…", title: "Show this host's copy at a point", yes: "Show it", ask: "At",
+    there: () => !status.drill,
+    choices: () => [{ value: "", text: "the newest point" }, ...checkpoints.filter((p) => p.in_window).slice(-200).reverse().map((p) => ({ value: "checkpoint:" + p.name, text: `${p.name}, ${day(p.time)}` }))],
+    text: (at) => {
+      const p = checkpoints.find((c) => "checkpoint:" + c.name === at);
+      return [
+        `The device is shown as it was ${p ? `at ${p.name} (LSN ${p.lsn})` : "a moment ago"}, by NBD and writable, at an address of its own on this host; the page says which. The mirror goes on, and its clients see nothing of it.`,
+        "What is written there, and what the mirror overwrites meanwhile, goes into a scratch file beside the log, at most half of what is free there. It is thrown away at the end.",
+        "It ends when it is stopped, when the scratch is full or so slow that the mirror would wait for it, and with a promotion of this host or the end of the agent.",
+      ];
+    },
+    body: (at) => ({ at }),
+  },
+  "drill-stop": {
+    label: "Stop drill…", title: "End the drill that runs", yes: "End it", there: () => Boolean(status.drill),
+    text: () => {
+      const d = status.drill;
+      return [d ? `Drill ${d.id} at LSN ${d.point.lsn} ends: its clients (${d.clients.connections}) lose their device, and its scratch of ${bytes(d.scratch_bytes)} is thrown away. The mirror goes on.` : "It has ended meanwhile."];
+    },
+    body: () => ({ id: drilled }),
+  },
   suspend: {
     label: "Suspend…", title: "Stop the data flow", yes: "Suspend", there: () => status.role === "primary" && (status.followers || []).length > 0 && status.state !== "suspended",
     text: () => ["Nothing is sent to any target until it is resumed. Writes go on, on this host alone" + (status.on_loss === "freeze" ? "; with on-loss freeze they wait." : ".")],
@@ -83,6 +105,9 @@ export function allow(pageToken) {
   }
 }
 
+// points are those that a drill may be at.
+export function points(list) { checkpoints = list; }
+
 export function update(now) {
   status = now;
   if (!token) return;
@@ -93,12 +118,14 @@ export function update(now) {
 async function ask(name) {
   const o = orders[name], to = get("dialog-to"), yes = get("dialog-yes");
   ordered = name;
+  drilled = status.drill ? status.drill.id : 0; // the one that is shown, and no later one
   say(get("dialog-title"), o.title);
   say(yes, o.yes);
   show(get("dialog-error"), false);
   const choices = o.choices ? o.choices() : [];
   show(get("dialog-choice"), choices.length > 0);
-  put(to, ...choices.map((c) => html("option", { value: c }, c)));
+  say(get("dialog-ask"), o.ask || "To");
+  put(to, ...choices.map((c) => html("option", { value: c.value ?? c }, c.text ?? c)));
   const explain = (more = []) => put(get("dialog-text"), ...[...o.text(to.value), ...more].map((t) => html("p", {}, t)));
   to.onchange = () => explain();
   explain();

@@ -2,7 +2,7 @@
 import { chart, kinds, ring } from "./charts.js";
 import { facts, get, html, put, say, show, svg } from "./dom.js";
 import { bytes, clock, count, day, level, rtt, seconds } from "./format.js";
-import { allow, update } from "./orders.js";
+import { allow, points, update } from "./orders.js";
 import { hosts, shares, topology } from "./topology.js";
 
 const keptEvents = 300, keptSamples = 900, staleAfter = 4000;
@@ -106,7 +106,7 @@ function showLog(s) {
 }
 
 function showDevice(s) {
-  const v = s.verify, n = s.nbd;
+  const v = s.verify, n = s.nbd, d = s.drill;
   facts(get("device-facts"), [
     ["Device", `${s.device.path}, ${bytes(s.device.size_bytes)}`],
     ["Served at", n.address ? n.address + (n.tls ? ", TLS" : "") : "nowhere now"],
@@ -116,6 +116,9 @@ function showDevice(s) {
     ["Flushes", count(n.flushes)],
     s.network && s.network.bandwidth && s.network.bandwidth !== "none" ? ["Bandwidth", s.network.bandwidth] : null,
     v ? ["Verify", `${v.state}${v.total_bytes > 0 ? `, ${bytes(v.done_bytes)} of ${bytes(v.total_bytes)}` : ""}, ${v.different_bytes > 0 ? bytes(v.different_bytes) + " differ" : "no difference"}`] : ["Verify", "none yet"],
+    d ? ["Drill", `${d.id}${d.label ? " " + d.label : ""} at LSN ${d.point.lsn}${d.point.time && !d.point.time.startsWith("0001") ? ", " + day(d.point.time) : ""}`] : null,
+    d ? ["Shown at", d.nbd + (d.nbd_tls ? ", TLS" : "")] : null,
+    d ? ["Its clients", `${count(d.clients.connections)}, ${bytes(d.clients.written_bytes)} written; scratch ${bytes(d.scratch_bytes)} of ${bytes(d.scratch_limit_bytes)}`] : null,
   ]);
 }
 
@@ -137,6 +140,7 @@ async function askCheckpoints() {
     const answer = await fetch("/v1/checkpoints");
     if (!answer.ok) return;
     checkpoints = await answer.json();
+    points(checkpoints);
     showCheckpoints();
     if (view) showLog(view.status);
   } catch { /* the stream tells that the agent is away */ }
