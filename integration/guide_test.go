@@ -55,7 +55,8 @@ func TestGuide(t *testing.T) {
 	silence(hosts)
 	source := nyc1.runs("mirror-agent source")
 	nyc1.untilFed("10.1.0.9:7400")
-	nyc1.until("both paths are active", func(s *status) bool { return activePaths(s) == 2 })
+	calm := func(s *status) bool { return s.State == "in sync" && activePaths(s) == 2 && len(s.Alarms) == 0 }
+	nyc1.until("both paths are active, and no alarm is left", calm)
 	nyc1.does("mirror-agent status")
 	nyc1.sh(g.line("nbdinfo 'nbd+unix"))
 	nyc1.sh(g.line("qemu-io -f raw"))
@@ -76,6 +77,7 @@ func TestGuide(t *testing.T) {
 	fra2.does("mirror-agent drill run --config nightly.yaml")
 	leave()
 	nyc1.untilFed("10.1.0.9:7400")
+	nyc1.until("both paths are active, and no alarm is left", calm)
 	fra2.writes("/root/quarterly.yaml", "label: quarterly\nchecks: [{name: application, run: nbdinfo --can connect \"$MIRROR_AGENT_DRILL_URI\"}]\n")
 	s := g.take("fra2", "mirror-agent drill run --kind failover")
 	s.command += " --yes" // nobody is asked without a terminal
@@ -162,7 +164,7 @@ func (h *guideHost) usesFilesystem() (leave func()) {
 	})
 	dev := strings.TrimSpace(h.sh(h.g.line("losetup --direct-io=on")))
 	leave = sync.OnceFunc(func() {
-		out, code := h.try("umount /srv/data; losetup -d " + dev + " && fusermount3 -u /run/vol0")
+		out, code := h.try("umount /srv/data; losetup -d " + dev + " && for i in $(seq 100); do fusermount3 -u /run/vol0 && exit; sleep 0.1; done; exit 1") // the kernel lets go of it a moment later
 		if code != 0 {
 			h.t.Errorf("leave the filesystem: %s", out)
 		}
