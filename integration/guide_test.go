@@ -14,7 +14,8 @@ var elsewhere = map[string]string{
 	"nyc1# mirror-agent keygen &&":                 "TestPackageLife",
 	"nyc1# cp /etc/mirror-agent/vol0.yaml.example": "TestPackageLife",
 	"nyc1# systemctl":                              "TestPackageLife",
-	"ams1# mirror-agent promote":                   "TestMajority", // fra2 is ahead
+	"ams1# mirror-agent promote":                   "TestMajority",      // fra2 is ahead
+	"fra2# mirror-agent drill run --kind failover": "TestDrillFailover", // it asks at a terminal
 }
 
 var machineLine = regexp.MustCompile(`^(ok|WARN|FAIL) (kernel|limits|clock|disk|version)|^# fail`)
