@@ -77,6 +77,11 @@ func TestGuide(t *testing.T) {
 	fra2.does("mirror-agent drill run --config nightly.yaml")
 	leave()
 	nyc1.untilFed("10.1.0.9:7400")
+	fra2.writes("/root/quarterly.yaml", "label: quarterly\nchecks: [{name: application, run: nbdinfo --can connect \"$MIRROR_AGENT_DRILL_URI\"}]\n")
+	s := g.take("fra2", "mirror-agent drill run --kind failover")
+	s.command += " --yes" // nobody is asked without a terminal
+	fra2.carriesOut(s, func(line string) bool { return strings.HasPrefix(line, "begin?") })
+	nyc1.until("it leads again", func(s *status) bool { return s.State == "in sync" })
 
 	// To be shut down, and home again.
 	fra2.does("mirror-agent promote --planned")
