@@ -86,6 +86,7 @@ var (
 	resyncDone       = named("resync_done_bytes", "Bytes of the running resync that are done; absent while there is none.", "peer")
 	resyncTotal      = named("resync_total_bytes", "Bytes of the running resync in all; absent while there is none.", "peer")
 	resyncSent       = named("resync_sent_bytes", "Bytes of the running resync that had to be sent; absent while there is none.", "peer")
+	resyncYields     = named("resync_yields_to_bytes_per_second", "What the running resync does in a second at most because applications are at work; absent while none are.", "peer")
 	pathState        = named("path_state", "1 for the state that the path is in, 0 for all others.", "peer", "path", "remote", "state")
 	pathRTT          = named("path_rtt_seconds", "Smoothed round-trip time.", "peer", "path", "remote")
 	pathRate         = named("path_delivery_bytes_per_second", "Delivery rate, as measured when there was last something to deliver.", "peer", "path", "remote")

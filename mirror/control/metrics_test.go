@@ -45,7 +45,7 @@ func everything() measured {
 		Followers: []mirror.FollowerStatus{
 			{
 				Target: "10.1.0.9:7400", Kind: "target", State: "streaming", Active: true, Received: 450, Durable: 440, LagBytes: 60, RPOSeconds: 0.25,
-				Resync: &mirror.Progress{DoneBytes: 1, TotalBytes: 2, SentBytes: 1},
+				Resync: &mirror.Progress{DoneBytes: 1, TotalBytes: 2, YieldsTo: 1 << 20, SentBytes: 1},
 				Paths:  []mirror.PathStatus{{ID: 1, Remote: "10.1.0.9:7400", State: "active", RTTMicros: 1500, BytesSent: 7, BytesReceived: 8, ResentFrames: 9, Rate: 100, UnackedBytes: 11}},
 			},
 			{Target: "10.3.0.9:7400", Kind: "backup", State: "down", LagBytes: 500, DirtyBytes: 4096},

@@ -188,6 +188,9 @@ func (g *gathering) resync(peer string, p *mirror.Progress) {
 	g.gauge(resyncDone, float64(p.DoneBytes), peer)
 	g.gauge(resyncTotal, float64(p.TotalBytes), peer)
 	g.gauge(resyncSent, float64(p.SentBytes), peer)
+	if p.YieldsTo > 0 {
+		g.gauge(resyncYields, float64(p.YieldsTo), peer)
+	}
 }
 
 func (g *gathering) paths(peer string, paths []mirror.PathStatus) {
