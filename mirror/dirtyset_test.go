@@ -202,8 +202,8 @@ func putLE(b []byte, v uint64) {
 // nowhere.
 func TestDirtyFiles(t *testing.T) {
 	c := Config{Device: filepath.Join(t.TempDir(), "dev")}
-	if c.dirtyStore() != nil {
-		t.Fatal("there is neither journal nor device yet")
+	if s := c.dirtyStore(); s != (dirtyFiles{c.Device + ".journal.dirty"}) { // it will be there
+		t.Errorf("before there is a journal: %+v", s)
 	}
 	for _, path := range []string{c.Device, c.journalPath()} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -216,6 +216,7 @@ func TestDirtyFiles(t *testing.T) {
 		t.Errorf("with a raw journal: %+v", s)
 	}
 	raw.Device = "/dev/null"
+	inDefaultStateDir(t, filepath.Join(c.Device, "none"))
 	if s := raw.dirtyStore(); s != nil {
 		t.Errorf("with journal and device raw: %+v", s)
 	}
