@@ -14,7 +14,6 @@ const maxApplyBytes = 1 << 20
 
 // background keeps the log's own pace and applies what is committed.
 func (v *Volume) background(ctx context.Context) {
-	defer close(v.stopped)
 	tick := time.NewTicker(v.opts.SyncInterval)
 	defer tick.Stop()
 	lastApply := time.Now()

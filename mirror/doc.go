@@ -30,6 +30,7 @@
 //     and a verify yield to the applications.
 //   - tracker (tracker.go, dirtyset.go, dirtyfile.go, dirtystore.go): what each
 //     follower lacks once the log does not reach back to it.
+//   - foresight.go: a sync begins before the FLUSH that comes in a steady beat.
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
 //   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
 //     named points in the order of writes; history that is kept.

@@ -106,7 +106,7 @@ func explainOpen(err error, jpath string) error {
 
 func (c *Config) volumeOptions() VolumeOptions {
 	return VolumeOptions{
-		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval,
+		SyncInterval: c.SyncInterval, SyncBytes: c.SyncBytes, ApplyInterval: 2 * c.SyncInterval, Foresight: true,
 		RetainTime: c.RetainTime, RetainBytes: c.RetainBytes,
 		Dirty: c.dirtyStore(), OnFull: c.OnFull, PushBack: c.PushBack,
 	}

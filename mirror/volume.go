@@ -27,7 +27,8 @@ type Volume struct {
 	id    [16]byte // tells this volume from all others of the mirror
 	dirty *tracker // what the followers lack
 
-	overlay *overlay
+	foresight *foresight // nil: without
+	overlay   *overlay
 	// layerBytes of log make a layer of the overlay; a frozen layer is
 	// applied as one.
 	layerBytes atomic.Int64
@@ -108,6 +109,8 @@ type VolumeOptions struct {
 	// OnFull and PushBack: see Config. The zero value is OnFullWait.
 	OnFull   OnFull
 	PushBack time.Duration
+	// Foresight begins a sync before the FLUSH that will ask for it, see foresight.go.
+	Foresight bool
 	// Now is the clock of the records' time stamps; nil means time.Now.
 	Now func() time.Time
 }
@@ -203,7 +206,16 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	v.stop, v.stopped = stop, make(chan struct{})
-	go v.background(ctx)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { v.background(ctx) })
+	if o.Foresight {
+		v.foresight = newForesight()
+		tasks.Go(func() { v.foresee(ctx) })
+	}
+	go func() {
+		tasks.Wait()
+		close(v.stopped)
+	}()
 	return v, rec, nil
 }
 

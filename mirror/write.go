@@ -74,6 +74,9 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	}
 	if es := b.seal(); len(es) > 0 {
 		err := v.append(es)
+		if err == nil && v.foresight != nil {
+			v.foresight.wrote(len(es))
+		}
 		if err == nil && !sync {
 			err = v.answerable(es[len(es)-1].End)
 		}
@@ -233,6 +236,9 @@ func (v *Volume) flush(ctx context.Context, lsn journal.LSN) error {
 		return err
 	}
 	defer v.timed(time.Now())
+	if v.foresight != nil {
+		v.foresight.flushed()
+	}
 	g := v.gate.Load()
 	g.request(lsn) // the followers' disks work while ours does
 	if _, err := v.log.Sync(lsn); err != nil {

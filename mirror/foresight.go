@@ -1,0 +1,80 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+)
+
+// foresight begins what a FLUSH asks for before it comes. A database that commits, or a filesystem under one that does, writes
+// and flushes in a steady beat; between the answer to its last write and its FLUSH lies a round trip through the client, in
+// which the disks, here and at the followers, could be at work. So when the last few FLUSHes came after equal numbers of
+// writes, the sync begins with the write that makes up that number, and the FLUSH joins it. A beat that changes costs one sync
+// more, and then nothing until it is steady again. What is promised to whom is not touched: a FLUSH is answered by the same rules.
+type foresight struct {
+	due chan struct{} // a FLUSH is near
+
+	mu    sync.Mutex // guards all below; a leaf
+	since int        // writes since the last FLUSH
+	beat  int        // writes before the last FLUSH
+	times int        // how many FLUSHes in a row came in that beat
+}
+
+const (
+	steadyBeats = 4   // FLUSHes in a row that make a beat steady
+	longestBeat = 256 // writes: beyond that a sync has enough to do, and the round trip is little
+)
+
+func newForesight() *foresight { return &foresight{due: make(chan struct{}, 1)} }
+
+// wrote takes n writes that have entered the log.
+func (f *foresight) wrote(n int) {
+	f.mu.Lock()
+	before := f.since
+	f.since += n
+	due := f.times >= steadyBeats && before < f.beat && f.since == f.beat
+	f.mu.Unlock()
+	if due {
+		select {
+		case f.due <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// flushed takes a FLUSH. One that follows another at once says nothing.
+func (f *foresight) flushed() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.since == 0:
+		return
+	case f.since == f.beat:
+		f.times++
+	default:
+		f.beat, f.times = f.since, 1
+	}
+	if f.beat > longestBeat {
+		f.beat, f.times = 0, 0
+	}
+	f.since = 0
+}
+
+// foresee runs until ctx ends or the journal fails.
+func (v *Volume) foresee(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-v.foresight.due:
+		}
+		if v.writable() != nil {
+			continue
+		}
+		lsn := v.log.Head()
+		v.gate.Load().request(lsn)
+		if _, err := v.log.Sync(lsn); err != nil {
+			_ = v.journalError(err)
+			return
+		}
+	}
+}

@@ -1,0 +1,127 @@
+package mirror
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"mirror-agent/blockdev"
+)
+
+// beats writes and flushes: a number is so many writes at once, 0 is a FLUSH. It returns after which words a FLUSH was foreseen.
+func beats(f *foresight, words ...int) (at []int) {
+	for i, n := range words {
+		if n == 0 {
+			f.flushed()
+		} else {
+			f.wrote(n)
+		}
+		select {
+		case <-f.due:
+			at = append(at, i)
+		default:
+		}
+	}
+	return at
+}
+
+func TestForesightBeat(t *testing.T) {
+	steady := func(beat ...int) (words []int) {
+		for range steadyBeats {
+			words = append(append(words, beat...), 0)
+		}
+		return words
+	}
+	next := len(steady(1)) // the word behind four beats of one write
+	for name, tt := range map[string]struct {
+		words []int
+		at    []int
+	}{
+		"write and flush":                   {append(steady(1), 1), []int{next}},
+		"not before the beat is steady":     {steady(1)[:next-1], nil},
+		"once for each":                     {append(steady(1), 1, 0, 1, 0), []int{next, next + 2}},
+		"eight at once":                     {append(steady(8), 8), []int{next}},
+		"eight one by one":                  {append(steady(8), 1, 1, 1, 1, 1, 1, 1, 1), []int{next + 7}},
+		"not one too early":                 {append(steady(8), 7), nil},
+		"more than the beat, at once":       {append(steady(8), 9), nil},
+		"more than the beat, one by one":    {append(steady(2), 2, 1, 1), []int{next}},
+		"another flush behind one":          {append(steady(1), 0, 0, 1), []int{next + 2}},
+		"a flush that comes early":          {append(steady(2), 1, 0, 2), nil},
+		"a new beat, when it is steady":     {append(append(steady(2), steady(3)...), 3), []int{2*next - 0}},
+		"by turns":                          {[]int{1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2}, nil},
+		"a beat too long to be worth while": {append(steady(longestBeat+1), longestBeat+1), nil},
+	} {
+		f := newForesight()
+		got := beats(f, tt.words...)
+		if name == "a new beat, when it is steady" && len(got) > 0 {
+			got = got[len(got)-1:] // the first beat went on for one write
+		}
+		if len(got) != len(tt.at) || len(got) > 0 && got[0] != tt.at[0] {
+			t.Errorf("%s: foreseen after %v, not %v, of %v", name, got, tt.at, tt.words)
+		}
+	}
+}
+
+// foreseeing is a volume on whose disks nothing happens that it is not told to, but for what it foresees.
+func foreseeing(t *testing.T) (*Volume, *blockdev.Faulty) {
+	t.Helper()
+	h := newHost(t, RolePrimary)
+	o := quietOptions()
+	o.Foresight, o.Now = true, nil
+	f := blockdev.NewFaulty(h.journal)
+	v, _, err := openVolume(f, keepOpen{h.device}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.Abort() })
+	return v, f
+}
+
+func (v *Volume) beat(t *testing.T, writes int) {
+	t.Helper()
+	for i := range writes {
+		if _, err := v.WriteAt(bytes.Repeat([]byte{byte(i)}, 512), int64(i)*512); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestForesight: what is written in a steady beat is durable before its FLUSH.
+func TestForesight(t *testing.T) {
+	v, _ := foreseeing(t)
+	for range steadyBeats {
+		v.beat(t, 3)
+		if err := v.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.beat(t, 2)
+	half := v.log.Head()
+	v.beat(t, 1)
+	awaitVolume(t, "it is durable", func() bool { return v.log.Durable() == v.log.Head() })
+	if err := v.Sync(); err != nil || v.log.Durable() < half {
+		t.Error(err)
+	}
+}
+
+// TestForesightFails: a sync that was begun early and fails stops the volume like any other (G9); the FLUSH that joins it fails.
+func TestForesightFails(t *testing.T) {
+	v, f := foreseeing(t)
+	for range steadyBeats {
+		v.beat(t, 1)
+		if err := v.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Set(blockdev.Rule{Op: blockdev.OpSync, Err: errors.New("no disk")})
+	v.beat(t, 1)
+	for end := time.Now().Add(20 * time.Second); v.Err() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the volume goes on")
+		}
+	}
+	if err := v.Sync(); err == nil {
+		t.Error("a FLUSH was answered")
+	}
+}
