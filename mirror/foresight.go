@@ -45,10 +45,10 @@ func (f *foresight) wrote(n int) {
 func (f *foresight) flushed() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case f.since == 0:
+	switch f.since {
+	case 0:
 		return
-	case f.since == f.beat:
+	case f.beat:
 		f.times++
 	default:
 		f.beat, f.times = f.since, 1
