@@ -28,7 +28,7 @@ func capturePackets(iface string, within time.Duration) (*captured, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, etherTypeAll)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // with a protocol it would hear all interfaces until it is bound
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
