@@ -105,7 +105,10 @@ func (m *agents) order(ctx context.Context, args ...string) error {
 // agentStatus is what the bench looks at of status --json.
 type agentStatus struct {
 	State     string
-	Followers []struct{ State string }
+	Followers []struct {
+		State    string
+		Resynced struct{ Started, Ended time.Time }
+	}
 }
 
 func (m *agents) status(h *agentHost) (s agentStatus, err error) {

@@ -229,11 +229,17 @@ func (b *bench) timeResync(ctx context.Context) (took, other time.Duration, err 
 	if err != nil {
 		return 0, 0, err
 	}
-	began := time.Now()
 	if err := m.untilInSync(ctx, 1); err != nil {
 		return 0, 0, err
 	}
-	took = time.Since(began)
+	s, err := m.status(m.source)
+	if err != nil {
+		return 0, 0, err
+	}
+	took = s.Followers[0].Resynced.Ended.Sub(s.Followers[0].Resynced.Started) // the logs are made before
+	if took <= 0 {
+		return 0, 0, errors.New("the source does not say how long the resync took")
+	}
 	b.end()
 	b.started = nil
 	if err := b.copies("nbdkit.img", "nbdkit-target.img"); err != nil {
@@ -266,7 +272,7 @@ func (b *bench) timeResync(ctx context.Context) (took, other time.Duration, err 
 			return 0, 0, err
 		}
 	}
-	began = time.Now()
+	began := time.Now()
 	out, err := exec.CommandContext(ctx, "nbdcopy", "--flush", "nbd+unix:///?socket="+from, "nbd://"+to).CombinedOutput()
 	if err != nil {
 		return 0, 0, fmt.Errorf("nbdcopy: %w: %s", err, out)
