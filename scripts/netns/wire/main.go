@@ -34,7 +34,7 @@ func open(name string) (end, error) {
 	if err != nil {
 		return end{}, fmt.Errorf("interface %s: %w", name, err)
 	}
-	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // in network order
+	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8                   // in network order
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // with a protocol it would hear all interfaces until it is bound
 	if err != nil {
 		return end{}, fmt.Errorf("packet socket: %w: it needs CAP_NET_RAW (root)", err)
