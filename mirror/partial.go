@@ -68,6 +68,7 @@ func (c *copier) partial(ctx context.Context, out outcome) (compare string, err 
 	if err := staged.each(func(off, end int64) error { return c.run(ctx, off, end, c.compareFinely) }); err != nil {
 		return "", err
 	}
+	c.fetched = 0 // from the beginning again
 	if err := set.each(func(off, end int64) error { return c.run(ctx, off, end, c.copy) }); err != nil {
 		return "", err
 	}
