@@ -112,7 +112,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := freePort(t, "127.0.0.1")
-	m := newMirror(t, layout{paths: 2, backup: true, sourceArgs: []string{"--http", address, "--http-token", token, "--http-control"}})
+	m := newMirror(t, layout{paths: 2, backup: true, sourceArgs: []string{"--http", address, "--http-token", token, "--http-control", "--retain-time", "1h"}}) // a drill may be at any point of the test
 	m.start()
 	m.source.until(startLimit, "both paths are active", func(s *status) bool { return activePaths(s) >= 2 })
 	m.source.mustCommand("checkpoint", "create", "before-the-fault")

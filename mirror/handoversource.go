@@ -123,7 +123,7 @@ func (a *Agent) onHandover(l link, session uint64, b []byte) ([]byte, error) {
 	case wordAsk:
 		refused, again = a.handOverAsked(l, session, &m)
 		if refused == "" && m.DryRun {
-			lead = a.leadStatus()
+			lead = a.leadStatus(session)
 		}
 	case wordHanded, wordBack:
 		refused = a.handoverNews(&m)

@@ -56,14 +56,21 @@ type PromoteResult struct {
 type LeadStatus struct {
 	Node    string   `json:"node"`
 	Home    bool     `json:"home"`    // it is the source by its configuration
+	Active  bool     `json:"active"`  // its data flows to the host that asks, whose word counts for the mode
 	Clients int      `json:"clients"` // NBD connections, which end when it hands over
 	State   string   `json:"state"`
 	Alarms  []string `json:"alarms,omitempty"`
 }
 
-func (a *Agent) leadStatus() *LeadStatus {
+// leadStatus is told to the follower that is fed by the session.
+func (a *Agent) leadStatus(session uint64) *LeadStatus {
 	s := a.Status()
 	l := &LeadStatus{Node: a.node, Home: s.Home, Clients: s.NBD.Connections, State: s.State}
+	a.mu.Lock()
+	for i, f := range a.followers {
+		l.Active = l.Active || f.session == session && i == a.current
+	}
+	a.mu.Unlock()
 	for _, x := range s.Alarms {
 		l.Alarms = append(l.Alarms, x.Name+": "+x.Reason)
 	}

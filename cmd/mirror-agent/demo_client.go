@@ -268,5 +268,8 @@ func (c *nbdClient) Close() error {
 	c.release()
 	err := c.conn.Close()
 	<-c.ended
+	if errors.Is(err, net.ErrClosed) { // the server has hung up first, and receive has closed it
+		return nil
+	}
 	return err
 }

@@ -122,6 +122,9 @@ func TestNBDClientLosesTheServer(t *testing.T) {
 	if err := c.Flush(); err == nil {
 		t.Error("a flush on a dead connection was acknowledged")
 	}
+	if err := c.Close(); err != nil {
+		t.Errorf("the end of a client whose server hung up first: %v", err)
+	}
 }
 
 func TestNBDClientEndsWithItsContext(t *testing.T) {

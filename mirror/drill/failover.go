@@ -46,7 +46,7 @@ func (f *failover) ready(ctx context.Context, n *Runner, c *Config) (m Moved, er
 	if !r.Lead.Home {
 		in.add("%s leads and is not home, so the lead could not be brought back there: mirror-agent drill run --kind failback first", r.Lead.Node)
 	}
-	if st.Source == nil || !st.Source.Active {
+	if !r.Lead.Active { // its own word: what a follower was told last may be a second old
 		in.add("the data of %s flows to another target: try the failover there, or move the flow here first (mirror-agent switch on %[1]s)", r.Lead.Node)
 	}
 	for _, a := range r.Lead.Alarms {

@@ -44,7 +44,7 @@ func (f *fakeMirror) Status(context.Context) (mirror.Status, error) {
 		st.Node = "nyc1"
 	}
 	if !f.leads {
-		st.Source = &mirror.SourceStatus{Active: true, Connected: true}
+		st.Source = &mirror.SourceStatus{Connected: true}
 		return st, nil
 	}
 	st.Role, st.State = "primary", "in sync"
@@ -94,7 +94,7 @@ func (f *fakeMirror) Switch(_ context.Context, to string) (mirror.Status, error)
 func (f *fakeMirror) leadNow() *mirror.LeadStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := &mirror.LeadStatus{Node: "nyc1", Home: true, Clients: f.clients, State: "in sync"}
+	l := &mirror.LeadStatus{Node: "nyc1", Home: true, Active: true, Clients: f.clients, State: "in sync"}
 	if f.home {
 		l.Node, l.Home = "fra2", false
 	}
@@ -252,6 +252,7 @@ func TestMoves_refused(t *testing.T) {
 		{"clients and a mount", Failover, &fakeMirror{clients: 2}, func(c *Config) { c.WithClients, c.Device = true, Kernel }, []string{"nothing is mounted here at the same time"}},
 		{"alarms on both", Failover, &fakeMirror{alarms: alarm, lead: func(l *mirror.LeadStatus) { l.Alarms = []string{"log-rot: at 5"} }}, nil, []string{"alarm path-down on fra2", "alarm on nyc1: log-rot"}},
 		{"the lead is away", Failover, &fakeMirror{lead: func(l *mirror.LeadStatus) { l.Home, l.Node = false, "ams1" }}, nil, []string{"ams1 leads and is not home"}},
+		{"data flows elsewhere", Failover, &fakeMirror{lead: func(l *mirror.LeadStatus) { l.Active = false }}, nil, []string{"the data of nyc1 flows to another target", "mirror-agent switch on nyc1"}},
 		{"this host leads", Failover, &fakeMirror{leads: true}, nil, []string{"fra2 leads already", "--kind failback"}},
 		{"at home already", Failback, &fakeMirror{home: true, leads: true}, nil, []string{"is primary already"}},
 		{"clients of the one that leads", Failback, &fakeMirror{leads: true, clients: 1}, nil, []string{"fra2 has clients (1"}},
