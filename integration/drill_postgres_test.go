@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,10 +24,11 @@ const pgClients = 3
 // TestDrill_postgres: PostgreSQL on ext4 on the mirrored device, three clients that commit all the time. In drills at points in the middle of
 // it (an LSN, a checkpoint, a time) the filesystem mounts, the server recovers, pg_amcheck and the checksums of all pages find
 // nothing, and what is there is a prefix of what was committed, everything that had been answered before the point among it. What the
-// drills cost replication is printed. MIRROR_AGENT_ROUNDS: up to ten drills.
+// drills cost replication is printed, beside what the same checks cost it when they run on a copy of the disk that has nothing to do with
+// the mirror: here they share the processors with source and target. MIRROR_AGENT_ROUNDS: up to ten drills.
 func TestDrill_postgres(t *testing.T) {
 	needRoot(t, "loop devices and mounts")
-	needTools(t, "nbdfuse", "losetup", "mkfs.ext4", "fusermount3", "setpriv")
+	needTools(t, "nbdkit", "nbdcopy", "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "fusermount3", "setpriv")
 	m := newMirror(t, layout{size: 192 << 20, journal: "256MiB", targetArgs: []string{"--retain-time", "1h"}})
 	t.Setenv("TMPDIR", m.dir) // of what runs drills
 	m.start()
@@ -64,6 +66,11 @@ func TestDrill_postgres(t *testing.T) {
 		m.target.until(20*time.Second, "it has the point", func(s *status) bool { return s.Log.Committed >= last })
 		lag.phase.Store("in a drill")
 		p.drill(m, at, least, most)
+		lag.phase.Store("between")
+		if i == 0 {
+			p.copyView(m)
+		}
+		p.beside(func(phase string) { lag.phase.Store(phase) })
 	}
 	lag.stop()
 	stopClients()
@@ -124,15 +131,7 @@ func (p *postgres) drill(m *testMirror, at string, least, most map[int]int) {
 	mount := emptyDir(t)
 	openTo(t, filepath.Dir(mount))
 	sockets := filepath.Join(p.run, "drill")
-	sql := func(query, into string) string {
-		return fmt.Sprintf("%s/psql -XqAt -v ON_ERROR_STOP=1 -h %s -U postgres -c '%s' >%s", p.bin, sockets, query, filepath.Join(p.run, into))
-	}
-	config := m.drillConfig(t, at, mount,
-		p.startInDrill()+fmt.Sprintf(" && grep -F 'automatic recovery in progress' %s/log", sockets),
-		fmt.Sprintf("%s/pg_amcheck -h %s -U postgres -d postgres --install-missing --heapallindexed --parent-check", p.bin, sockets),
-		sql("select client, n, text from rows order by client, n", "rows")+" && "+sql("select client, n from sums", "sums"),
-		fmt.Sprintf("%s %s/pg_ctl -D %s -w -m fast stop && %[1]s %[2]s/pg_checksums --check -D %[3]s", p.as, p.bin, dataInDrill))
-	res := m.target.drillRun(m, config)
+	res := m.target.drillRun(m, m.drillConfig(t, at, mount, p.checks()...))
 	var rep drill.Report
 	if err := json.Unmarshal([]byte(res.stdout), &rep); err != nil || res.code != 0 || rep.Result != drill.Passed {
 		t.Fatalf("%s: %s%s\nits server said:\n%s", at, res.stdout, res.stderr, tail(filepath.Join(sockets, "log"), 4<<10))
@@ -147,6 +146,64 @@ func (p *postgres) drill(m *testMirror, at string, least, most map[int]int) {
 	}
 	t.Logf("drill at %s: %s; scratch %d KiB, %d bytes of rows", at, rep.Summary(), rep.ScratchBytes>>10, len(rows))
 	if err := os.Remove(filepath.Join(sockets, "log")); err != nil {
+		t.Error(err)
+	}
+}
+
+// checks are what a drill runs.
+func (p *postgres) checks() []string {
+	sockets := filepath.Join(p.run, "drill")
+	sql := func(query, into string) string {
+		return fmt.Sprintf("%s/psql -XqAt -v ON_ERROR_STOP=1 -h %s -U postgres -c '%s' >%s", p.bin, sockets, query, filepath.Join(p.run, into))
+	}
+	return []string{
+		p.startInDrill() + fmt.Sprintf(" && grep -F 'automatic recovery in progress' %s/log", sockets),
+		fmt.Sprintf("%s/pg_amcheck -h %s -U postgres -d postgres --install-missing --heapallindexed --parent-check", p.bin, sockets),
+		sql("select client, n, text from rows order by client, n", "rows") + " && " + sql("select client, n from sums", "sums"),
+		fmt.Sprintf("%s %s/pg_ctl -D %s -w -m fast stop && %[1]s %[2]s/pg_checksums --check -D %[3]s", p.as, p.bin, dataInDrill),
+	}
+}
+
+// copyView copies the device as a drill shows it.
+func (p *postgres) copyView(m *testMirror) {
+	p.t.Helper()
+	m.target.mustCommand("drill", "start")
+	tool(p.t, "nbdcopy", nbdURI(m.target.nbd+".drill"), p.copied())
+	m.target.mustCommand("drill", "stop")
+}
+
+func (p *postgres) copied() string { return filepath.Join(p.run, "copy.img") }
+
+// beside does all that a drill does on the copy, behind a server that throws away what is written, as a drill does.
+func (p *postgres) beside(phase func(string)) {
+	t := p.t
+	t.Helper()
+	socket := filepath.Join(shortDir(t), "s")
+	mount := emptyDir(t)
+	openTo(t, filepath.Dir(mount))
+	phase("the same beside")
+	server := background(t, "nbdkit", "-f", "-U", socket, "--filter=cow", "file", p.copied())
+	eventually(t, startLimit, "nbdkit listens", func() (bool, string) {
+		_, err := os.Stat(socket)
+		return err == nil, ""
+	})
+	dev, detach := loopDevice(t, "unix:"+socket)
+	if out, err := tryTool(toolTimeout, "sh", "-c", "e2fsck -fy "+dev+"; test $? -le 1"); err != nil {
+		t.Fatalf("e2fsck: %v\n%s", err, out)
+	}
+	unmount := mountAt(t, dev, mount)
+	for _, c := range p.checks() {
+		if out, err := tryTool(toolTimeout, "env", "MIRROR_AGENT_DRILL_MOUNT="+mount, "sh", "-c", c); err != nil {
+			t.Fatalf("%s: %v\n%s", c, err, out)
+		}
+	}
+	unmount()
+	detach()
+	phase("between")
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(p.run, "drill", "log")); err != nil {
 		t.Error(err)
 	}
 }
@@ -248,7 +305,7 @@ func watchLag(t testing.TB, a *agent) *lagWatch {
 // print shows lag and RPO, median, nine of ten, and longest.
 func (w *lagWatch) print() {
 	w.t.Helper()
-	for _, phase := range []string{"without a drill", "in a drill"} {
+	for _, phase := range []string{"without a drill", "the same beside", "in a drill"} {
 		l := w.seen[phase]
 		if len(l) == 0 {
 			w.t.Errorf("nothing was measured %s", phase)

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -218,7 +219,9 @@ func TestHotPromoted(t *testing.T) {
 		m.backup.start()
 		m.target.untilLevel("target")
 		why := m.target.resyncs()
-		if len(why) != 1 || !strings.Contains(why[0], "what changed since is copied") {
+		// It is reached where the old source did and where this target is told to; the second connection takes the place of the first,
+		// perhaps in the middle of its resync.
+		if len(why) == 0 || len(why) > 2 || slices.ContainsFunc(why, func(w string) bool { return !strings.Contains(w, "what changed since is copied") }) {
 			t.Errorf("resyncs: %q", why)
 		}
 		m.target.stop()
