@@ -51,7 +51,7 @@ torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_
 	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) TORTURE_CHAOS=$(TORTURE_CHAOS) TORTURE_SOAK=$(TORTURE_SOAK) scripts/torture
 
 planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
-	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 1h -run TestPlanted
+	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 3h -run TestPlanted
 
 bench: build ## NBD server, volume, mirror and data port beside nbdkit, qemu, go-nbd, TCP (BENCH_FLAGS='-only front')
 	scripts/deps.sh

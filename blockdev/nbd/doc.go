@@ -63,7 +63,8 @@
 // pipe to socket without a copy: the server needs a quarter less CPU, but as many reads less come through (0.6 × by TCP,
 // 0.6 × by unix socket), because what is saved here the client pays for page by page. Handing the lead on before every large
 // request, so that receiving and copying overlap: the buffers no longer stay in the cache. SO_RCVLOWAT for large payloads.
-// Answering the first half of a batch before the second has run. Waiting in poll(2) for more requests to gather.
+// Sending one large reply by a goroutine of its own while the next is read (0.75 × by TCP, with a third more CPU), the leader locked
+// to its thread, huge pages for large buffers. Answering the first half of a batch before the second has run. Waiting in poll(2) for more requests to gather.
 //
 // Lock order: Server.mu, conn.flushMu, conn.mu. conn.writeMu is held alone.
 package nbd
