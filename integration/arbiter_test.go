@@ -6,10 +6,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"mirror-agent/blockdev/nbd/certtest"
 )
 
 // etcdServer is a real one, alone in its cluster.
@@ -20,16 +23,22 @@ type etcdServer struct {
 	cmd    *exec.Cmd
 }
 
-func startEtcd(t *testing.T) *etcdServer {
+func startEtcd(t *testing.T, pki *etcdPKI) *etcdServer {
 	t.Helper()
 	if _, err := exec.LookPath("etcd"); err != nil {
 		t.Skip("there is no etcd here: apt-get install etcd-server (scripts/deps.sh does)")
 	}
-	client, peer := freePort(t, "127.0.0.1"), freePort(t, "127.0.0.1")
+	client, peer, scheme := freePort(t, "127.0.0.1"), freePort(t, "127.0.0.1"), "http://"
+	if pki != nil {
+		scheme = "https://"
+	}
 	e := &etcdServer{t: t, client: client, args: []string{
-		"--name", "one", "--data-dir", filepath.Join(shortDir(t), "etcd"), "--listen-client-urls", "http://" + client, "--advertise-client-urls", "http://" + client,
+		"--name", "one", "--data-dir", filepath.Join(shortDir(t), "etcd"), "--listen-client-urls", scheme + client, "--advertise-client-urls", scheme + client,
 		"--listen-peer-urls", "http://" + peer, "--initial-advertise-peer-urls", "http://" + peer, "--initial-cluster", "one=http://" + peer, "--logger", "zap", "--log-level", "error",
 	}}
+	if pki != nil {
+		e.args = append(e.args, "--client-cert-auth", "--trusted-ca-file", pki.file("ca-cert.pem"), "--cert-file", pki.file(pki.etcd+"-cert.pem"), "--key-file", pki.file(pki.etcd+"-key.pem"))
+	}
 	t.Cleanup(e.kill)
 	e.start()
 	return e
@@ -55,17 +64,83 @@ func (e *etcdServer) kill() {
 
 const leaseTTL = 4 * time.Second
 
-// leasedMirror is a source and a target that promotes itself, with etcd between them.
-func leasedMirror(t *testing.T) (*etcdServer, *testMirror) {
+// leasedMirror is a source and a target that promotes itself, with etcd between them; by TLS, if there is a pki.
+func leasedMirror(t *testing.T, pki *etcdPKI) (*etcdServer, *testMirror) {
 	t.Helper()
-	e := startEtcd(t)
+	e := startEtcd(t, pki)
 	arbiter := []string{"--arbiter", "etcd://" + e.client + "/mirrors", "--arbiter-ttl", leaseTTL.String()}
+	if pki != nil {
+		arbiter = append(pki.flags("ca-cert.pem", "client"), "--arbiter", "etcds://"+e.client+"/mirrors", "--arbiter-ttl", leaseTTL.String())
+	}
+	arbiter = slices.Clip(arbiter)
 	m := newMirror(t, layout{sourceArgs: append(arbiter, "--start-wait", "3s"), targetArgs: append(arbiter, "--auto-promote", "--unreachable-after", "2s")})
 	m.start()
 	m.source.until(startLimit, "the lease is held, and the arbiter knows that the target is in sync", func(s *status) bool {
 		return s.State == "in sync" && s.Arbiter.Held && s.Arbiter.TargetRecorded
 	})
 	return e, m
+}
+
+// etcdPKI is one authority, whose certificates etcd and its clients show each other.
+type etcdPKI struct{ dir, etcd string }
+
+// newEtcdPKI makes certificates; that of etcd is good as a role.
+func newEtcdPKI(t *testing.T, etcd certtest.Role) *etcdPKI {
+	t.Helper()
+	p := &etcdPKI{shortDir(t), string(etcd)}
+	ca := certtest.New(t, "authority")
+	ca.Write(p.dir, etcd)
+	ca.Write(p.dir, certtest.Client)
+	certtest.Replace(t, p.file("other-ca.pem"), certtest.New(t, "other").PEM)
+	return p
+}
+
+func (p *etcdPKI) file(name string) string { return filepath.Join(p.dir, name) }
+
+// flags are those of an agent that shows the certificate of a role, or none.
+func (p *etcdPKI) flags(ca, role string) []string {
+	f := []string{"--arbiter-tls-ca", p.file(ca)}
+	if role != "" {
+		f = append(f, "--arbiter-tls-cert", p.file(role+"-cert.pem"), "--arbiter-tls-key", p.file(role+"-key.pem"))
+	}
+	return f
+}
+
+// TestArbiterTLS: etcd asks for certificates. The lease goes to the target when the source is killed; an agent that trusts another authority,
+// or shows no certificate, never leads and says why; a file that is not there is named at once.
+func TestArbiterTLS(t *testing.T) {
+	pki := newEtcdPKI(t, certtest.Both)
+	e, m := leasedMirror(t, pki)
+	m.source.kill()
+	m.target.untilPrimary(30 * time.Second)
+	m.target.kill()
+	server := newEtcdPKI(t, certtest.Server)
+	unfit := startEtcd(t, server)
+	for _, c := range []struct {
+		pki            *etcdPKI
+		at             *etcdServer
+		ca, role, says string
+	}{
+		{pki, e, "other-ca.pem", "client", "certificate signed by unknown authority"},
+		{pki, e, "ca-cert.pem", "", "remote error: tls: "},
+		{server, unfit, "ca-cert.pem", "client", "has to be good for clients, too"},
+	} {
+		m := newMirror(t, layout{sourceArgs: append(c.pki.flags(c.ca, c.role), "--arbiter", "etcds://"+c.at.client+"/others", "--arbiter-ttl", leaseTTL.String())})
+		m.source.start()
+		m.source.until(startLimit, "it says why etcd does not answer: "+c.says, func(s *status) bool { return strings.Contains(s.Arbiter.Problem, c.says) })
+		if out := m.source.mustCommand("explain"); !strings.Contains(out, c.says) {
+			t.Errorf("explain does not say %q:\n%s", c.says, out)
+		}
+		if conn, err := dialNBD(m.source.nbd, mirrorName); err == nil {
+			conn.close()
+			t.Error("it serves without a lease")
+		}
+		m.source.kill()
+	}
+	bad := newMirror(t, layout{sourceArgs: append(pki.flags("missing.pem", "client"), "--arbiter", "etcds://"+e.client+"/others")})
+	if r := runAgent(t, bad.source.args...); r.code == 0 || !strings.Contains(r.stderr, "arbiter-tls-ca") || !strings.Contains(r.stderr, "missing.pem") {
+		t.Errorf("a file that is not there: %+v", r)
+	}
 }
 
 // untilPrimary waits until an agent has promoted itself.
@@ -83,7 +158,7 @@ func (a *agent) untilPrimary(within time.Duration) time.Duration {
 // TestArbiterSourceKilled: the source is killed under load; the target promotes itself once the lease has passed, with all that was
 // flushed; the old source is fenced.
 func TestArbiterSourceKilled(t *testing.T) {
-	_, m := leasedMirror(t)
+	_, m := leasedMirror(t, nil)
 	l := newLedger(baseSeed, m.size)
 	c := m.source.dial(startLimit)
 	ld := l.startLoad(c, newRand(t), 16, 10)
@@ -119,7 +194,7 @@ func TestArbiterSourceKilled(t *testing.T) {
 // TestArbiterKilled: without an arbiter the source lets everything wait and says so, and nobody is promoted; when it is back,
 // everything goes on.
 func TestArbiterKilled(t *testing.T) {
-	e, m := leasedMirror(t)
+	e, m := leasedMirror(t, nil)
 	l := newLedger(baseSeed, m.size)
 	c := m.source.dial(startLimit)
 	ld := l.startLoad(c, newRand(t), 8, 10)
@@ -154,7 +229,7 @@ func TestArbiterKilled(t *testing.T) {
 // TestArbiterSourceStopped: the source is stopped for longer than its lease; the target promotes itself. Woken up, the source
 // answers nothing more, neither what it had begun nor what it is asked then.
 func TestArbiterSourceStopped(t *testing.T) {
-	_, m := leasedMirror(t)
+	_, m := leasedMirror(t, nil)
 	l := newLedger(baseSeed, m.size)
 	c := m.source.dial(startLimit)
 	ld := l.startLoad(c, newRand(t), 8, 10)

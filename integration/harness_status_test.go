@@ -23,8 +23,9 @@ type status struct {
 		SizeBytes int64  `json:"size_bytes"`
 	} `json:"device"`
 	Arbiter struct {
-		Held           bool `json:"held"`
-		TargetRecorded bool `json:"target_recorded"`
+		Held           bool   `json:"held"`
+		TargetRecorded bool   `json:"target_recorded"`
+		Problem        string `json:"problem"`
 	} `json:"arbiter"`
 	Log struct {
 		Head      uint64 `json:"head"`

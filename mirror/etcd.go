@@ -349,7 +349,11 @@ func (e *etcd) post(ctx context.Context, at, path string, body []byte, out any) 
 	limited := io.LimitReader(reply.Body, maxEtcdReply)
 	if reply.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(limited, 300))
-		return fmt.Errorf("etcd at %s answers %s to %s: %s", at, reply.Status, path, strings.TrimSpace(string(text)))
+		hint := ""
+		if reply.StatusCode == http.StatusServiceUnavailable && e.o.certFile != "" {
+			hint = "; if etcd is up: its gateway shows etcd's own certificate to etcd, which with --client-cert-auth has to be good for clients, too"
+		}
+		return fmt.Errorf("etcd at %s answers %s to %s: %s%s", at, reply.Status, path, strings.TrimSpace(string(text)), hint)
 	}
 	if err := json.NewDecoder(limited).Decode(out); err != nil {
 		return fmt.Errorf("etcd at %s: %s: %w", at, path, err)

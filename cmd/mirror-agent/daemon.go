@@ -17,6 +17,7 @@ import (
 	"mirror-agent/dataport"
 	"mirror-agent/mirror"
 	"mirror-agent/mirror/control"
+	"mirror-agent/mirror/hook"
 )
 
 const controlShutdownTimeout = 3 * time.Second
@@ -214,8 +215,9 @@ func (a *app) serve(ctx context.Context, s settings, again func() (settings, err
 	defer supervised(ctx, log, agent.Pulse)()
 	closePage := s.page.serve(log, agent, pageSocket)
 	defer closePage()
-	endMetrics := serveMetrics(metrics, agent, log)
-	endHooks := runHooks(agent, &s, log)
+	hooks := hook.New(agent, s.hooks, s.control, log)
+	endMetrics := serveMetrics(metrics, measuredAgent{agent, hooks}, log)
+	endHooks := runHooks(hooks)
 	log.Info().Str("role", s.config.Role.String()).Str("device", s.config.Device).Str("control", s.control).Int("pid", os.Getpid()).Msg("started")
 	runErr := agent.Run(ctx)
 	endHooks()

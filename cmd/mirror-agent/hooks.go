@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rs/zerolog"
-
 	"mirror-agent/mirror"
+	"mirror-agent/mirror/control"
 	"mirror-agent/mirror/hook"
 )
 
@@ -94,10 +93,24 @@ func isText(v any) bool {
 }
 
 // runHooks follows the agent's events; what it returns ends that, when the agent has ended.
-func runHooks(agent *mirror.Agent, s *settings, log zerolog.Logger) (end func()) {
+func runHooks(r *hook.Runner) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	r := hook.New(agent, s.hooks, s.control, log)
 	go func() { defer close(done); r.Run(ctx) }()
 	return func() { cancel(); <-done }
+}
+
+// measuredAgent is an agent whose hooks are counted with it.
+type measuredAgent struct {
+	*mirror.Agent
+	hooks *hook.Runner
+}
+
+// HookRuns implements control.Hooked.
+func (m measuredAgent) HookRuns() []control.HookRuns {
+	var all []control.HookRuns
+	for _, c := range m.hooks.Counts() {
+		all = append(all, control.HookRuns(c))
+	}
+	return all
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"mirror-agent/mirror"
 	"mirror-agent/mirror/control"
 )
 
@@ -28,11 +27,11 @@ func listenMetrics(address string) (net.Listener, error) {
 }
 
 // serveMetrics answers on l, when there is one; what it returns ends that.
-func serveMetrics(l net.Listener, agent *mirror.Agent, log zerolog.Logger) (end func(context.Context)) {
+func serveMetrics(l net.Listener, m control.Measured, log zerolog.Logger) (end func(context.Context)) {
 	if l == nil {
 		return func(context.Context) {}
 	}
-	s := control.NewMetricsServer(agent, readVersion().Version, log)
+	s := control.NewMetricsServer(m, readVersion().Version, log)
 	log.Info().Str("address", l.Addr().String()).Msg("metrics")
 	done := make(chan struct{})
 	go func() {

@@ -108,5 +108,7 @@ var (
 	scrubDone        = named("scrub_done_bytes", "Bytes of the log that the last scrub has read.")
 	scrubFound       = named("scrub_found_places", "Places that the last scrub found to be rotten.")
 	scrubMended      = named("scrub_mended_places", "Places of these that it mended from the other side.")
+	hookRuns         = named("hook_runs_total", "Runs of a hook, by how they ended: done, failed, or killed, because it took too long.", "hook", "events", "result")
+	hookMissed       = named("hook_missed_events_total", "Events that a hook did not get, because it was too slow.", "hook", "events")
 	scrubEnd         = named("scrub_end_timestamp_seconds", "When the last scrub ended; absent before the first.")
 )

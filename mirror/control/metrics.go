@@ -23,6 +23,15 @@ import (
 // Measured is what the metrics are taken from; *mirror.Agent is one.
 type Measured interface{ Measures() mirror.Measures }
 
+// Hooked is a Measured that runs hooks, too.
+type Hooked interface{ HookRuns() []HookRuns }
+
+// HookRuns counts the runs of one hook since the agent's start, by how they ended, and the events that it did not get.
+type HookRuns struct {
+	Events                       string
+	Done, Failed, Killed, Missed uint64
+}
+
 // ListenMetrics listens where Prometheus is to scrape. An address without a host is at loopback: what the metrics tell, names
 // of hosts and devices among it, is not for everybody.
 func ListenMetrics(address string) (net.Listener, error) {
@@ -107,4 +116,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	g.clients(&m.Status.NBD)
 	g.followers(&m.Status)
 	g.checks(&m.Status)
+	if h, ok := c.agent.(Hooked); ok {
+		g.hooks(h.HookRuns())
+	}
 }

@@ -26,6 +26,11 @@ type measured mirror.Measures
 
 func (m measured) Measures() mirror.Measures { return mirror.Measures(m) }
 
+// Two hooks on the same events are two.
+func (m measured) HookRuns() []HookRuns {
+	return []HookRuns{{Events: "alarm", Done: 5, Failed: 4, Killed: 3, Missed: 2}, {Events: "alarm", Done: 1}}
+}
+
 // everything is a state in which every metric has a value: of a source, and with what a target has, which never come together.
 func everything() measured {
 	var h histogram.Recorder
@@ -109,6 +114,10 @@ func TestMetrics_values(t *testing.T) {
 		{"mirror_agent_state_since_timestamp_seconds", nil, 1_800_000_000.5},
 		{"mirror_agent_generation_major", nil, 3},
 		{"mirror_agent_generation_minor", nil, 1},
+		{"mirror_agent_hook_runs_total", []string{"hook", "1", "events", "alarm", "result", "killed"}, 3},
+		{"mirror_agent_hook_runs_total", []string{"hook", "1", "result", "failed"}, 4},
+		{"mirror_agent_hook_runs_total", []string{"hook", "2", "result", "done"}, 1},
+		{"mirror_agent_hook_missed_events_total", []string{"hook", "1"}, 2},
 		{"mirror_agent_alarms", nil, 3},
 		{"mirror_agent_alarm", []string{"alarm", "path-down"}, 2},
 		{"mirror_agent_alarm", []string{"alarm", "degraded"}, 0},

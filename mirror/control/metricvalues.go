@@ -226,3 +226,13 @@ func (g *gathering) checks(s *mirror.Status) {
 		g.moment(scrubEnd, c.Ended)
 	}
 }
+
+func (g *gathering) hooks(all []HookRuns) {
+	for i, h := range all {
+		n := strconv.Itoa(i + 1)
+		for result, count := range map[string]uint64{"done": h.Done, "failed": h.Failed, "killed": h.Killed} {
+			g.counter(hookRuns, count, n, h.Events, result)
+		}
+		g.counter(hookMissed, h.Missed, n, h.Events)
+	}
+}

@@ -51,6 +51,27 @@ func New(source Source, hooks []Hook, control string, log zerolog.Logger) *Runne
 	return r
 }
 
+// Counts says what has become of the events of one hook.
+type Counts struct {
+	Events string // what it is run on, as configured
+	Done   uint64
+	Failed uint64 // could not be started, or ended with a status other than 0
+	Killed uint64 // took longer than its timeout
+	Missed uint64 // lost unseen, because it was too slow
+}
+
+// Counts returns those of all hooks since New, in their order. It may be called at any time.
+func (r *Runner) Counts() []Counts {
+	all := make([]Counts, len(r.queues))
+	for i, q := range r.queues {
+		q.mu.Lock()
+		all[i] = q.counts
+		q.mu.Unlock()
+		all[i].Events = strings.Join(q.hook.On, ",")
+	}
+	return all
+}
+
 // Run follows the events, those from before it too, until ctx is done; then it waits for what is queued, EndGrace at most.
 func (r *Runner) Run(ctx context.Context) {
 	if len(r.queues) == 0 {
@@ -98,7 +119,11 @@ func (r *Runner) work(ctx context.Context, q *queue) {
 		if !ok {
 			return
 		}
-		r.runOne(ctx, &q.hook, e, missed)
+		if count := r.runOne(ctx, q, e, missed); count != nil {
+			q.mu.Lock()
+			*count++
+			q.mu.Unlock()
+		}
 	}
 }
 
@@ -108,12 +133,14 @@ type told struct {
 	Missed int `json:"missed"` // events that this hook did not get since the one before
 }
 
-func (r *Runner) runOne(ctx context.Context, h *Hook, e mirror.Event, missed int) {
+// runOne returns which count of q goes up; nil when the agent has ended.
+func (r *Runner) runOne(ctx context.Context, q *queue, e mirror.Event, missed int) *uint64 {
+	h := &q.hook
 	log := r.log.With().Str("hook", h.Run[0]).Str("event", e.Kind).Uint64("sequence", e.Sequence).Logger()
 	line, err := json.Marshal(told{e, missed})
 	if err != nil {
 		log.Error().Err(err).Msg("hook not run")
-		return
+		return &q.counts.Failed
 	}
 	limit, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
@@ -136,13 +163,16 @@ func (r *Runner) runOne(ctx context.Context, h *Hook, e mirror.Event, missed int
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it has left something behind that holds its output
 		log.Debug().Dur("took", took).Msg("hook done")
+		return &q.counts.Done
 	case ctx.Err() != nil:
 		log.Warn().Msg("hook killed: the agent has ended")
+		return nil
 	case limit.Err() != nil:
 		log.Warn().Dur("timeout", h.Timeout).Msg("hook killed: it took too long")
-	default:
-		log.Warn().Err(err).Msg("hook failed")
+		return &q.counts.Killed
 	}
+	log.Warn().Err(err).Msg("hook failed")
+	return &q.counts.Failed
 }
 
 // environment is what a command finds beside the agent's own. MIRROR_AGENT_CONTROL lets it ask the agent: mirror-agent status.
@@ -165,6 +195,7 @@ type queue struct {
 	mu     sync.Mutex // guards all below
 	events []mirror.Event
 	missed int
+	counts Counts // Events is empty
 	closed bool
 }
 
@@ -178,6 +209,7 @@ func (q *queue) put(e mirror.Event) (lost bool) {
 	if lost = len(q.events) == QueueLength; lost {
 		q.events = q.events[1:]
 		q.missed++
+		q.counts.Missed++
 	}
 	q.events = append(q.events, e)
 	q.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,7 +68,7 @@ func (b *safeBuffer) String() string {
 }
 
 // running starts a runner; end ends it and returns its log.
-func running(t *testing.T, h *history, grace time.Duration, hooks ...Hook) (log *safeBuffer, end func() string) {
+func running(t *testing.T, h *history, grace time.Duration, hooks ...Hook) (r *Runner, log *safeBuffer, end func() string) {
 	t.Helper()
 	for i := range hooks {
 		if err := hooks[i].Validate(); err != nil {
@@ -75,7 +76,7 @@ func running(t *testing.T, h *history, grace time.Duration, hooks ...Hook) (log 
 		}
 	}
 	log = &safeBuffer{}
-	r := New(h, hooks, "/run/x.sock", zerolog.New(log).Level(zerolog.DebugLevel))
+	r = New(h, hooks, "/run/x.sock", zerolog.New(log).Level(zerolog.DebugLevel))
 	r.grace = grace
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -86,7 +87,14 @@ func running(t *testing.T, h *history, grace time.Duration, hooks ...Hook) (log 
 		return log.String()
 	}
 	t.Cleanup(func() { end() })
-	return log, end
+	return r, log, end
+}
+
+func counted(t *testing.T, r *Runner, want ...Counts) {
+	t.Helper()
+	if got := r.Counts(); !slices.Equal(got, want) {
+		t.Errorf("counts %+v, want %+v", got, want)
+	}
 }
 
 func until(t *testing.T, what string, ok func() bool) {
@@ -113,7 +121,7 @@ func lines(t *testing.T, path string) []string {
 func TestRun_order(t *testing.T) {
 	h, out := newHistory(), filepath.Join(t.TempDir(), "out")
 	h.add("promoted", "mode", "fenced")
-	_, end := running(t, h, time.Minute, Hook{On: []string{"role"}, Run: shell(`
+	r, _, end := running(t, h, time.Minute, Hook{On: []string{"role"}, Run: shell(`
 		read -r line
 		[ -e ` + out + `.busy ] && echo overlap >> ` + out + `
 		: > ` + out + `.busy
@@ -138,13 +146,14 @@ func TestRun_order(t *testing.T) {
 	if !strings.Contains(log, "hook says: said 3") {
 		t.Errorf("its output is not in the log: %s", log)
 	}
+	counted(t, r, Counts{Events: "role", Done: 3})
 }
 
 // A hook that hangs is killed with its children, and others do not wait for it.
 func TestRun_timeout(t *testing.T) {
 	h, dir := newHistory(), t.TempDir()
 	pids, other := filepath.Join(dir, "pids"), filepath.Join(dir, "other")
-	log, end := running(t, h, time.Minute,
+	r, log, end := running(t, h, time.Minute,
 		Hook{On: []string{"all"}, Timeout: 500 * time.Millisecond, Run: shell(`sleep 1000 & echo $! $$ >> ` + pids + `; wait`)},
 		Hook{On: []string{"all"}, Timeout: time.Minute, Run: shell("echo $MIRROR_EVENT >> " + other)})
 	h.add("promoted")
@@ -153,6 +162,7 @@ func TestRun_timeout(t *testing.T) {
 	h.add("fenced")
 	until(t, "the next one", func() bool { return strings.Count(log.String(), "it took too long") == 2 })
 	end()
+	counted(t, r, Counts{Events: "all", Killed: 2}, Counts{Events: "all", Done: 2})
 	all := lines(t, pids)
 	if len(all) != 4 {
 		t.Fatalf("processes: %q", all)
@@ -179,7 +189,7 @@ func TestRun_missed(t *testing.T) {
 	if err := syscall.Mkfifo(gate, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log, end := running(t, h, time.Minute, Hook{On: []string{"mode"}, Timeout: time.Minute, Run: shell(`
+	r, log, end := running(t, h, time.Minute, Hook{On: []string{"mode"}, Timeout: time.Minute, Run: shell(`
 		read -r line; echo "$line" >> ` + out + `; [ "$MIRROR_EVENT_TEXT" = "said 1" ] && read -r go < ` + gate + `; exit 0`)})
 	h.add("mode")
 	until(t, "the first one runs", func() bool { return len(lines(t, out)) > 0 })
@@ -195,6 +205,7 @@ func TestRun_missed(t *testing.T) {
 	fmt.Fprintln(f, "go")
 	f.Close()
 	end()
+	counted(t, r, Counts{Events: "mode", Done: 1 + QueueLength, Missed: extra})
 	var missed []int
 	d := json.NewDecoder(bytes.NewReader(mustRead(t, out)))
 	for d.More() {
@@ -248,13 +259,14 @@ func TestRun_last(t *testing.T) {
 // What still runs some time after the agent's end is killed.
 func TestRun_end(t *testing.T) {
 	h, pids := newHistory(), filepath.Join(t.TempDir(), "pids")
-	_, end := running(t, h, 50*time.Millisecond, Hook{On: []string{"all"}, Timeout: time.Hour, Run: shell(`echo $$ >> ` + pids + `; sleep 1000`)})
+	r, _, end := running(t, h, 50*time.Millisecond, Hook{On: []string{"all"}, Timeout: time.Hour, Run: shell(`echo $$ >> ` + pids + `; sleep 1000`)})
 	h.add("promoted", "fenced")
 	until(t, "it runs", func() bool { return len(lines(t, pids)) > 0 })
 	log := end()
 	if !strings.Contains(log, "the agent has ended") {
 		t.Error(log)
 	}
+	counted(t, r, Counts{Events: "all"}) // it is nobody's fault
 	for _, p := range lines(t, pids) {
 		pid, _ := strconv.Atoi(p)
 		until(t, "its end", func() bool { return ended(pid) })
@@ -265,7 +277,7 @@ func TestRun_end(t *testing.T) {
 func TestRun_troubles(t *testing.T) {
 	h, dir := newHistory(), t.TempDir()
 	pid := filepath.Join(dir, "pid")
-	_, end := running(t, h, time.Minute,
+	r, _, end := running(t, h, time.Minute,
 		Hook{On: []string{"all"}, Run: []string{"/nonexistent/program"}},
 		Hook{On: []string{"all"}, Run: shell("echo bad; exit 3")},
 		Hook{On: []string{"all"}, Run: shell("i=0; while [ $i -lt 3000 ]; do echo 0123456789; i=$((i+1)); done")},
@@ -277,6 +289,7 @@ func TestRun_troubles(t *testing.T) {
 			t.Errorf("the log has not %q", want)
 		}
 	}
+	counted(t, r, Counts{Events: "all", Failed: 1}, Counts{Events: "all", Failed: 1}, Counts{Events: "all", Done: 1}, Counts{Events: "all", Done: 1})
 	if len(log) > 40*maxOutputBytes {
 		t.Errorf("%d bytes of log", len(log))
 	}

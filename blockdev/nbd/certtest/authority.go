@@ -27,6 +27,7 @@ type Role string
 const (
 	Server Role = "server"
 	Client Role = "client"
+	Both   Role = "both" // of a server that calls itself, as etcd's gateway does
 )
 
 // Authority signs certificates. It is for one goroutine.
@@ -64,13 +65,12 @@ func New(t TB, name string) *Authority {
 func (a *Authority) Issue(role Role, expires time.Duration) (cert, key []byte) {
 	a.t.Helper()
 	a.serial++
-	usage := x509.ExtKeyUsageServerAuth
-	if role == Client {
-		usage = x509.ExtKeyUsageClientAuth
+	usage := map[Role][]x509.ExtKeyUsage{
+		Server: {x509.ExtKeyUsageServerAuth}, Client: {x509.ExtKeyUsageClientAuth}, Both: {x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: string(role)}, SerialNumber: big.NewInt(a.serial), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{usage}, DNSNames: []string{"localhost"},
+		ExtKeyUsage: usage[role], DNSNames: []string{"localhost"},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 		NotBefore:   time.Now().Add(-12 * time.Hour), NotAfter: time.Now().Add(expires),
 	}
