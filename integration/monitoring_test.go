@@ -106,7 +106,7 @@ func TestMonitoring(t *testing.T) {
 	needTools(t, "promtool")
 	m := newMirror(t, layout{size: 16 << 20, paths: 2})
 	at, atTarget := freePort(t, "127.0.0.1"), freePort(t, "127.0.0.1")
-	m.source.args = append(m.source.args, "--metrics", at, "--bandwidth", "4MB/s")
+	m.source.args = append(m.source.args, "--metrics", at, "--bandwidth", "4MB/s", "--hook", "serving=exit 3")
 	m.target.args = append(m.target.args, "--metrics", atTarget)
 	seen := map[string]bool{}
 	note := func(s *scrape) {
@@ -144,6 +144,9 @@ func TestMonitoring(t *testing.T) {
 		if r := m.source.command(order...); r.code != 0 {
 			t.Fatalf("%v: %s", order, r.stderr)
 		}
+	}
+	if s := mustScrape(t, at); s.value(t, "hook_runs_total", "hook", "1", "events", "serving", "result", "failed") != 1 || s.value(t, "hook_runs_total", "result", "done") != 0 {
+		t.Error("a hook that fails is not counted")
 	}
 	eventually(t, 40*time.Second, "the scrub is scraped", func() (bool, string) {
 		s := mustScrape(t, at)
