@@ -340,6 +340,14 @@ func TestGoodbye(t *testing.T) {
 		inMemory(t, bubbleConfig{paths: 1, node: func(_ int, c *dataport.Config) {
 			c.SendWindowBytes, c.ReceiveWindowBytes = 2<<20, 2<<20 // more than a socket: the path's write is blocked
 		}}, func(w *bubble) {
+			for range 8 { // so that the path is known to be quick, and gets more than it takes
+				r, err := w.port.Send(context.Background(), make([]byte, 1<<20))
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				<-r.Done()
+				time.Sleep(10 * time.Millisecond)
+			}
 			w.alignToHeartbeat()
 			fault(w)
 			start := time.Now()
@@ -350,4 +358,45 @@ func TestGoodbye(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a path had under way when it dies goes out again on another one, at once: long before that would fall to suspicion.
+func TestUnderWayWhenThePathDies(t *testing.T) {
+	inMemory(t, bubbleConfig{paths: 2}, func(w *bubble) {
+		dying := w.addrs[1][0]
+		w.all(func(a string) { w.net.Stall(a, dataporttest.Both) })
+		var receipts []*dataport.Receipt
+		for range 12 {
+			r, err := w.port.Send(context.Background(), make([]byte, 8<<10))
+			if err != nil {
+				t.Fatal(err)
+			}
+			receipts = append(receipts, r)
+		}
+		synctest.Wait()
+		for _, r := range receipts {
+			select {
+			case <-r.Done():
+				t.Error("a message came through a link that stands still")
+			default:
+			}
+		}
+		w.net.Cut(dying)
+		w.net.Stall(w.addrs[1][1], 0)
+		time.Sleep(10 * time.Millisecond)
+		for i, r := range receipts {
+			select {
+			case <-r.Done():
+			default:
+				t.Errorf("message %d has not arrived", i)
+			}
+		}
+		resent := uint64(0)
+		for _, p := range w.port.Stats().Paths {
+			resent += p.ResentFrames
+		}
+		if resent == 0 {
+			t.Error("nothing was under way on the path that died")
+		}
+	})
 }

@@ -110,6 +110,9 @@ func fetchBackOnce(t *testing.T, n int) (cut, got bool, err error) {
 		return true, lost, err
 	}
 	head, c := v.log.HeadChain()
+	if durable := v.log.Durable(); durable < head {
+		return true, lost, fmt.Errorf("only LSN %d of %d is durable", durable, head)
+	}
 	if head < has || head == has && c != chain {
 		return true, lost, fmt.Errorf("the log ends at LSN %d, the follower had it up to %d", head, has)
 	}

@@ -198,6 +198,10 @@ func TestSlowClientIsDropped(t *testing.T) {
 	defer c.Close()
 	c.(*net.TCPConn).SetReadBuffer(4096)
 	fmt.Fprintf(c, "GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+	begins := make([]byte, len("HTTP/1.1 200"))
+	if _, err := io.ReadFull(c, begins); err != nil || string(begins) != "HTTP/1.1 200" { // it has the place, and reads no more
+		t.Fatalf("%q, %v", begins, err)
+	}
 	for deadline := time.Now().Add(limit); ; {
 		a.happen(1, strings.Repeat("x", 256<<10)) // until no buffer takes any more
 		answer, err := http.Get(url + "/v1/stream")
