@@ -123,7 +123,7 @@ func (s *Session) ID() SessionID { return s.id }
 // Peer says who is on the other side.
 func (s *Session) Peer() PeerInfo { return s.peer }
 
-// Done is closed when the session has ended.
+// Done is closed when the session has ended, and before any call or receipt fails for that reason.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // Err returns nil while the session lives, then why it ended (wraps ErrSessionLost).
@@ -198,6 +198,7 @@ func (s *Session) end(reason string, why endCause) bool {
 		s.event(PeerRestarted, 0, reason)
 	}
 	s.event(SessionDown, 0, reason)
+	close(s.done) // before anything fails for it: who asks then why must find that it has ended
 	s.failSending()
 	s.dropReceived()
 	if s.limitTimer != nil {
@@ -205,7 +206,6 @@ func (s *Session) end(reason string, why endCause) bool {
 	}
 	s.mu.Unlock()
 	s.cancel()
-	close(s.done)
 	s.node.dropSession(s)
 	return true
 }

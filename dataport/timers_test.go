@@ -400,3 +400,27 @@ func TestUnderWayWhenThePathDies(t *testing.T) {
 		}
 	})
 }
+
+// Whoever's call fails because the session has ended finds it ended.
+func TestDoneBeforeCallsFail(t *testing.T) {
+	for range 20 {
+		inMemory(t, bubbleConfig{paths: 1}, func(w *bubble) {
+			s := w.port.Session()
+			w.all(func(a string) { w.net.Stall(a, dataporttest.Both) })
+			var calls sync.WaitGroup
+			for range 600 {
+				calls.Go(func() {
+					_, err := s.Call(context.Background(), []byte("never answered"))
+					select {
+					case <-s.Done():
+					default:
+						t.Errorf("the session is not done, and a call failed: %v", err)
+					}
+				})
+			}
+			synctest.Wait()
+			_ = w.port.Close()
+			calls.Wait()
+		})
+	}
+}
