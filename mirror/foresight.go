@@ -26,12 +26,13 @@ const (
 
 func newForesight() *foresight { return &foresight{due: make(chan struct{}, 1)} }
 
-// wrote takes n writes that have entered the log.
-func (f *foresight) wrote(n int) {
+// wrote takes n writes that have entered the log. due: a FLUSH of them is near, and the sync here is on its way; those at the
+// followers are the caller's to ask for, at once, so that they go with the records.
+func (f *foresight) wrote(n int) (due bool) {
 	f.mu.Lock()
 	before := f.since
 	f.since += n
-	due := f.times >= steadyBeats && before < f.beat && f.since == f.beat
+	due = f.times >= steadyBeats && before < f.beat && f.since == f.beat
 	f.mu.Unlock()
 	if due {
 		select {
@@ -39,6 +40,7 @@ func (f *foresight) wrote(n int) {
 		default:
 		}
 	}
+	return due
 }
 
 // flushed takes a FLUSH. One that follows another at once says nothing.
@@ -70,9 +72,7 @@ func (v *Volume) foresee(ctx context.Context) {
 		if v.writable() != nil {
 			continue
 		}
-		lsn := v.log.Head()
-		v.gate.Load().request(lsn)
-		if _, err := v.log.Sync(lsn); err != nil {
+		if _, err := v.log.Sync(v.log.Head()); err != nil {
 			_ = v.journalError(err)
 			return
 		}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"mirror-agent/blockdev"
+	"mirror-agent/journal"
 )
 
 // beats writes and flushes: a number is so many writes at once, 0 is a FLUSH. It returns after which words a FLUSH was foreseen.
@@ -100,6 +102,36 @@ func TestForesight(t *testing.T) {
 	awaitVolume(t, "it is durable", func() bool { return v.log.Durable() == v.log.Head() })
 	if err := v.Sync(); err != nil || v.log.Durable() < half {
 		t.Error(err)
+	}
+}
+
+// askedGate notes what followers are asked for.
+type askedGate struct {
+	openGate
+	asked atomic.Uint64
+}
+
+func (g *askedGate) request(lsn journal.LSN) { g.asked.Store(uint64(lsn)) }
+
+// TestForesightFollowers: followers are asked by the write that a FLUSH is expected after, before it is answered, and by no other.
+func TestForesightFollowers(t *testing.T) {
+	v, _ := foreseeing(t)
+	g := &askedGate{}
+	v.gate.Store(&gateBox{g})
+	for range steadyBeats {
+		v.beat(t, 3)
+		if err := v.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := g.asked.Load()
+	v.beat(t, 2)
+	if now := g.asked.Load(); now != before {
+		t.Errorf("asked for LSN %d in the middle of the beat", now)
+	}
+	v.beat(t, 1)
+	if now := g.asked.Load(); now != uint64(v.log.Head()) {
+		t.Errorf("asked for LSN %d, the log ends at %d", now, v.log.Head())
 	}
 }
 

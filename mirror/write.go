@@ -74,8 +74,8 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	}
 	if es := b.seal(); len(es) > 0 {
 		err := v.append(es)
-		if err == nil && v.foresight != nil {
-			v.foresight.wrote(len(es))
+		if err == nil && v.foresight != nil && v.foresight.wrote(len(es)) {
+			v.gate.Load().request(es[len(es)-1].End)
 		}
 		if err == nil && !sync {
 			err = v.answerable(es[len(es)-1].End)
