@@ -186,8 +186,9 @@ func (r *drill) watch(ctx context.Context, what string, ok func(*mirror.Status) 
 }
 
 func (r *drill) stepCut(ctx context.Context) (string, error) {
-	if n := r.proxy.bytes.Load(); n < drillCutLoad {
-		return "", fmt.Errorf("the path to be cut has carried only %s", formatSize(n))
+	// The scheduler may have favoured the other path so far; the application writes on.
+	if err := r.until(ctx, func() bool { return r.proxy.bytes.Load() >= drillCutLoad }); err != nil {
+		return "", fmt.Errorf("the path to be cut has carried only %s: %w", formatSize(r.proxy.bytes.Load()), err)
 	}
 	st, err := r.source.status(ctx)
 	if err != nil {
