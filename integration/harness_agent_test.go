@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -273,17 +276,33 @@ func runAgentWithin(t testing.TB, limit time.Duration, args ...string) result {
 	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
 }
 
-// freePort returns HOST:PORT that nobody listens at. Another process may take
-// it before it is used; on a test machine that is rare enough.
+// freePort returns an address that nobody listens at and nobody else is given. It lies below the ports that the kernel gives to whoever
+// connects: one of these would be somebody's by the time it is listened at, or while the one who listens there is killed and started again.
 func freePort(t testing.TB, host string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	for range lastPort - firstPort {
+		addr := net.JoinHostPort(host, strconv.Itoa(firstPort+int(portsGiven.Add(1))%(lastPort-firstPort)))
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			l.Close()
+			return addr
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no port from %d to %d is free on %s", firstPort, lastPort-1, host)
+	return ""
 }
+
+const firstPort, lastPort = 20000, 32000
+
+// portsGiven begins anywhere, so that two runs beside each other do not meet.
+var portsGiven = func() *atomic.Uint32 {
+	n := new(atomic.Uint32)
+	n.Store(rand.Uint32N(lastPort - firstPort))
+	return n
+}()
 
 // eventually waits for ok; at the deadline it fails with what ok said last.
 func eventually(t testing.TB, within time.Duration, what string, ok func() (bool, string)) time.Duration {
