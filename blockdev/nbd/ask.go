@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"encoding/binary"
-	"net"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
@@ -167,15 +166,9 @@ func (c *conn) sendLarge(w *work, data []byte, r readRequest) {
 		}
 		off += x.length
 	}
-	bufs := net.Buffers(w.vector)
-	c.writeMu.Lock()
-	_, err := bufs.WriteTo(c.nc)
-	c.writeMu.Unlock()
+	c.sendAll(w.vector)
 	clear(w.vector)
 	w.out, w.sent = w.out[:0], 0
-	if err != nil {
-		c.kill()
-	}
 }
 
 func (c *conn) countRead(n int, err error) {

@@ -60,6 +60,7 @@ type skipReply struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
+	nc = newSocket(nc, &s.warm)
 	c := &conn{s: s, socket: nc, nc: nc}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
@@ -84,8 +85,13 @@ func (c *conn) serve() {
 		return
 	}
 	w := c.s.memory.work()
-	if c.nc == c.socket {
-		c.poller = newPoller(c.socket)
+	if k, ok := c.nc.(*socket); ok {
+		if err := k.detach(); err != nil {
+			log.Debug().Err(err).Str("client", c.socket.RemoteAddr().String()).Msg("NBD connection ended")
+			c.close()
+			return
+		}
+		c.poller = newPoller(k)
 	}
 	c.export, c.device = e, e.device
 	c.socket.SetDeadline(time.Time{})
@@ -158,6 +164,22 @@ func (c *conn) send(p []byte) {
 	}
 	c.writeMu.Lock()
 	_, err := c.nc.Write(p)
+	c.writeMu.Unlock()
+	if err != nil {
+		c.kill()
+	}
+}
+
+// sendAll is send of several pieces, by as few system calls as it takes.
+func (c *conn) sendAll(pieces [][]byte) {
+	c.writeMu.Lock()
+	var err error
+	if k, ok := c.nc.(*socket); ok {
+		err = k.writev(pieces)
+	} else {
+		bufs := net.Buffers(pieces)
+		_, err = bufs.WriteTo(c.nc)
+	}
 	c.writeMu.Unlock()
 	if err != nil {
 		c.kill()

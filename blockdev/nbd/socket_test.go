@@ -1,0 +1,219 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// sockets returns both ends of a connection, the server's one detached.
+func sockets(t *testing.T, network string, seats *atomic.Int32) (*socket, net.Conn) {
+	t.Helper()
+	at := "127.0.0.1:0"
+	if network == "unix" {
+		at = filepath.Join(t.TempDir(), "s")
+	}
+	l, err := net.Listen(network, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := newSocket(nc, seats).(*socket)
+	if err := k.detach(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		client.Close()
+		k.Close()
+	})
+	return k, client
+}
+
+// eachSocket runs f over every kind of connection, waiting warm and, for want of a seat, parked.
+func eachSocket(t *testing.T, f func(t *testing.T, k *socket, client net.Conn)) {
+	for _, network := range []string{"unix", "tcp"} {
+		for name, taken := range map[string]int32{"warm": 0, "parked": warmSeats} {
+			t.Run(network+" "+name, func(t *testing.T) {
+				seats := new(atomic.Int32)
+				seats.Store(taken)
+				k, client := sockets(t, network, seats)
+				f(t, k, client)
+				if n := seats.Load(); n != taken {
+					t.Errorf("%d seats are taken at the end, %d before", n, taken)
+				}
+			})
+		}
+	}
+}
+
+// What is sent in pieces, slowly, to and by a client that is slow in its turn, arrives; also when there are more pieces than one call takes.
+func TestSocketCarriesAll(t *testing.T) {
+	eachSocket(t, func(t *testing.T, k *socket, client net.Conn) {
+		data := pattern(5*mib+77, 3)
+		var pieces [][]byte
+		for rest := data; len(rest) > 0; {
+			n := min(rand.IntN(2000), len(rest))
+			if len(pieces) == 7 {
+				n = min(3*mib, len(rest)) // one that no socket takes at once
+			}
+			pieces, rest = append(pieces, rest[:n]), rest[n:]
+		}
+		if len(pieces) <= maxIovecs {
+			t.Fatalf("%d pieces", len(pieces))
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- k.writev(pieces) }()
+		time.Sleep(2 * warmFor) // nobody reads: the sender waits, then parks
+		got, err := io.ReadAll(io.LimitReader(client, int64(len(data))))
+		if err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%d of %d bytes arrived as they were: %v", len(got), len(data), err)
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			client.Write(data[:1000])
+			time.Sleep(3 * warmFor) // it parks
+			client.Write(data[1000:])
+		}()
+		got = make([]byte, len(data))
+		if _, err := io.ReadFull(k, got); err != nil || !bytes.Equal(got, data) {
+			t.Fatal("what the client sent is not what was read:", err)
+		}
+		client.Close()
+		if n, err := k.Read(got); n != 0 || !errors.Is(err, io.EOF) {
+			t.Fatalf("read of what is closed: %d, %v", n, err)
+		}
+	})
+}
+
+// A deadline that is set while a Read waits ends it, whether it is warm or has parked; and when it is taken away again, reads go on.
+func TestSocketDeadline(t *testing.T) {
+	eachSocket(t, func(t *testing.T, k *socket, client net.Conn) {
+		for _, after := range []time.Duration{0, warmFor / 4, 3 * warmFor} {
+			done := make(chan error, 1)
+			go func() {
+				_, err := k.Read(make([]byte, 10))
+				done <- err
+			}()
+			time.Sleep(after)
+			k.SetReadDeadline(time.Unix(1, 0))
+			select {
+			case err := <-done:
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatalf("deadline after %v: %v", after, err)
+				}
+			case <-time.After(patience):
+				t.Fatalf("a deadline after %v ends nothing", after)
+			}
+			k.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
+			if _, err := k.Read(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("deadline ahead:", err)
+			}
+			client.Write([]byte("x"))
+			if _, err := k.Read(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("a deadline that has passed holds, data or not:", err)
+			}
+			k.SetReadDeadline(time.Time{})
+			if n, err := k.Read(make([]byte, 10)); n != 1 || err != nil {
+				t.Fatal("without a deadline:", n, err)
+			}
+		}
+	})
+}
+
+// Close ends whoever reads or writes, warm or parked, and the client sees it.
+func TestSocketClose(t *testing.T) {
+	for _, after := range []time.Duration{0, warmFor / 4, 3 * warmFor} {
+		eachSocket(t, func(t *testing.T, k *socket, client net.Conn) {
+			done := make(chan error, 2)
+			go func() {
+				_, err := k.Read(make([]byte, 10))
+				done <- err
+			}()
+			go func() { done <- k.writev([][]byte{make([]byte, 32*mib)}) }()
+			time.Sleep(after)
+			k.Close()
+			k.Close()
+			for range 2 {
+				select {
+				case err := <-done:
+					if err == nil {
+						t.Error("no error")
+					}
+				case <-time.After(patience):
+					t.Fatal("somebody still waits")
+				}
+			}
+			client.SetDeadline(time.Now().Add(patience))
+			if _, err := io.Copy(io.Discard, client); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the client does not see the end")
+			}
+			if _, err := k.Read(make([]byte, 10)); err == nil {
+				t.Error("a closed socket is read")
+			}
+			if _, err := k.Write([]byte("x")); err == nil {
+				t.Error("a closed socket is written")
+			}
+		})
+	}
+}
+
+// Neither a busy nor an idle client, nor one that is gone, leaves a descriptor behind; one that was busy and is idle is no thread's.
+func TestSocketDescriptors(t *testing.T) {
+	open := func() int {
+		l, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(l)
+	}
+	runtime.GC() // what others have left goes first
+	time.Sleep(10 * time.Millisecond)
+	before := open()
+	seats := new(atomic.Int32)
+	k, client := sockets(t, "unix", seats)
+	if n := open() - before; n != 2 {
+		t.Errorf("%d descriptors for both ends", n)
+	}
+	for range 3 {
+		got := make(chan error, 1)
+		go func() {
+			_, err := k.Read(make([]byte, 10))
+			got <- err
+		}()
+		for began := time.Now(); open() != before+3 || seats.Load() != 0; time.Sleep(time.Millisecond) {
+			if time.Since(began) > patience {
+				t.Fatalf("idle: %d descriptors, %d seats", open()-before, seats.Load())
+			}
+		}
+		client.Write([]byte("x"))
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+		if n := open() - before; n != 2 {
+			t.Errorf("%d descriptors after it was idle", n)
+		}
+	}
+	client.Close()
+	k.Close()
+	if n := open() - before; n != 0 {
+		t.Errorf("%d descriptors are left", n)
+	}
+}
