@@ -60,7 +60,7 @@ type skipReply struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	nc = newSocket(nc, &s.warm)
+	nc = newSocket(nc, &s.crowd)
 	c := &conn{s: s, socket: nc, nc: nc}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)

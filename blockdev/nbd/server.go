@@ -73,9 +73,9 @@ type Server struct {
 	times   times
 	memory  *memory
 
-	draining atomic.Bool  // later requests get ESHUTDOWN or nothing, see drain.go; set once
-	watching atomic.Bool  // the monitor runs
-	warm     atomic.Int32 // sockets that are waited for in poll(2)
+	draining atomic.Bool // later requests get ESHUTDOWN or nothing, see drain.go; set once
+	watching atomic.Bool // the monitor runs
+	crowd    crowd       // of the sockets
 
 	mu        sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
 	listeners map[net.Listener]struct{}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,70 +17,91 @@ import (
 
 // socket is the connection to a client. After the handshake it is detached: taken out of the runtime's poller, which would be woken by
 // everything that arrives, beside the goroutine that it arrives for. A busy client is waited for in poll(2) instead, by a thread that
-// has nothing else to do; where one request comes at a time that takes a third less of the processors. Who is silent for warmFor is
-// parked in the runtime's poller after all, so that idle clients cost no threads.
+// has nothing else to do; where one request comes at a time that takes a third less of the processors. Who is silent for warmFor, or is
+// one of many that are busy, is in the runtime's poller after all, by a second descriptor: so idle clients cost no threads, and many
+// busy ones are waited for together.
 //
 // Read is for one goroutine at a time, Write and writev for another one; the rest may be called from anywhere. Over TLS nothing is
 // detached.
 type socket struct {
 	net.Conn // until it is detached; its addresses and its deadline for writes are not asked for after that
 
-	seats    *atomic.Int32 // of those that wait warm, all of the server's
+	crowd    *crowd
 	raw      syscall.RawConn
 	deadline atomic.Int64 // for reads, when detached: Unix time in ns, 0 is none
 
 	// Of Read.
-	recv  func(fd uintptr) bool // tryRecv, bound once
-	in    []byte                // what it reads into
-	got   int                   // its result
-	inErr error
-	comes waiting
+	recv     func(fd uintptr) bool // tryRecv, bound once
+	in       []byte                // what it reads into
+	got      int                   // its result
+	inErr    error
+	warm     func(fd uintptr) bool // polls, bound once
+	came     bool                  // its result
+	recvCold func(fd uintptr) bool // tryRecv, until there is something; bound once
+	parked   syscall.RawConn       // of cold
+	span     int64                 // of the crowd, when it was last counted
 
 	// Of Write and writev.
 	transmit func(fd uintptr) bool // trySend, bound once
 	out      []unix.Iovec          // what it has still to send
 	outErr   error
 	one      [1][]byte // for writev
-	leaves   waiting
 
 	mu     sync.Mutex // guards what follows
 	file   *os.File   // when detached: owns the descriptor
-	parked net.Conn   // a Read waits in it
+	cold   net.Conn   // in the runtime's poller; nil: in none
 	closed bool
 }
 
-// waiting is how one side waits warm.
-type waiting struct {
-	events int16
-	lock   func(func(fd uintptr) bool) error // the descriptor's, of that side
-	poll   func(fd uintptr) bool             // bound once
-	over   bool                              // its result: it is worth another try
+// crowd estimates how many sockets of a server are busy: how many waited for their client in a span of time, this one or the one before.
+type crowd struct {
+	span      atomic.Int64 // number of the present one
+	now, last atomic.Int32
 }
 
-const (
-	// warmFor is longer than a client takes between two requests of which one depends on the other, and on what a disk has to do in between.
-	warmFor = 20 * time.Millisecond
-	// warmSeats is how many may wait warm in a server: each is a thread.
-	warmSeats = 32
-)
+const crowdSpan = 50 * time.Millisecond
+
+// count takes one that waits, which keeps in span when it was last counted, and returns how many there are.
+func (c *crowd) count(span *int64) int32 {
+	n := time.Now().UnixNano() / int64(crowdSpan)
+	if before := c.span.Load(); before != n && c.span.CompareAndSwap(before, n) {
+		now := c.now.Swap(0)
+		if before != n-1 {
+			now = 0
+		}
+		c.last.Store(now)
+	}
+	if *span != n {
+		*span = n
+		c.now.Add(1)
+	}
+	return max(c.now.Load(), c.last.Load())
+}
+
+// warmSeats is how many busy clients are waited for warm. Where there are more than processors to serve them, one wait for all of them costs
+// less than one for each.
+var warmSeats = int32(max(4, 2*runtime.NumCPU()))
+
+// warmFor is longer than a client takes between two requests of which one depends on the other, and on what a disk has to do in between.
+const warmFor = 20 * time.Millisecond
 
 // newSocket returns nc itself where there is no descriptor to wait for.
-func newSocket(nc net.Conn, seats *atomic.Int32) net.Conn {
+func newSocket(nc net.Conn, all *crowd) net.Conn {
 	if _, ok := nc.(syscall.Conn); !ok {
 		return nc
 	}
-	k := &socket{Conn: nc, seats: seats}
+	k := &socket{Conn: nc, crowd: all}
 	k.recv, k.transmit = k.tryRecv, k.trySend
-	k.comes = waiting{events: unix.POLLIN | unix.POLLRDHUP, poll: func(fd uintptr) bool {
-		k.comes.over = poll(fd, k.comes.events, k.patience()) || k.overdue()
+	k.recvCold = func(fd uintptr) bool { return k.tryRecv(fd) && !errors.Is(k.inErr, unix.EAGAIN) }
+	k.warm = func(fd uintptr) bool {
+		k.came = poll(fd, comes, k.patience()) || k.overdue()
 		return true
-	}}
-	k.leaves = waiting{events: unix.POLLOUT, poll: func(fd uintptr) bool {
-		k.leaves.over = poll(fd, k.leaves.events, warmFor)
-		return true
-	}}
+	}
 	return k
 }
+
+// comes are the events that a Read waits for.
+const comes = unix.POLLIN | unix.POLLRDHUP
 
 // detach is called between the handshake and the first request, when nobody reads or writes. On an error all stays as it was.
 func (k *socket) detach() error {
@@ -112,12 +134,12 @@ func (k *socket) detach() error {
 	if k.closed {
 		return errors.Join(net.ErrClosed, file.Close())
 	}
-	k.file, k.raw, k.comes.lock, k.leaves.lock = file, own, own.Read, own.Write
+	k.file, k.raw = file, own
 	return k.Conn.Close() // its descriptor; the connection has another one
 }
 
 // Read reads what there is, waiting for the first byte until the deadline.
-func (k *socket) Read(p []byte) (int, error) {
+func (k *socket) Read(p []byte) (n int, err error) {
 	if k.raw == nil {
 		return k.Conn.Read(p)
 	}
@@ -125,7 +147,16 @@ func (k *socket) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	k.in = p
-	defer func() { k.in = nil }()
+	if k.parked != nil {
+		n, err = k.readCold()
+	} else {
+		n, err = k.readWarm()
+	}
+	k.in = nil
+	return n, err
+}
+
+func (k *socket) readWarm() (int, error) {
 	for {
 		if k.overdue() {
 			return 0, os.ErrDeadlineExceeded
@@ -133,18 +164,49 @@ func (k *socket) Read(p []byte) (int, error) {
 		if err := k.raw.Read(k.recv); err != nil {
 			return 0, net.ErrClosed
 		}
-		switch {
-		case k.inErr == nil && k.got == 0:
-			return 0, io.EOF
-		case k.inErr == nil:
-			return k.got, nil
-		case !errors.Is(k.inErr, unix.EAGAIN):
-			return 0, os.NewSyscallError("recvfrom", k.inErr)
+		if !errors.Is(k.inErr, unix.EAGAIN) {
+			return k.received()
 		}
-		if err := k.wait(&k.comes); err != nil {
+		if k.crowd.count(&k.span) <= warmSeats {
+			k.came = false
+			if err := k.raw.Read(k.warm); err != nil {
+				return 0, net.ErrClosed
+			}
+			if k.came {
+				continue
+			}
+		}
+		if err := k.cool(); err != nil {
 			return 0, err
 		}
+		if k.parked != nil {
+			return k.readCold()
+		}
 	}
+}
+
+func (k *socket) readCold() (int, error) {
+	began := time.Now()
+	if err := k.parked.Read(k.recvCold); errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, os.ErrDeadlineExceeded
+	} else if err != nil {
+		return 0, net.ErrClosed
+	}
+	if time.Since(began) < warmFor && k.crowd.count(&k.span) <= warmSeats {
+		k.warmUp()
+	}
+	return k.received()
+}
+
+// received is the outcome of tryRecv.
+func (k *socket) received() (int, error) {
+	switch {
+	case k.inErr != nil:
+		return 0, os.NewSyscallError("recvfrom", k.inErr)
+	case k.got == 0:
+		return 0, io.EOF
+	}
+	return k.got, nil
 }
 
 func (k *socket) tryRecv(fd uintptr) bool {
@@ -202,7 +264,7 @@ func (k *socket) writev(bufs [][]byte) error {
 		case !errors.Is(k.outErr, unix.EAGAIN):
 			return os.NewSyscallError("writev", k.outErr)
 		default:
-			if err := k.wait(&k.leaves); err != nil {
+			if err := k.drain(); err != nil {
 				return err
 			}
 		}
@@ -237,66 +299,63 @@ func (k *socket) trySend(fd uintptr) bool {
 	return true
 }
 
-// wait returns when it is worth another try, or the deadline has passed.
-func (k *socket) wait(w *waiting) error {
-	if k.seats.Add(1) <= warmSeats {
-		w.over = false
-		err := w.lock(w.poll)
-		k.seats.Add(-1)
-		if err != nil {
-			return net.ErrClosed
-		}
-		if w.over {
+// cool has the runtime's poller wait for the client, by a descriptor of its own. Out of descriptors it is as it was, a little later.
+func (k *socket) cool() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return net.ErrClosed
+	}
+	nc, err := net.FileConn(k.file)
+	if err == nil {
+		if k.parked, err = nc.(syscall.Conn).SyscallConn(); err == nil {
+			k.cold = nc
+			k.passDeadline()
 			return nil
 		}
-	} else {
-		k.seats.Add(-1)
+		nc.Close()
 	}
-	return k.park(w)
+	time.Sleep(time.Millisecond)
+	return nil
 }
 
-// park waits in the runtime's poller, by a descriptor of its own.
-func (k *socket) park(w *waiting) error {
+// warmUp takes the client out of the runtime's poller.
+func (k *socket) warmUp() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cold != nil {
+		k.cold.Close()
+	}
+	k.cold, k.parked = nil, nil
+}
+
+// drain waits until a client that reads slowly takes more. It is rare, and may take long.
+func (k *socket) drain() error {
 	k.mu.Lock()
 	if k.closed {
 		k.mu.Unlock()
 		return net.ErrClosed
 	}
 	nc, err := net.FileConn(k.file)
+	k.mu.Unlock()
 	if err != nil { // out of descriptors, which passes
-		k.mu.Unlock()
 		time.Sleep(time.Millisecond)
 		return nil
 	}
-	if w == &k.comes {
-		k.parked = nc
-		k.passDeadline()
-	}
-	k.mu.Unlock()
 	raw, err := nc.(syscall.Conn).SyscallConn()
 	if err == nil {
-		look := func(fd uintptr) bool { return poll(fd, w.events, 0) }
-		if w == &k.comes {
-			err = raw.Read(look)
-		} else {
-			err = raw.Write(look)
-		}
-	}
-	if w == &k.comes {
-		k.mu.Lock()
-		k.parked = nil
-		k.mu.Unlock()
+		err = raw.Write(func(fd uintptr) bool { return poll(fd, unix.POLLOUT, 0) })
 	}
 	return errors.Join(err, nc.Close())
 }
 
-// passDeadline is called with mu held while a Read is parked.
+// passDeadline is called with mu held and cold set.
 func (k *socket) passDeadline() {
 	t := time.Time{}
 	if at := k.deadline.Load(); at != 0 {
 		t = time.Unix(0, at)
 	}
-	_ = k.parked.SetReadDeadline(t) // it fails when the connection is closed, which ends the wait
+	_ = k.cold.SetReadDeadline(t) // it fails when the connection is closed, which ends the wait
 }
 
 // SetReadDeadline ends a Read that waits: at once when it is parked, else within warmFor.
@@ -311,7 +370,7 @@ func (k *socket) SetReadDeadline(t time.Time) error {
 		at = max(t.UnixNano(), 1)
 	}
 	k.deadline.Store(at)
-	if k.parked != nil {
+	if k.cold != nil {
 		k.passDeadline()
 	}
 	return nil
@@ -378,8 +437,13 @@ func (k *socket) Close() error {
 	if k.file == nil {
 		return k.Conn.Close()
 	}
-	_ = k.shutdown(unix.SHUT_RDWR) // wakes those in poll(2); it fails when the client has hung up already
-	return k.file.Close()
+	_ = k.shutdown(unix.SHUT_RDWR) // wakes those who wait; it fails when the client has hung up already
+	err := k.file.Close()
+	if k.cold != nil {
+		err = errors.Join(err, k.cold.Close())
+		k.cold = nil
+	}
+	return err
 }
 
 // poll waits for events, or the end of the connection, in the kernel.

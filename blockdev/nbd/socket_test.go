@@ -9,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 )
 
 // sockets returns both ends of a connection, the server's one detached.
-func sockets(t *testing.T, network string, seats *atomic.Int32) (*socket, net.Conn) {
+func sockets(t *testing.T, network string, all *crowd) (*socket, net.Conn) {
 	t.Helper()
 	at := "127.0.0.1:0"
 	if network == "unix" {
@@ -34,7 +34,7 @@ func sockets(t *testing.T, network string, seats *atomic.Int32) (*socket, net.Co
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := newSocket(nc, seats).(*socket)
+	k := newSocket(nc, all).(*socket)
 	if err := k.detach(); err != nil {
 		t.Fatal(err)
 	}
@@ -45,18 +45,38 @@ func sockets(t *testing.T, network string, seats *atomic.Int32) (*socket, net.Co
 	return k, client
 }
 
-// eachSocket runs f over every kind of connection, waiting warm and, for want of a seat, parked.
+// eachSocket runs f over every kind of connection, alone and as one of many that are busy.
 func eachSocket(t *testing.T, f func(t *testing.T, k *socket, client net.Conn)) {
 	for _, network := range []string{"unix", "tcp"} {
-		for name, taken := range map[string]int32{"warm": 0, "parked": warmSeats} {
+		for name, full := range map[string]bool{"warm": false, "cold": true} {
 			t.Run(network+" "+name, func(t *testing.T) {
-				seats := new(atomic.Int32)
-				seats.Store(taken)
-				k, client := sockets(t, network, seats)
-				f(t, k, client)
-				if n := seats.Load(); n != taken {
-					t.Errorf("%d seats are taken at the end, %d before", n, taken)
+				all := new(crowd)
+				k, client := sockets(t, network, all)
+				if full { // others are counted all the time
+					end := make(chan struct{})
+					var others sync.WaitGroup
+					others.Go(func() {
+						spans := make([]int64, warmSeats)
+						for {
+							for i := range spans {
+								all.count(&spans[i])
+							}
+							select {
+							case <-end:
+								return
+							case <-time.After(crowdSpan / 10):
+							}
+						}
+					})
+					defer others.Wait()
+					defer close(end)
+					for began := time.Now(); all.last.Load() < warmSeats; time.Sleep(time.Millisecond) {
+						if time.Since(began) > patience {
+							t.Fatal("the crowd is not counted")
+						}
+					}
 				}
+				f(t, k, client)
 			})
 		}
 	}
@@ -175,7 +195,7 @@ func TestSocketClose(t *testing.T) {
 	}
 }
 
-// Neither a busy nor an idle client, nor one that is gone, leaves a descriptor behind; one that was busy and is idle is no thread's.
+// Neither a busy nor an idle client, nor one that is gone, leaves a descriptor behind; one that was busy and is idle costs no thread.
 func TestSocketDescriptors(t *testing.T) {
 	open := func() int {
 		l, err := os.ReadDir("/proc/self/fd")
@@ -187,8 +207,8 @@ func TestSocketDescriptors(t *testing.T) {
 	runtime.GC() // what others have left goes first
 	time.Sleep(10 * time.Millisecond)
 	before := open()
-	seats := new(atomic.Int32)
-	k, client := sockets(t, "unix", seats)
+	all := new(crowd)
+	k, client := sockets(t, "unix", all)
 	if n := open() - before; n != 2 {
 		t.Errorf("%d descriptors for both ends", n)
 	}
@@ -198,9 +218,9 @@ func TestSocketDescriptors(t *testing.T) {
 			_, err := k.Read(make([]byte, 10))
 			got <- err
 		}()
-		for began := time.Now(); open() != before+3 || seats.Load() != 0; time.Sleep(time.Millisecond) {
+		for began := time.Now(); open() != before+3; time.Sleep(time.Millisecond) {
 			if time.Since(began) > patience {
-				t.Fatalf("idle: %d descriptors, %d seats", open()-before, seats.Load())
+				t.Fatalf("idle: %d descriptors", open()-before)
 			}
 		}
 		client.Write([]byte("x"))
