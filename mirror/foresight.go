@@ -27,12 +27,13 @@ const (
 func newForesight() *foresight { return &foresight{due: make(chan struct{}, 1)} }
 
 // wrote takes n writes that have entered the log. due: a FLUSH of them is near, and the sync here is on its way; those at the
-// followers are the caller's to ask for, at once, so that they go with the records.
-func (f *foresight) wrote(n int) (due bool) {
+// followers are the caller's to ask for, at once, so that they go with the records. flushes: the caller will FLUSH itself, and nothing is
+// begun for it.
+func (f *foresight) wrote(n int, flushes bool) (due bool) {
 	f.mu.Lock()
 	before := f.since
 	f.since += n
-	due = f.times >= steadyBeats && before < f.beat && f.since == f.beat
+	due = !flushes && f.times >= steadyBeats && before < f.beat && f.since == f.beat
 	f.mu.Unlock()
 	if due {
 		select {

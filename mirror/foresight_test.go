@@ -12,13 +12,16 @@ import (
 	"mirror-agent/journal"
 )
 
-// beats writes and flushes: a number is so many writes at once, 0 is a FLUSH. It returns after which words a FLUSH was foreseen.
+// beats writes and flushes: a number is so many writes at once, a negative one with a FLUSH by who writes, 0 is a FLUSH. It returns after which words a FLUSH was foreseen.
 func beats(f *foresight, words ...int) (at []int) {
 	for i, n := range words {
 		if n == 0 {
 			f.flushed()
 		} else {
-			f.wrote(n)
+			f.wrote(max(n, -n), n < 0)
+			if n < 0 {
+				f.flushed()
+			}
 		}
 		select {
 		case <-f.due:
@@ -41,6 +44,7 @@ func TestForesightBeat(t *testing.T) {
 		words []int
 		at    []int
 	}{
+		"not when who writes flushes":       {append(steady(1), -1, -1, 1), []int{next + 2}},
 		"write and flush":                   {append(steady(1), 1), []int{next}},
 		"not before the beat is steady":     {steady(1)[:next-1], nil},
 		"once for each":                     {append(steady(1), 1, 0, 1, 0), []int{next, next + 2}},

@@ -74,7 +74,7 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	}
 	if es := b.seal(); len(es) > 0 {
 		err := v.append(es)
-		if err == nil && v.foresight != nil && v.foresight.wrote(len(es)) {
+		if err == nil && v.foresight != nil && v.foresight.wrote(len(es), sync) {
 			v.gate.Load().request(es[len(es)-1].End)
 		}
 		if err == nil && !sync {

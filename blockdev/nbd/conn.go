@@ -36,6 +36,9 @@ type conn struct {
 	helpers int        // goroutines that may still answer: former leaders and the flusher
 	gone    *sync.Cond // on mu; a helper ended
 
+	unsynced atomic.Int32 // requests that wait for the flusher
+	synced   atomic.Bool  // it has answered some since the leader looked last
+
 	writeMu sync.Mutex // replies go out one batch at a time
 
 	flushMu   sync.Mutex // guards what follows
@@ -46,6 +49,7 @@ type conn struct {
 
 	// Owned by the leader.
 	poller     *poller   // nil where there is no socket to look at
+	serial     int       // so many times in a row the client sent nothing while it waited for a Sync
 	afterLarge bool      // the last write was a large one
 	skip       uint64    // bytes of payload still to be thrown away
 	skipped    skipReply // and what is answered then

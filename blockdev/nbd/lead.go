@@ -41,6 +41,7 @@ func (c *conn) lead(w *work) {
 		}
 		if w.stop == goOn {
 			c.fill(w)
+			c.watchSerial()
 		}
 		if w.stop != goOn {
 			c.end(w)
@@ -173,12 +174,21 @@ func (c *conn) reply(w *work, errno uint32, cookie uint64) {
 func (c *conn) run(w *work) (lead bool) {
 	lead = true
 	w.began = c.lastRead
+	alone := c.alone(w) && !c.dead.Load()
+	if alone && len(w.flushes) == 1 {
+		return c.flushNow(w)
+	}
 	c.flush(w.flushes)
 	w.flushes = w.flushes[:0]
 	if len(w.group) > 0 && !c.dead.Load() {
+		now := alone && w.origins[0].fua
+		w.group[0].Sync = now
 		c.enter(w)
 		blockdev.ApplyBatch(c.device, w.group)
 		lead = c.leave(w)
+		if now {
+			c.stillAlone(lead)
+		}
 		c.answerGroup(w)
 	}
 	w.clearGroup()
@@ -209,7 +219,7 @@ func (c *conn) answerGroup(w *work) {
 		default:
 			zeroes++
 		}
-		if err == nil && from.fua {
+		if err == nil && from.fua && !w.group[i].Sync {
 			w.flushes = append(w.flushes, syncRequest{from.cookie, true, w.began})
 			continue
 		}
@@ -218,6 +228,10 @@ func (c *conn) answerGroup(w *work) {
 			value = errnoNotSup
 		}
 		c.reply(w, value, from.cookie)
+		if err == nil && from.fua {
+			c.countSync(syncRequest{from.cookie, true, w.began}, errnoOK, time.Now())
+			continue
+		}
 		answered[timedAs(from.command)]++
 	}
 	c.flush(w.flushes)

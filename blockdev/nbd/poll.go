@@ -61,3 +61,9 @@ func (r *poller) receive(fd uintptr) bool {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // perhaps it is the client that waits for this processor
 	}
 }
+
+// waiting says whether there is something to read.
+func (r *poller) waiting() (is bool) {
+	_ = r.raw.Control(func(fd uintptr) { is = poll(fd, unix.POLLIN, 0) })
+	return is
+}

@@ -45,6 +45,7 @@ func (c *conn) takeOver(turn uint64) {
 	old.sent = len(old.out)
 	w.stop, w.large = old.stop, old.large
 	c.leader = w
+	c.serial = 0 // while the old one is in the device nobody else looks at it
 	c.exposed.Store(false)
 	c.helpers++
 	c.s.running.Go(func() {
