@@ -243,11 +243,7 @@ func hungUp(nc net.Conn) bool {
 	if err != nil {
 		return true
 	}
-	up := true
-	err = raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(p, 0)
-		up = err == nil && n == 0 || err == unix.EINTR
-	})
-	return err != nil || !up
+	hung := true
+	err = raw.Control(func(fd uintptr) { hung = poll(fd, unix.POLLRDHUP, 0) })
+	return err != nil || hung
 }

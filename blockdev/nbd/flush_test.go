@@ -1,113 +1,50 @@
 package nbd
 
 import (
-	"bytes"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"mirror-agent/blockdev"
 )
 
-// syncs is a device that tells by whom a Sync was asked for.
-type syncs struct {
+// synced counts the bytes that were written and those that a sync began after.
+type synced struct {
 	blockdev.Device
-	own, withWrite atomic.Int32 // Syncs, groups that have one in them
+	written, durable atomic.Int64
 }
 
-func (s *syncs) Sync() error {
-	s.own.Add(1)
-	return s.Device.Sync()
+func (d *synced) WriteAt(p []byte, off int64) (int, error) {
+	n, err := d.Device.WriteAt(p, off)
+	d.written.Add(int64(n))
+	return n, err
 }
 
-func (s *syncs) WriteBatch(ws []blockdev.Write) {
-	if len(ws) == 1 && ws[0].Sync {
-		s.withWrite.Add(1)
-	}
-	blockdev.ApplyBatch(s.Device, ws)
+func (d *synced) Sync() error {
+	n := d.written.Load()
+	err := d.Device.Sync()
+	d.durable.Store(n)
+	return err
 }
 
-// A client that always waits for its FUA write has it done as one step of the device; one that sends more meanwhile has not. Either way it is
-// durable when it is answered.
-func TestFUAOfOneThatWaits(t *testing.T) {
-	d := &syncs{Device: blockdev.NewMemory(mib, nil)}
-	s, path := start(t, Options{}, Export{Device: d})
-	c := connect(t, path)
-	data := pattern(512, 1)
-	cookie := uint64(0)
-	fua := func(n uint64) {
-		t.Helper()
-		var all []byte
-		for range n {
-			cookie++
-			all = append(all, request(cmdWrite, cmdFlagFUA, cookie, 0, 512, data)...)
-		}
-		c.put(all)
-		for range n {
-			if errno, _ := c.reply(); errno != 0 {
-				t.Fatal(errno)
-			}
+// CAN_MULTI_CONN promises that a FLUSH on one connection covers what was answered on all others.
+func TestFlushCoversAllConnections(t *testing.T) {
+	d := &synced{Device: blockdev.NewMemory(mib, nil)}
+	_, path := start(t, Options{}, Export{Device: d})
+	writer, idle := connect(t, path), connect(t, path)
+	data := make([]byte, 512)
+	for i := range uint64(20) {
+		writer.put(request(cmdWrite, 0, i, i*512, 512, data))
+		writer.expect(0, i)
+		idle.put(request(cmdFlush, 0, i, 0, 0))
+		idle.expect(0, i)
+		if got := d.durable.Load(); got != int64(i+1)*512 {
+			t.Fatalf("the flush of the other connection covers %d bytes of %d", got, (i+1)*512)
 		}
 	}
-	for range 4 * serialSyncs {
-		fua(1)
-	}
-	before := d.withWrite.Load()
-	if before < 2*serialSyncs || d.own.Load() < 1 {
-		t.Errorf("of %d writes that were waited for %d were one step", cookie, before)
-	}
-	for range 10 {
-		fua(2)
-	}
-	if n := d.withWrite.Load(); n != before {
-		t.Errorf("%d of two at a time were one step", n-before)
-	}
-	if got := s.Stats(); got.FUAs != cookie || got.Writes != cookie || got.Flushes != 0 {
-		t.Errorf("%d FUA writes were counted as %+v", cookie, got)
-	}
-}
-
-// A Sync in the leader holds up no other request either, whatever it says is what the client is told, and a client that was caught
-// sending more has the flusher again.
-func TestFlushOfOneThatWaits(t *testing.T) {
-	for _, slow := range []struct {
-		name  string
-		again func(cookie uint64) []byte
-	}{
-		{"flush", func(cookie uint64) []byte { return request(cmdFlush, 0, cookie, 0, 0) }},
-		{"FUA", func(cookie uint64) []byte { return request(cmdWrite, cmdFlagFUA, cookie, 0, 512, make([]byte, 512)) }},
-	} {
-		t.Run(slow.name, func(t *testing.T) {
-			d, entered, leave := gate(blockdev.NewMemory(mib, nil), blockdev.OpSync, blockdev.Rule{})
-			s, path := start(t, Options{}, Export{Device: d})
-			c := connect(t, path)
-			for _, outcome := range []error{nil, syscall.EIO} {
-				for i := range uint64(2 * serialSyncs) {
-					c.put(slow.again(i))
-					<-entered
-					leave <- nil
-					c.expect(0, i)
-				}
-				c.put(slow.again(100))
-				<-entered
-				c.put(bytes.Join([][]byte{request(cmdRead, 0, 101, 0, 512), slow.again(102)}, nil))
-				c.expect(0, 101)
-				c.get(512)
-				c.alive()
-				leave <- outcome
-				want := uint32(0)
-				if outcome != nil {
-					want = 5
-				}
-				c.expect(want, 100)
-				// The client was caught sending more, so this one is the flusher's.
-				<-entered
-				leave <- nil
-				c.expect(0, 102)
-			}
-			if got := s.Stats(); got.Flushes+got.FUAs != 4*serialSyncs+3 || got.Errors != 1 {
-				t.Errorf("%d flushes, %d FUA writes, %d errors", got.Flushes, got.FUAs, got.Errors)
-			}
-		})
+	// And FUA covers at least itself.
+	writer.put(request(cmdWrite, cmdFlagFUA, 99, 0, 512, data))
+	writer.expect(0, 99)
+	if got := d.durable.Load(); got != 21*512 {
+		t.Fatalf("FUA was answered with %d bytes durable of %d", got, 21*512)
 	}
 }

@@ -238,12 +238,8 @@ func (k *socket) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// writev writes all of bufs.
+// writev writes all of bufs, when detached.
 func (k *socket) writev(bufs [][]byte) error {
-	if k.raw == nil {
-		_, err := (*net.Buffers)(&bufs).WriteTo(k.Conn)
-		return err
-	}
 	all := k.out[:0]
 	for _, b := range bufs {
 		if len(b) > 0 {
