@@ -29,7 +29,8 @@
 // without a copy.
 //
 // A client that is busy is waited for in poll(2) and not in the runtime's poller, which would be woken too by all that arrives (socket): where
-// a request comes at a time that takes a third less CPU.
+// a request comes at a time that takes a third less CPU. Who usually asks again within some microseconds is waited for that long without
+// sleeping: a write and its flush take 7 % less time.
 //
 // A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks every two
 // milliseconds and ends when all is quiet, then makes a new leader. FLUSH is the flusher's; a FUA write goes to the device with its
@@ -61,6 +62,9 @@
 //     answered ESHUTDOWN where structured replies were negotiated. Where not, it is neither answered nor ever given to the device: the
 //     client may be Linux, which takes every error for an I/O error and sends again elsewhere what had no answer. So for a device
 //     of the kernel that gets new connections (Attach) the end of a server is a pause. Nor does Close tell it anything.
+//
+// Over TCP a large read is sent by a system call of its own, its header by one before it with MSG_MORE: Linux copies from one piece of memory faster
+// than from several (a read of 1 MiB takes 410 instead of 550 µs of CPU).
 //
 // # What was tried and is not here
 //

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"net"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -46,17 +47,28 @@ func (r *poller) read(p []byte) int {
 	return r.n
 }
 
-// receive always says that it is done, so its caller does not wait. None of its system calls can block, so the scheduler is not told
-// of them.
+// receive always says that it is done, so its caller does not wait.
 func (r *poller) receive(fd uintptr) bool {
+	r.n, _ = spin(fd, r.p, impatience, false)
+	return true
+}
+
+// spin receives what is there, or comes within limit, without sleeping; EAGAIN when nothing does. None of its system calls can block, so the
+// scheduler is not told of them, which would cost as much as they do. Other threads have their turns in between, other goroutines when share
+// says so: what is on its way for certain is not worth that.
+func spin(fd uintptr, p []byte, limit time.Duration, share bool) (int, error) {
 	for began := time.Now(); ; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&r.p[0])), uintptr(len(r.p)),
-			unix.MSG_DONTWAIT, 0, 0)
-		if errno == 0 {
-			r.n = int(n)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case errno == 0:
+			return int(n), nil
+		case errno != unix.EAGAIN && errno != unix.EINTR:
+			return 0, errno
+		case time.Since(began) > limit:
+			return 0, unix.EAGAIN
 		}
-		if errno != unix.EAGAIN || time.Since(began) > impatience {
-			return true
+		if share {
+			runtime.Gosched()
 		}
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // perhaps it is the client that waits for this processor
 	}

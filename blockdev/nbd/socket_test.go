@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -249,4 +250,96 @@ func TestSocketDescriptors(t *testing.T) {
 	client.Close()
 	k.Close()
 	until(0, "closed")
+}
+
+// A client that asks at once is waited for hot, one that does not is slept for; a wait that was hot in vain loses nothing.
+func TestSocketHot(t *testing.T) {
+	k, client := sockets(t, "unix", new(crowd))
+	if !k.prompt() {
+		t.Fatal("a new client is not given the chance")
+	}
+	if k.waited(warmFor); k.prompt() {
+		t.Fatal("one that let us wait is waited for hot")
+	}
+	for range 20 {
+		k.waited(warmFor)
+	}
+	short := 0
+	for ; !k.prompt(); short++ {
+		k.waited(hotFor / 50)
+	}
+	if short != 8 {
+		t.Fatalf("%d short waits, not 8, make up for a client that was always slow", short)
+	}
+
+	buf := make([]byte, 10)
+	k.in = buf
+	if err := k.raw.Read(k.hot); err != nil || !errors.Is(k.inErr, unix.EAGAIN) {
+		t.Fatalf("of what is not there: %v, %v", err, k.inErr)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		for i := range byte(100) {
+			time.Sleep(time.Duration(i%3) * hotFor)
+			if _, err := client.Write([]byte{i}); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- client.Close()
+	}()
+	for want := byte(0); want < 100; {
+		k.usual = 0 // hot first, whatever the machine does
+		n, err := k.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range buf[:n] {
+			if got != want {
+				t.Fatalf("byte %d arrived where %d was sent", got, want)
+			}
+			want++
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	k.usual = 0
+	if n, err := k.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
+		t.Fatalf("at the end: %d, %v", n, err)
+	}
+}
+
+// Over TCP a large piece goes out by a system call of its own, and all but the last call say that more follows; elsewhere all go at once.
+func TestSocketNext(t *testing.T) {
+	sizes := []int{16, 20, sentAlone, sentAlone - 1, 2 * sentAlone, sentAlone, 7}
+	for network, want := range map[string][]int{"unix": {7}, "tcp": {2, 1, 1, 1, 1, 1}} {
+		k, client := sockets(t, network, new(crowd))
+		var pieces [][]byte
+		for i, n := range sizes {
+			pieces = append(pieces, pattern(n, byte(i)))
+			k.out = append(k.out, unix.Iovec{Base: &pieces[i][0], Len: uint64(n)})
+		}
+		var got []int
+		for len(k.out) > 0 {
+			some, flags := k.next()
+			k.out = k.out[len(some):]
+			if got = append(got, len(some)); (flags == unix.MSG_MORE) != (len(k.out) > 0) {
+				t.Errorf("%s: flags %#x where %d pieces follow", network, flags, len(k.out))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: calls of %v pieces, not %v", network, got, want)
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- k.writev(pieces) }()
+		all := bytes.Join(pieces, nil)
+		arrived := make([]byte, len(all))
+		if _, err := io.ReadFull(client, arrived); err != nil || !bytes.Equal(arrived, all) {
+			t.Errorf("%s: what arrived is not what was sent: %v", network, err)
+		}
+		if err := <-sent; err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+	}
 }
