@@ -33,6 +33,7 @@ type syncedFiles struct {
 
 	mu     sync.Mutex // guards below
 	newest int        // the version that was begun last
+	failed error      // why the work has ended by itself
 	synced [syncedSlots]int
 }
 
@@ -67,7 +68,10 @@ func useFiles(t testing.TB, inside []string, addr string, size int64, seed uint6
 	go func() {
 		defer close(s.ended)
 		for {
-			if s.save(dir) != nil { // the device has gone, which the test knows of
+			if err := s.save(dir); err != nil { // the device has gone, which the test knows of
+				s.mu.Lock()
+				s.failed = err
+				s.mu.Unlock()
 				return
 			}
 			select {
@@ -135,7 +139,7 @@ func (s *syncedFiles) untilSynced(version int) {
 	eventually(s.t, workLimit, fmt.Sprintf("version %d is synced", version), func() (bool, string) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.synced[version%syncedSlots] >= version, fmt.Sprint(s.newest)
+		return s.synced[version%syncedSlots] >= version, fmt.Sprint(s.newest, s.failed)
 	})
 }
 

@@ -1,6 +1,7 @@
 // Command testreport reads `go test -json` and prints what a person wants to
 // see: the closing line of every package, the whole output of a test that
-// failed, and at the end how many passed, failed and were skipped.
+// failed, and at the end what the failed ones said last and how many passed,
+// failed and were skipped.
 //
 //	go test -json ./... | testreport [-allowed FILE] [-strict] [-v]
 //

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -79,6 +80,7 @@ type report struct {
 	output  map[string]*strings.Builder // by package, or package.Test; dropped when it passes
 	passed  int
 	failed  []string
+	said    map[string][]string // by those of failed: what they logged last
 	skipped []string
 	reasons map[string]string // of skips
 	broken  []string          // packages that failed beside their tests: build, panic, deadline
@@ -86,7 +88,7 @@ type report struct {
 }
 
 func newReport(out io.Writer, allowed map[string]string, strict, verbose bool) *report {
-	return &report{out: out, allowed: allowed, strict: strict, verbose: verbose, output: map[string]*strings.Builder{}, reasons: map[string]string{}}
+	return &report{out: out, allowed: allowed, strict: strict, verbose: verbose, output: map[string]*strings.Builder{}, said: map[string][]string{}, reasons: map[string]string{}}
 }
 
 func (r *report) read(in io.Reader) error {
@@ -165,6 +167,9 @@ func (r *report) fail(key string, e event) {
 	delete(r.output, key)
 	if e.Test != "" {
 		r.failed = append(r.failed, key)
+		if o != nil {
+			r.said[key] = logged(o.String())
+		}
 	} else {
 		r.packs++
 		if e.FailedBuild != "" || !r.anyFailed(e.Package) {
@@ -207,6 +212,9 @@ func (r *report) close() bool {
 	ok := true
 	for _, f := range r.failed {
 		fmt.Fprintf(r.out, "--- FAIL: %s\n", f)
+		for _, line := range r.said[f] {
+			fmt.Fprintf(r.out, "    %s\n", line)
+		}
 		ok = false
 	}
 	for _, b := range r.broken {
@@ -224,6 +232,27 @@ func (r *report) close() bool {
 	fmt.Fprintf(r.out, "%d passed, %d failed, %d skipped\n", r.passed, len(r.failed)+len(r.broken), len(r.skipped))
 	return ok
 }
+
+// logged returns the beginnings of what a test said last by its methods Log, Error and so on. What failed is among them, and is
+// found at the end of a long output too.
+func logged(output string) (lines []string) {
+	for line := range strings.Lines(output) {
+		line = strings.TrimSpace(line)
+		if !place.MatchString(line) {
+			continue
+		}
+		if len(line) > loggedBytes {
+			line = strings.ToValidUTF8(line[:loggedBytes], "") + "…"
+		}
+		lines = append(lines, line)
+	}
+	return lines[max(0, len(lines)-loggedLines):]
+}
+
+const loggedLines, loggedBytes = 15, 300
+
+// place is where a test says something.
+var place = regexp.MustCompile(`^\w+_test\.go:\d+: `)
 
 func lastLine(s string) string {
 	last := ""

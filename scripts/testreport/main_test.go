@@ -32,6 +32,11 @@ func TestReport(t *testing.T) {
 {"Action":"fail","Package":"m/a","Test":"TestTwo"}
 {"Action":"fail","Package":"m/a"}
 `, "", false, false, []string{"got 3", "--- FAIL: m/a.TestTwo", "1 passed, 1 failed, 0 skipped"}},
+		{"what a failed test said last stands at the end", passes + `{"Action":"output","Package":"m/a","Test":"TestTwo","Output":"    two_test.go:7: not within 2s\n"}
+{"Action":"output","Package":"m/a","Test":"TestTwo","Output":"        its log\n"}
+{"Action":"fail","Package":"m/a","Test":"TestTwo"}
+{"Action":"fail","Package":"m/a"}
+`, "", false, false, []string{"its log", "--- FAIL: m/a.TestTwo\n    two_test.go:7: not within 2s\n1 passed"}},
 		{"a build fails", passes + `{"ImportPath":"m/b","Action":"build-output","Output":"b.go:1: syntax\n"}
 {"Action":"fail","Package":"m/b","FailedBuild":"m/b"}
 `, "", false, false, []string{"b.go:1: syntax", "package m/b", "1 passed, 1 failed"}},
