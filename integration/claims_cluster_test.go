@@ -265,6 +265,7 @@ func claimCluster(t *testing.T, _ *plays) {
 	ld.untilAnswered(t, 200)
 	m.target.kill()
 	m.source.untilStreaming("backup")
+	m.backup.untilMembers(3)
 	ld.untilAnswered(t, 200)
 	m.source.kill()
 	if err := ld.join(); err != nil {

@@ -55,6 +55,7 @@ func claimInstalled(t *testing.T, _ *plays) {
 	m.source.until(portLimit, "both paths again", func(s *status) bool { return activePaths(s) == 2 })
 	m.target.kill()
 	m.source.untilStreaming("backup")
+	m.backup.untilMembers(3)
 	ld.untilAnswered(t, 200)
 	m.source.kill()
 	if err := ld.join(); err != nil {

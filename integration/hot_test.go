@@ -17,6 +17,7 @@ func hotMirror(t *testing.T, journal string, args ...string) *testMirror {
 	m := newMirror(t, layout{backup: true, journal: journal, sourceArgs: append([]string{"--backups", "hot"}, args...)})
 	m.start()
 	m.source.untilFed("backup")
+	m.untilAcquainted()
 	return m
 }
 
@@ -206,6 +207,7 @@ func TestHotPromoted(t *testing.T) {
 		m.target.args = append(m.target.args, "--target", strings.Join(m.backup.listen, ","), "--local", "127.0.0.1")
 		m.start()
 		m.source.untilFed("backup")
+		m.untilAcquainted()
 		c := m.source.dial(startLimit)
 		rng := newRand(t)
 		hammer(t, c, rng, 0, 64<<20, 300)
@@ -233,10 +235,7 @@ func TestHotPromoted(t *testing.T) {
 // promoteAlone promotes one of three members while both others are dead: without --force it has to be refused.
 func (m *testMirror) promoteAlone(a *agent) {
 	m.t.Helper()
-	eventually(m.t, 20*time.Second, "promote is refused by the count", func() (bool, string) {
-		r := a.command("promote")
-		return r.code == 1 && strings.Contains(r.stderr, "1 of the 3 members"), r.stderr
-	})
+	a.untilRefused("1 of the 3 members")
 	a.mustCommand("promote", "--force")
 }
 

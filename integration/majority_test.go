@@ -17,10 +17,16 @@ func threeMembers(t *testing.T, followerArgs ...string) *testMirror {
 	m.backup.args = append(m.backup.args, "--node", "ams1")
 	m.start()
 	m.source.untilFed("backup")
+	m.untilAcquainted()
+	return m
+}
+
+// untilAcquainted waits until all three know each other: a member that was not told the list yet is promoted by an operator's word.
+func (m *testMirror) untilAcquainted() {
+	m.t.Helper()
 	for _, a := range []*agent{m.source, m.target, m.backup} {
 		a.untilMembers(3)
 	}
-	return m
 }
 
 // untilMembers waits until the agent knows n members.
