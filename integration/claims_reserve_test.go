@@ -30,7 +30,7 @@ func claimReserve(t *testing.T, _ *plays) {
 	} {
 		i, j := x.cableOf(&v, "active"), x.cableOf(&v, "standby")
 		broken, spare := x.pathOver(i), x.pathOver(j)
-		before, over := v.path(broken), x.toTarget[j].carried()
+		before, over := v.path(broken), carriedBy(x.toTarget[j:j+1])
 		f.on(x.toTarget[i])
 		lost := x.source.until(portLimit, f.name+": the other takes over", func(v *portView) bool {
 			return v.path(spare).State == "active" && !slices.Contains([]string{"active", "suspect"}, v.path(broken).State)
@@ -48,9 +48,7 @@ func claimReserve(t *testing.T, _ *plays) {
 			t.Errorf("%s: at the source the lost path is %s", f.name, lost.path(broken).State)
 		}
 		checkEqual(t, f.name+": paths at the target", len(far.Paths), 3)
-		if n := x.toTarget[j].carried() - over; n < 50<<10 {
-			t.Errorf("%s: the path that took over carried only %d bytes", f.name, n)
-		}
+		untilCarried(t, f.name+": the path that took over carries data", x.toTarget[j:j+1], over, 50<<10)
 		f.off(x.toTarget[i])
 		v = x.source.until(portLimit, f.name+": all three are there again", ready)
 		after := v.path(broken)
