@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -133,36 +134,40 @@ func (w *bubble) kinds(h int) string {
 	return strings.Join(l, " ")
 }
 
-// lateListener holds up whoever accepts in the middle of its answer: what it wrote has left, and it does not know.
+// lateListener holds up who is the first to write: what it wrote has left, and it does not know.
 type lateListener struct {
 	net.Listener
-	late time.Duration
+	late  time.Duration
+	wrote *atomic.Bool // shared by all listeners
 }
 
 type lateConn struct {
 	net.Conn
-	late time.Duration
+	l lateListener
 }
 
 func (l lateListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	return lateConn{c, l.late}, err
+	return lateConn{c, l}, err
 }
 
 func (c lateConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	time.Sleep(c.late)
+	if !c.l.wrote.Swap(true) {
+		time.Sleep(c.l.late)
+	}
 	return n, err
 }
 
 // The model found: a path that joined in the moment between the answer to the session's first hello and the adding of
 // that first path was told before it, and the session's own PathUp came second, before SessionUp.
 func TestJoinComesAfterTheFirstPath(t *testing.T) {
+	var wrote atomic.Bool
 	inMemory(t, bubbleConfig{paths: 3, node: func(h int, c *dataport.Config) {
 		if listen := c.ListenFunc; h == 1 {
 			c.ListenFunc = func(addr string) (net.Listener, error) {
 				l, err := listen(addr)
-				return lateListener{l, 20 * time.Millisecond}, err
+				return lateListener{l, 20 * time.Millisecond, &wrote}, err
 			}
 		}
 	}}, func(w *bubble) {
