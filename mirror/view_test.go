@@ -183,7 +183,8 @@ func TestViewModel(t *testing.T) {
 					rt.Skip()
 				}
 				views[0].w.end(errViewClosed)
-				if _, err := views[0].w.ReadAt(make([]byte, 1), 0); !errors.Is(err, errViewClosed) {
+				_, err := views[0].w.ReadAt(make([]byte, 1), 0)
+				if !errors.Is(err, errViewClosed) && !errors.Is(err, unix.ENOSPC) { // what was applied just now may have filled it before
 					rt.Fatalf("a closed view is read: %v", err)
 				}
 				views = views[1:]
