@@ -12,6 +12,7 @@ func claimAddresses(t *testing.T, _ *plays) {
 	x := newTrio(t, 3, 0)
 	set := x.settings()
 	set.Target, set.Announced = set.Target[:1], true
+	set.Scheduler = "round-robin" // least completion may give a load this light to one path alone
 	x.source.open(set)
 	x.untilRemotes("10.201.1.2", "10.201.2.2", "10.201.3.2")
 	x.source.load(steady(streamForth))
@@ -26,9 +27,11 @@ func claimAddresses(t *testing.T, _ *plays) {
 
 	x.target.order(portOrder{Do: "listen", Addr: x.toTarget[2].addr(portNumber)})
 	x.untilRemotes("10.201.1.2", "10.201.2.2", "10.201.3.2")
-	carried := carriedBy(x.toTarget[2:])
+	carried := x.toTarget[2].carried()
 	x.target.untilHanded(x.target.view().Handed, 300)
-	untilCarried(t, "the path to the new address carries data", x.toTarget[2:], carried, 20<<10)
+	if n := x.toTarget[2].carried() - carried; n < 20<<10 {
+		t.Errorf("the path to the new address carried only %d bytes", n)
+	}
 	x.source.unload(streamForth)
 	x.target.unload(streamBack)
 	checkEqual(t, "session", x.source.view().Session, session)

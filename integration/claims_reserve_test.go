@@ -13,6 +13,7 @@ func claimReserve(t *testing.T, _ *plays) {
 	x := newTrio(t, 3, 0)
 	set := x.settings()
 	set.ActivePaths = 2
+	set.Scheduler = "round-robin" // least completion may give a load this light to one path alone
 	x.source.open(set)
 	x.source.load(steady(streamForth))
 	x.target.untilHanded(0, 100)
@@ -30,7 +31,7 @@ func claimReserve(t *testing.T, _ *plays) {
 	} {
 		i, j := x.cableOf(&v, "active"), x.cableOf(&v, "standby")
 		broken, spare := x.pathOver(i), x.pathOver(j)
-		before, over := v.path(broken), carriedBy(x.toTarget[j:j+1])
+		before, over := v.path(broken), x.toTarget[j].carried()
 		f.on(x.toTarget[i])
 		lost := x.source.until(portLimit, f.name+": the other takes over", func(v *portView) bool {
 			return v.path(spare).State == "active" && !slices.Contains([]string{"active", "suspect"}, v.path(broken).State)
@@ -48,7 +49,9 @@ func claimReserve(t *testing.T, _ *plays) {
 			t.Errorf("%s: at the source the lost path is %s", f.name, lost.path(broken).State)
 		}
 		checkEqual(t, f.name+": paths at the target", len(far.Paths), 3)
-		untilCarried(t, f.name+": the path that took over carries data", x.toTarget[j:j+1], over, 50<<10)
+		if n := x.toTarget[j].carried() - over; n < 1<<20 { // heartbeats alone are 20 KiB a second
+			t.Errorf("%s: the path that took over carried only %d bytes", f.name, n)
+		}
 		f.off(x.toTarget[i])
 		v = x.source.until(portLimit, f.name+": all three are there again", ready)
 		after := v.path(broken)

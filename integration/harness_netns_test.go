@@ -241,30 +241,6 @@ func (c *cable) carried() uint64 {
 	return n.rx + n.tx
 }
 
-// carriedBy is what each of the cables has carried.
-func carriedBy(cables []*cable) (l []uint64) {
-	for _, c := range cables {
-		l = append(l, c.carried())
-	}
-	return l
-}
-
-// untilCarried waits until each of the cables has carried n bytes since, a carriedBy, and returns how many they have. Which path carries
-// how much of what is to be sent is the scheduler's to say, so there is no amount of work after which they must have.
-func untilCarried(t testing.TB, what string, cables []*cable, since []uint64, n uint64) (grown []uint64) {
-	t.Helper()
-	eventually(t, portLimit, what, func() (bool, string) {
-		grown = carriedBy(cables)
-		all := true
-		for i := range grown {
-			grown[i] -= since[i]
-			all = all && grown[i] > n
-		}
-		return all, fmt.Sprintf("%d bytes of %d", grown, n)
-	})
-	return grown
-}
-
 // socket is an established TCP connection as ss shows it.
 type socket struct{ local, peer string }
 

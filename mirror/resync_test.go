@@ -251,8 +251,10 @@ func resyncCrash(t *testing.T, d *duo, n int, seed uint64, rng *rand.Rand) (lost
 	h.newStage()
 	h.power.CutAfter(n)
 	d.session = connect(d.v[srcHost], d.v[dstHost], d.promise, h.stagedIn(d.v[dstHost]))
-	if err := d.session.awaitSync(); err == nil {
-		h.power.CutAfter(1 << 30)
+	err = d.session.awaitSync()
+	h.power.CutAfter(1 << 30) // whatever goes on behind the scenes is not cut any more
+	if !h.power.Lost() {
+		fail(err)
 		if !h.removed {
 			t.Fatal("the staging was not removed")
 		}
