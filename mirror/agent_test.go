@@ -410,6 +410,28 @@ func TestSuspendAndSwitch(t *testing.T) {
 	second.holds(source.write(4))
 }
 
+// TestSwitchToOneThatAnswersAtOnce: the session with the new target may be up before the flow has moved there.
+func TestSwitchToOneThatAnswersAtOnce(t *testing.T) {
+	first, second := newAgentNode(t, RoleSecondary).start(), newAgentNode(t, RoleSecondary).start()
+	source := newAgentNode(t, RolePrimary, first, second)
+	source.c.OnLoss = OnLossFreeze // a follower that is never fed would hang the writes
+	source.start()
+	source.awaitState("in sync")
+	if err := source.a.connect(1); err != nil { // as the switch does, but then it is slow
+		t.Fatal(err)
+	}
+	source.await("connected to the backup", func(Status) bool {
+		l, _ := source.a.transport.session(source.a.portOf(1))
+		return l != nil
+	})
+	time.Sleep(50 * time.Millisecond) // the agent is told, too
+	if err := source.a.Switch(t.Context(), "backup"); err != nil {
+		t.Fatal(err)
+	}
+	source.await("fed to the backup", func(s Status) bool { return s.State == "in sync" && s.ActiveTarget == second.c.Listen[0] })
+	second.holds(source.write(1))
+}
+
 // TestAutoSwitch: the flow moves when the target dies, and a flush waits for
 // neither longer than it has to.
 func TestAutoSwitch(t *testing.T) {

@@ -169,7 +169,7 @@ func (a *Agent) sessionUp(i int, l link, session uint64) {
 		return
 	}
 	if !a.fedLocked(i) {
-		return // a secondary had called in there, and leads now: shutUnfed ends it
+		return // a secondary had called in there, and leads now: shutUnfed ends it; or the flow is about to move there (move)
 	}
 	f := a.followers[i]
 	f.away, f.up = "", true
@@ -365,9 +365,14 @@ func (a *Agent) stopSenders() {
 // feedAgain starts the senders on the sessions that are up, after a suspension.
 func (a *Agent) feedAgain() {
 	for i := range a.count() {
-		if l, session := a.transport.session(a.portOf(i)); l != nil {
-			a.sessionUp(i, l, session)
-		}
+		a.feedSession(i)
+	}
+}
+
+// feedSession feeds follower i over its session, if one is up and it is not fed yet.
+func (a *Agent) feedSession(i int) {
+	if l, session := a.transport.session(a.portOf(i)); l != nil {
+		a.sessionUp(i, l, session)
 	}
 }
 

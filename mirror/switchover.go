@@ -38,6 +38,7 @@ func (a *Agent) move(from, to int, why string) error {
 	a.mu.Unlock()
 	spell, news := p.activate(to, a.v.log.Head())
 	a.expect(p, spell)
+	a.feedSession(to) // it may have come up before the flow was moved, and was nobody's then
 	if !old.hot {
 		a.leave(from)
 		p.giveUp(from)
