@@ -13,18 +13,68 @@ import (
 type buffer struct {
 	b    []byte // full capacity of the class
 	data []byte
-	pool *sync.Pool
+	pool *bufferPool
 	in   *assembly // data is a part of this one's memory
 }
 
 // bufferSizes grow by two, so that memory stays within twice what credit counts.
 var bufferSizes = [...]int{512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20}
 
-var bufferPools = func() (p [len(bufferSizes)]*sync.Pool) {
+// bufferPool has the buffers of one size that nobody holds. Of large ones it gives out first what came back last, whoever brought it: that is
+// still in the processors' caches, where a copy by the kernel costs half as much. A sync.Pool gives them in turn.
+type bufferPool struct {
+	size int
+	keep int // so many at most are in last
+
+	mu   sync.Mutex // guards last
+	last []*buffer
+	rest sync.Pool
+}
+
+const (
+	// lastFromBytes is from which size on the order counts.
+	lastFromBytes = 64 << 10
+	// lastBytes bounds, for each size, what stays here although nobody uses it: 16 MiB for all of them.
+	lastBytes   = 4 << 20
+	lastBuffers = 4
+)
+
+func (p *bufferPool) get() *buffer {
+	if p.keep > 0 {
+		p.mu.Lock()
+		if n := len(p.last); n > 0 {
+			b := p.last[n-1]
+			p.last = p.last[:n-1]
+			p.mu.Unlock()
+			return b
+		}
+		p.mu.Unlock()
+	}
+	if b, ok := p.rest.Get().(*buffer); ok {
+		return b
+	}
+	return &buffer{b: make([]byte, p.size), pool: p}
+}
+
+func (p *bufferPool) put(b *buffer) {
+	if p.keep > 0 {
+		p.mu.Lock()
+		if len(p.last) < p.keep {
+			p.last = append(p.last, b)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+	}
+	p.rest.Put(b)
+}
+
+var bufferPools = func() (p [len(bufferSizes)]*bufferPool) {
 	for i, n := range bufferSizes {
-		p[i] = &sync.Pool{}
-		pool := p[i]
-		pool.New = func() any { return &buffer{b: make([]byte, n), pool: pool} }
+		p[i] = &bufferPool{size: n}
+		if n >= lastFromBytes {
+			p[i].keep = min(lastBuffers, lastBytes/n)
+		}
 	}
 	return p
 }()
@@ -33,7 +83,7 @@ var bufferPools = func() (p [len(bufferSizes)]*sync.Pool) {
 func newBuffer(n int) *buffer {
 	for i, size := range bufferSizes {
 		if n <= size {
-			b := bufferPools[i].Get().(*buffer)
+			b := bufferPools[i].get()
 			b.data = b.b[:n]
 			return b
 		}
@@ -46,7 +96,7 @@ func (b *buffer) release() {
 		return
 	}
 	b.data = nil
-	b.pool.Put(b)
+	b.pool.put(b)
 }
 
 // bufferedConn lies between TLS and TCP: TLS writes one record of 16 KiB at a time, which would be a system call each.

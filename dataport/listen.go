@@ -313,6 +313,7 @@ func (n *Node) acceptFrom(l net.Listener) {
 			continue
 		}
 		pause = time.Millisecond
+		c = n.fit(c)
 		n.mu.Lock()
 		if n.closed {
 			n.mu.Unlock()

@@ -154,6 +154,13 @@ func (p *path) note() {
 }
 
 const (
+	// notSentLowBytes keeps what the kernel holds unsent small, so that a ping that enters the socket is soon on the wire: a
+	// write blocks from there on, and what waits then waits in the path's queue, where small frames overtake it and from where
+	// it can still move to another path. It says nothing about what is under way, so it costs no speed, whatever the delay. On
+	// a slow path it would be much; there depth is what bounds it.
+	notSentLowBytes = 256 << 10
+	notSentLowMost  = 4 << 20
+
 	minCutBytes     = 4 << 10
 	unknownCutBytes = 64 << 10
 	cutSeconds      = 0.020 // a frame holds up its path no longer than this, down to minCutBytes
@@ -180,6 +187,26 @@ func (p *path) cutBytes() int {
 		return unknownCutBytes
 	}
 	return min(max(int(p.rate*cutSeconds), minCutBytes), maxFramePayload)
+}
+
+// notSentLow is how much may lie unsent in the socket of a path of this rate before a write waits: a millisecond's worth, rounded down to a power
+// of two times notSentLowBytes, and no more than notSentLowMost. Each wait costs a wakeup, and what is urgent stands behind all that is there.
+func notSentLow(rate float64) int {
+	n := notSentLowBytes
+	for n < notSentLowMost && float64(2*n) <= rate/1000 {
+		n *= 2
+	}
+	return n
+}
+
+// lowDue returns what is to be set for the path's socket now, 0 when that can stay. s.mu is held.
+func (p *path) lowDue() int {
+	n := notSentLow(p.rate)
+	if n <= p.notSentLow && n > p.notSentLow/4 { // a rate near a power of two does not set it at every write
+		return 0
+	}
+	p.notSentLow = n
+	return n
 }
 
 // rateOr is the rate, or the assumed one as long as nothing is known.

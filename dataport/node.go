@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
+
+	"mirror-agent/dataport/socket"
 )
 
 // Node is a process's identity, its listeners, its clients and sessions. All methods may be called by several goroutines.
@@ -19,6 +22,7 @@ type Node struct {
 	codec       *codec
 	unpacks     packSet // what peers may pack by
 	tasks       tasks
+	crowd       *socket.Crowd
 	listens     listens
 	stop        chan struct{} // closed by Close
 
@@ -40,6 +44,8 @@ func NewNode(c Config) (*Node, error) {
 		conf: c, incarnation: randomID(), clock: clock{time.Now()}, codec: newCodec(), unpacks: packAll,
 		clients: map[string]*Registration{}, sessions: map[SessionID]*Session{}, door: newDoor(c.MaxPreAuth, c.MaxPreAuthPerHost),
 		stop: make(chan struct{}),
+		// A receiver has the clients' callbacks to run beside: one that waits warm keeps a processor.
+		crowd: socket.NewCrowd(max(1, runtime.NumCPU()/2), 0),
 	}
 	if !c.Insecure {
 		var err error

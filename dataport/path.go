@@ -47,6 +47,7 @@ type path struct {
 	probe       *outFrame     // a copy of a frame that another path has; see rescue.go
 	probedAt    time.Duration // when it last got one
 	late        bool          // scratch of rescue
+	notSentLow  int           // what the socket has, see lowDue
 	writeAt     time.Duration // when the current write began
 	interrupted bool          // the current write is to give back what it reads
 
@@ -71,7 +72,7 @@ type path struct {
 func newPath(s *Session, w *wire, rec *record) *path {
 	p := &path{
 		id: rec.id, s: s, w: w, rec: rec, wake: make(chan struct{}, 1), dead: make(chan struct{}), srtt: w.rtt, thisBase: w.rtt,
-		asked: w.asked && !s.dials(), told: w.told,
+		asked: w.asked && !s.dials(), told: w.told, notSentLow: notSentLowBytes,
 	}
 	p.state, _ = PathAuthenticating.next(pathAuthenticated)
 	rec.set(p.state, "")
@@ -176,13 +177,14 @@ type work struct {
 	bye     string
 	addrs   []byte // payload of a frameAddrs
 	bulk    int
+	low     int // not 0: what to set for the socket first
 }
 
 const maxBatchBytes = 512 << 10
 
 // collect takes what is due: small frames first, then bulk. s.mu is held. It reports false when nothing is due.
 func (p *path) collect(w *work) bool {
-	w.headers, w.frames, w.bulk, w.bye = w.headers[:0], w.frames[:0], 0, p.closing
+	w.headers, w.frames, w.bulk, w.low, w.bye = w.headers[:0], w.frames[:0], 0, 0, p.closing
 	w.addrs = nil
 	if w.bye != "" {
 		w.headers, w.frames = append(w.headers, p.header(frameClose, 0)), append(w.frames, nil)
@@ -221,6 +223,7 @@ func (p *path) collect(w *work) bool {
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
 	if w.bulk > 0 {
+		w.low = p.lowDue()
 		p.writeAt = p.s.node.clock.now()
 		full := p.queue.len() > 0 || p.unacked()+w.bulk >= p.depth() || p.rate == 0 && p.s.out.queue.len() > 0
 		// Held back by the bandwidth limit, a path that has delivered everything says nothing of what it could.
@@ -306,6 +309,9 @@ func (p *path) writeLoop() {
 		if w.bye != "" {
 			p.sayGoodbye(e, &w)
 			return
+		}
+		if w.low != 0 {
+			setNotSentLow(p.w.raw, w.low)
 		}
 		n, err := e.write(p, &w)
 		p.rec.sent.Add(uint64(n))

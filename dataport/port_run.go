@@ -171,7 +171,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 		return nil, fmt.Errorf("dial: %w", plain(err))
 	}
 	sl.move(pathConnected, "")
-	tuneSocket(raw, n.userTimeout())
+	raw = n.fit(raw)
 	_ = raw.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()

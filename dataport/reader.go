@@ -7,15 +7,26 @@ import (
 
 // frameReader reads headers and payloads of one connection, by one goroutine. Small frames are taken in many at a time.
 // A payload is read to where it belongs, without a copy, together with the header behind it; that needs readv and thus a
-// plain TCP connection. Where it cannot be had, a header that follows a bulky frame is read alone, so that what lies
+// connection without TLS. Where it cannot be had, a header that follows a bulky frame is read alone, so that what lies
 // behind it is not copied either.
 type frameReader struct {
 	conn  io.Reader
-	vec   *vectorReader // nil: conn has no readv
+	bulk  bulkReader // what is waited for; nil: it is all the same to it
+	vec   bool       // conn is bulk
 	buf   []byte
 	r, w  int
 	bulky bool // the last frame was: the next one is expected to be
+	run   int  // of bulky frames, up to busyRun; the others shorten it
 }
+
+// bulkReader is a socket.Conn.
+type bulkReader interface {
+	ReadVec(first, second []byte) (int, error)
+	Expect(busy bool)
+}
+
+// busyRun is so many bulky frames on end that more of them are expected.
+const busyRun = 8
 
 const (
 	readerBytes = 64 << 10
@@ -26,8 +37,9 @@ const (
 // newFrameReader reads conn, which is raw or lies upon it.
 func newFrameReader(conn io.Reader, raw net.Conn) *frameReader {
 	f := &frameReader{conn: conn, buf: make([]byte, readerBytes)}
-	if conn == io.Reader(raw) {
-		f.vec = newVectorReader(raw)
+	if f.bulk, _ = raw.(bulkReader); f.bulk != nil {
+		f.vec = conn == io.Reader(raw)
+		f.bulk.Expect(false)
 	}
 	return f
 }
@@ -57,7 +69,18 @@ func (f *frameReader) header() ([]byte, error) {
 }
 
 // expect says how long the payload is that is read next.
-func (f *frameReader) expect(payload uint32) { f.bulky = payload >= bulkyBytes }
+func (f *frameReader) expect(payload uint32) {
+	f.bulky = payload >= bulkyBytes
+	before := f.run == busyRun
+	if f.bulky {
+		f.run = min(f.run+1, busyRun)
+	} else {
+		f.run = max(f.run-1, 0)
+	}
+	if now := f.run == busyRun; now != before && f.bulk != nil {
+		f.bulk.Expect(now)
+	}
+}
 
 // more reports whether the next header is here already.
 func (f *frameReader) more() bool { return f.w-f.r >= headerBytes }
@@ -71,8 +94,8 @@ func (f *frameReader) Read(to []byte) (int, error) {
 	}
 	f.r, f.w = 0, 0
 	switch {
-	case len(to) >= bulkyBytes && f.vec != nil:
-		n, err := f.vec.read(to, f.buf[:headerBytes])
+	case len(to) >= bulkyBytes && f.vec:
+		n, err := f.bulk.ReadVec(to, f.buf[:headerBytes])
 		if n > len(to) {
 			f.w, n = n-len(to), len(to)
 		}

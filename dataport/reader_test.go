@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"testing"
+
+	"mirror-agent/dataport/socket"
 )
 
 // TestFrameReader: frames of all sizes, in whatever pieces they come, are read as they were sent: over TCP, where the
@@ -55,9 +57,16 @@ func TestFrameReader(t *testing.T) {
 				}
 				_ = from.Close()
 			}()
+			if name == "tcp" {
+				to = socket.New(to, socket.NewCrowd(1, 0))
+				defer to.Close()
+				if err := to.(interface{ Detach() error }).Detach(); err != nil {
+					t.Fatal(err)
+				}
+			}
 			f := newFrameReader(to, to)
-			if (f.vec != nil) != (name == "tcp") {
-				t.Fatalf("readv: %v", f.vec != nil)
+			if f.vec != (name == "tcp") {
+				t.Fatalf("readv: %v", f.vec)
 			}
 			at := 0
 			for i, n := range sizes {
@@ -82,6 +91,47 @@ func TestFrameReader(t *testing.T) {
 		})
 	}
 }
+
+// TestFrameReaderExpects: only who has read several bulky frames on end waits for more of them by a thread of its own.
+func TestFrameReaderExpects(t *testing.T) {
+	from, to := tcpPair(t)()
+	defer from.Close()
+	said := &says{Conn: to}
+	defer said.Close()
+	f := newFrameReader(said, said)
+	step := func(payload uint32, want string) {
+		t.Helper()
+		said.words = ""
+		f.expect(payload)
+		if said.words != want {
+			t.Errorf("a frame of %d bytes, run of %d: %q, not %q", payload, f.run, said.words, want)
+		}
+	}
+	if said.words != "idle " {
+		t.Errorf("at first: %q", said.words)
+	}
+	for range busyRun - 1 {
+		step(bulkyBytes, "")
+	}
+	step(bulkyBytes, "busy ")
+	step(bulkyBytes, "")
+	step(0, "idle ")
+	step(bulkyBytes, "busy ")
+	for i := range busyRun {
+		step(100, map[bool]string{true: "idle "}[i == 0])
+	}
+	step(100, "")
+	step(bulkyBytes, "")
+}
+
+// says notes what is expected of it.
+type says struct {
+	net.Conn
+	words string
+}
+
+func (s *says) ReadVec(first, _ []byte) (int, error) { return s.Read(first) }
+func (s *says) Expect(busy bool)                     { s.words += map[bool]string{true: "busy ", false: "idle "}[busy] }
 
 func tcpPair(t *testing.T) func() (net.Conn, net.Conn) {
 	return func() (net.Conn, net.Conn) {

@@ -1,21 +1,12 @@
 package dataport
 
 import (
-	"errors"
-	"io"
 	"net"
-	"os"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// notSentLowBytes keeps what the kernel holds unsent small, so that a ping that enters the socket is soon on the wire: a
-// write blocks from there on, and what waits then waits in the path's queue, where small frames overtake it and from where
-// it can still move to another path. It says nothing about what is under way, so it costs no speed, whatever the delay. On
-// a slow path it would be much; there depth is what bounds it (meter.go).
-const notSentLowBytes = 256 << 10
 
 // tuneSocket sets what a path wants of TCP. An option that the kernel does not know is no error.
 //
@@ -60,49 +51,13 @@ func socketMTU(c *net.TCPConn, v6 bool) (mtu int) {
 	return mtu
 }
 
-// vectorReader is readv on a connection, within its read deadline. One goroutine uses it.
-type vectorReader struct {
-	raw  syscall.RawConn
-	iov  [2][]byte
-	call func(fd uintptr) bool // tries once
-	n    int
-	err  error
-}
-
-// newVectorReader returns nil when c is no TCP connection.
-func newVectorReader(c net.Conn) *vectorReader {
-	t, ok := c.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	v := &vectorReader{raw: raw}
-	v.call = func(fd uintptr) bool {
-		for {
-			v.n, v.err = unix.Readv(int(fd), v.iov[:])
-			if !errors.Is(v.err, unix.EINTR) {
-				return !errors.Is(v.err, unix.EAGAIN)
-			}
+// setNotSentLow changes it.
+func setNotSentLow(c net.Conn, bytes int) {
+	if k, ok := c.(syscall.Conn); ok {
+		if raw, err := k.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+			})
 		}
 	}
-	return v
-}
-
-// read fills first and then second with what there is, at least one byte.
-func (v *vectorReader) read(first, second []byte) (int, error) {
-	v.iov = [2][]byte{first, second}
-	err := v.raw.Read(v.call)
-	v.iov = [2][]byte{}
-	switch {
-	case err != nil:
-		return 0, err
-	case v.err != nil:
-		return 0, os.NewSyscallError("readv", v.err)
-	case v.n == 0:
-		return 0, io.EOF
-	}
-	return v.n, nil
 }

@@ -17,9 +17,5 @@ func tuneSocket(c net.Conn, _ time.Duration) {
 // socketMTU is not known here.
 func socketMTU(*net.TCPConn, bool) int { return 0 }
 
-// vectorReader is for systems with readv.
-type vectorReader struct{}
-
-func newVectorReader(net.Conn) *vectorReader { return nil }
-
-func (*vectorReader) read(first, _ []byte) (int, error) { panic("no readv here") }
+// setNotSentLow is not known here.
+func setNotSentLow(net.Conn, int) {}

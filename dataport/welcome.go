@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"mirror-agent/dataport/socket"
 )
 
 // How a connection that was accepted becomes a path.
@@ -16,7 +18,6 @@ import (
 // serve authenticates an accepted connection and makes it a path.
 func (n *Node) serve(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(n.conf.Timing.HandshakeTimeout))
-	tuneSocket(c, n.userTimeout())
 	version := n.keys.now()
 	err := n.welcome(c)
 	if err != nil {
@@ -55,6 +56,12 @@ func letGo(c net.Conn) {
 	}
 	_ = c.SetReadDeadline(time.Now().Add(goodbyeTime))
 	_, _ = io.CopyN(io.Discard, c, headerBytes+maxControlPayload)
+}
+
+// fit sets what a path wants of a connection, and has it waited for as a path's is.
+func (n *Node) fit(c net.Conn) net.Conn {
+	tuneSocket(c, n.userTimeout())
+	return socket.New(c, n.crowd)
 }
 
 func (n *Node) userTimeout() time.Duration { return n.conf.Timing.UnreachableAfter + 2*time.Second }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -84,10 +85,20 @@ func (w *wire) establish() error {
 	if w.buf != nil {
 		w.buf.startBuffering()
 	}
-	return w.raw.SetDeadline(time.Time{})
+	if err := w.raw.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if d, ok := w.raw.(interface{ Detach() error }); ok {
+		return d.Detach()
+	}
+	return nil
 }
 
 func (w *wire) close(abort bool) {
+	if t, ok := w.raw.(interface{ Abort() error }); ok && abort {
+		_ = t.Abort()
+		return
+	}
 	if t, ok := w.raw.(interface{ SetLinger(sec int) error }); ok && abort {
 		_ = t.SetLinger(0)
 	}
@@ -98,15 +109,14 @@ func (w *wire) close(abort bool) {
 // what is not written yet is copied, and resume says whether to go on with the copy; the pieces are not read any more.
 func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 	if w.tls == nil {
-		v := pieces
-		_, err := v.WriteTo(w.raw)
+		n, err := w.writev(pieces)
 		for errors.Is(err, os.ErrDeadlineExceeded) {
-			rest := bytes.Join(v, nil) // WriteTo has left what is not written
+			rest := bytes.Join(pieces, nil)[n:]
 			if !resume() {
 				break
 			}
-			v = net.Buffers{rest}
-			_, err = v.WriteTo(w.raw)
+			pieces = net.Buffers{rest}
+			n, err = w.writev(pieces)
 		}
 		return err
 	}
@@ -120,6 +130,16 @@ func (w *wire) writeAll(pieces net.Buffers, resume func() bool) error {
 		err = w.buf.flush()
 	}
 	return err
+}
+
+// writev writes all pieces, and leaves them as they are; it returns how many bytes of them went out.
+func (w *wire) writev(pieces net.Buffers) (int, error) {
+	if v, ok := w.raw.(interface{ Writev([][]byte) (int, error) }); ok {
+		return v.Writev(pieces)
+	}
+	v := slices.Clone(pieces) // which WriteTo consumes
+	n, err := v.WriteTo(w.raw)
+	return int(n), err
 }
 
 func (w *wire) sendHello(h *hello) error {

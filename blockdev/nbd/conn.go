@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mirror-agent/blockdev"
+	"mirror-agent/dataport/socket"
 )
 
 // conn is one connection. Exactly one goroutine at a time is its leader: it reads the socket. See the package comment
@@ -64,7 +65,7 @@ type skipReply struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	nc = newSocket(nc, &s.crowd)
+	nc = socket.New(nc, s.crowd)
 	c := &conn{s: s, socket: nc, nc: nc}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
@@ -89,8 +90,9 @@ func (c *conn) serve() {
 		return
 	}
 	w := c.s.memory.work()
-	if k, ok := c.nc.(*socket); ok {
-		if err := k.detach(); err != nil {
+	if k, ok := c.nc.(*socket.Conn); ok {
+		k.SendLargeAlone()
+		if err := k.Detach(); err != nil {
 			log.Debug().Err(err).Str("client", c.socket.RemoteAddr().String()).Msg("NBD connection ended")
 			c.close()
 			return
@@ -178,8 +180,8 @@ func (c *conn) send(p []byte) {
 func (c *conn) sendAll(pieces [][]byte) {
 	c.writeMu.Lock()
 	var err error
-	if k, ok := c.nc.(*socket); ok {
-		err = k.writev(pieces)
+	if k, ok := c.nc.(*socket.Conn); ok {
+		_, err = k.Writev(pieces)
 	} else {
 		bufs := net.Buffers(pieces)
 		_, err = bufs.WriteTo(c.nc)
@@ -244,6 +246,6 @@ func hungUp(nc net.Conn) bool {
 		return true
 	}
 	hung := true
-	err = raw.Control(func(fd uintptr) { hung = poll(fd, unix.POLLRDHUP, 0) })
+	err = raw.Control(func(fd uintptr) { hung = socket.Poll(fd, unix.POLLRDHUP, 0) })
 	return err != nil || hung
 }

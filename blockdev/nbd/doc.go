@@ -5,9 +5,9 @@
 //	Export      a device under a name
 //	handshake   the negotiation; pure over an io.ReadWriter; metacontext: base:allocation; starttls
 //	reply       the format of replies; ask: requests that change nothing; extent: what is data and what a hole
-//	socket      how a client is waited for
 //	conn        one connection in transmission; work: the buffers and requests of one of its goroutines; drain: its end
 //	times       how long requests take, by command
+//	poll        the rest of a request; how a client is waited for is dataport/socket's
 //	memory      the buffers of all connections, bounded
 //	Attach      the other side: an export as /dev/nbdN of the kernel, see attach.go; Kernel: its driver by netlink
 //
@@ -28,7 +28,7 @@
 // header and payload one after the other. After a large write only a header is read, so that the payload of the next goes where it belongs
 // without a copy.
 //
-// A client that is busy is waited for in poll(2) and not in the runtime's poller, which would be woken too by all that arrives (socket): where
+// A client that is busy is waited for in poll(2) and not in the runtime's poller, which would be woken too by all that arrives (dataport/socket): where
 // a request comes at a time that takes a third less CPU. Who usually asks again within some microseconds is waited for that long without
 // sleeping: a write and its flush take 7 % less time.
 //

@@ -2,12 +2,12 @@ package nbd
 
 import (
 	"net"
-	"runtime"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"mirror-agent/dataport/socket"
 )
 
 // impatience is how long the rest of a request is waited for without giving the processor up for good. Clients send
@@ -49,33 +49,12 @@ func (r *poller) read(p []byte) int {
 
 // receive always says that it is done, so its caller does not wait.
 func (r *poller) receive(fd uintptr) bool {
-	r.n, _ = spin(fd, r.p, impatience, false)
+	r.n, _ = socket.Spin(fd, r.p, impatience, false)
 	return true
-}
-
-// spin receives what is there, or comes within limit, without sleeping; EAGAIN when nothing does. None of its system calls can block, so the
-// scheduler is not told of them, which would cost as much as they do. Other threads have their turns in between, other goroutines when share
-// says so: what is on its way for certain is not worth that.
-func spin(fd uintptr, p []byte, limit time.Duration, share bool) (int, error) {
-	for began := time.Now(); ; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
-		switch {
-		case errno == 0:
-			return int(n), nil
-		case errno != unix.EAGAIN && errno != unix.EINTR:
-			return 0, errno
-		case time.Since(began) > limit:
-			return 0, unix.EAGAIN
-		}
-		if share {
-			runtime.Gosched()
-		}
-		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // perhaps it is the client that waits for this processor
-	}
 }
 
 // waiting says whether there is something to read.
 func (r *poller) waiting() (is bool) {
-	_ = r.raw.Control(func(fd uintptr) { is = poll(fd, unix.POLLIN, 0) })
+	_ = r.raw.Control(func(fd uintptr) { is = socket.Poll(fd, unix.POLLIN, 0) })
 	return is
 }

@@ -5,11 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"mirror-agent/dataport/socket"
 )
 
 // Options of a server. The zero value of a field is its default.
@@ -73,9 +76,9 @@ type Server struct {
 	times   times
 	memory  *memory
 
-	draining atomic.Bool // later requests get ESHUTDOWN or nothing, see drain.go; set once
-	watching atomic.Bool // the monitor runs
-	crowd    crowd       // of the sockets
+	draining atomic.Bool   // later requests get ESHUTDOWN or nothing, see drain.go; set once
+	watching atomic.Bool   // the monitor runs
+	crowd    *socket.Crowd // of the clients
 
 	mu        sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
 	listeners map[net.Listener]struct{}
@@ -96,6 +99,7 @@ func NewServer(o Options, exports ...Export) *Server {
 	return &Server{
 		options: o, exports: append([]Export(nil), exports...), memory: newMemory(o),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, idle: make(chan struct{}),
+		crowd: socket.NewCrowd(max(4, 2*runtime.NumCPU()), max(1, runtime.NumCPU()/2)),
 	}
 }
 
