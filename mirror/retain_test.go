@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"testing"
 	"time"
+
+	"mirror-agent/journal"
 )
 
 // TestRetain: what is retained stays out of the backing device, reads see it all the same, it survives a crash, a full
@@ -94,5 +96,71 @@ func TestRetain(t *testing.T) {
 				t.Fatal("a clean end did not apply all")
 			}
 		})
+	}
+}
+
+// TestRetainSlowsNobody: what is retained is given up before writers would be slowed for it. It was given up at three
+// quarters of the ring only, writers are slowed from half of it on, and in between nothing drained: every write
+// had the longest delay there is.
+func TestRetainSlowsNobody(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	o := testOptions()
+	o.RetainTime = time.Hour
+	v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Abort() }()
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 8<<10)
+	for range 2 * testJournal / len(p) {
+		awaitVolume(t, "a writer that is not slowed", func() bool { return !v.paced() })
+		if _, err := v.WriteAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := int64(v.log.Head() - v.log.Applied()); got < v.log.Capacity()/4 {
+		t.Errorf("only %d of %d bytes are retained", got, v.log.Capacity())
+	}
+}
+
+// TestRetainLayers: what is retained by size alone lies in few layers. A rule for the time was met all the time when no
+// time was wanted, and there was a layer for each ApplyInterval: reads look into all of them.
+func TestRetainLayers(t *testing.T) {
+	v := lazyVolume(t, VolumeOptions{RetainBytes: 512 << 10})
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	for range 512 << 10 / int(journal.RecordSize(512)) {
+		if _, err := v.WriteAt(make([]byte, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+		if v.freezeDue(v.opts.ApplyInterval) {
+			v.overlay.freeze()
+		}
+	}
+	if n := len(v.overlay.frozen); n < retainedLayers/2 || n > 2*retainedLayers {
+		t.Errorf("%d layers, want about %d", n, retainedLayers)
+	}
+	for _, c := range []struct {
+		name  string
+		time  time.Duration
+		bytes int64
+		since time.Duration
+		want  bool
+	}{
+		{"nothing is retained", 0, 0, time.Hour, true},
+		{"too soon", 0, 0, time.Hour - 1, false},
+		{"a share of the time", 64 * time.Hour, 0, 2 * time.Hour, true},
+		{"not yet", 64 * time.Hour, 0, 2*time.Hour - 1, false},
+		{"a share of the size", 64 * time.Hour, 1, time.Hour, true},
+		{"neither", 64 * time.Hour, 1 << 30, time.Hour, false},
+	} {
+		v.opts.RetainTime, v.opts.RetainBytes = c.time, c.bytes
+		if got := v.freezeDue(c.since); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
 	}
 }
