@@ -35,8 +35,7 @@ func (v *Volume) background(ctx context.Context) {
 			v.pulse.beat(head, time.Now())
 		}
 		if behind := head - v.log.Durable(); behind > 0 && (due && seen > v.log.Durable() || int64(behind) >= v.opts.SyncBytes) {
-			if _, err := v.log.Sync(head); err != nil {
-				_ = v.journalError(err)
+			if _, err := v.log.Sync(head); v.over(err) {
 				return
 			}
 			v.changed()
@@ -47,8 +46,7 @@ func (v *Volume) background(ctx context.Context) {
 			lastApply = time.Now()
 			if v.pressure() {
 				// The ring is what writers wait for: hurry.
-				if _, err := v.log.Sync(v.log.Head()); err != nil {
-					_ = v.journalError(err)
+				if _, err := v.log.Sync(v.log.Head()); v.over(err) {
 					return
 				}
 			}

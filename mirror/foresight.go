@@ -73,8 +73,7 @@ func (v *Volume) foresee(ctx context.Context) {
 		if v.writable() != nil {
 			continue
 		}
-		if _, err := v.log.Sync(v.log.Head()); err != nil {
-			_ = v.journalError(err)
+		if _, err := v.log.Sync(v.log.Head()); v.over(err) {
 			return
 		}
 	}

@@ -419,9 +419,11 @@ func (r *receiver) acknowledge(ctx context.Context) {
 		durable := r.v.log.Durable()
 		if durable < received && (durable < min(wanted, received) || due && time.Since(lastSync) >= followerSyncEvery) {
 			var err error
-			if durable, err = r.v.log.Sync(received); err != nil {
-				_ = r.v.journalError(err)
+			if durable, err = r.v.log.Sync(received); r.v.over(err) {
 				return
+			}
+			if err != nil {
+				continue // what was received is another history's now
 			}
 			lastSync = time.Now()
 			r.v.changed()

@@ -387,6 +387,16 @@ func (v *Volume) journalError(err error) error {
 	return err
 }
 
+// over takes the error of a sync that nobody waits for, and says whether it was the last one. It is not when the log was cut
+// meanwhile: what was to become durable is gone, and who syncs looks again.
+func (v *Volume) over(err error) bool {
+	if err == nil || errors.Is(err, journal.ErrCut) {
+		return false
+	}
+	_ = v.journalError(err)
+	return true
+}
+
 // refuse lets no write or flush pass from now on.
 func (v *Volume) refuse(why error) {
 	v.refused.Store(&why)
