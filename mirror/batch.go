@@ -57,6 +57,15 @@ func (b *batch) fail(ws []blockdev.Write, err error) {
 	}
 }
 
+// failSynced is fail of those that ask for a sync.
+func (b *batch) failSynced(ws []blockdev.Write, err error) {
+	for i := range ws {
+		if ws[i].Sync && ws[i].Err == nil {
+			ws[i].Err = err
+		}
+	}
+}
+
 func (b *batch) release() {
 	clear(b.room)
 	b.room, b.entries = b.room[:0], b.entries[:0]

@@ -215,3 +215,33 @@ func TestWriteAsksTheGate(t *testing.T) {
 		}
 	}
 }
+
+// TestMixedBatchAsksTheGate: when the sync that one write of a batch asks for comes to nothing, the others are answered as the
+// gate says of a write. They were answered well, whatever the mode had promised of them.
+func TestMixedBatchAsksTheGate(t *testing.T) {
+	noFlush, noWrite := errors.New("not durable"), errors.New("not received")
+	for _, c := range []struct {
+		name        string
+		gate        probeGate
+		plain, sync error
+	}{
+		{"all is well", probeGate{}, nil, nil},
+		{"a flush covers a write", probeGate{refusal: noWrite}, nil, nil},
+		{"a write promises nothing", probeGate{answer: noFlush}, nil, noFlush},
+		{"a write has to be received", probeGate{answer: noFlush, refusal: noWrite}, noWrite, noFlush},
+		{"a write has to be durable", probeGate{answer: noFlush, writesDurable: true}, noFlush, noFlush},
+	} {
+		_, v := quietVolume(t, RolePrimary)
+		c.gate.v = v
+		v.gate.Store(&gateBox{&c.gate})
+		ws := []blockdev.Write{
+			{Offset: 0, Data: make([]byte, 4096)},
+			{Offset: 8192, Data: make([]byte, 4096), Sync: true},
+			{Offset: testDevice, Data: make([]byte, 4096)},
+		}
+		v.WriteBatch(ws)
+		if !errors.Is(ws[0].Err, c.plain) || !errors.Is(ws[1].Err, c.sync) || !errors.Is(ws[2].Err, blockdev.ErrOutOfRange) {
+			t.Errorf("%s: answers %v, %v, %v; want %v, %v", c.name, ws[0].Err, ws[1].Err, ws[2].Err, c.plain, c.sync)
+		}
+	}
+}

@@ -67,6 +67,7 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	b := batchPool.Get().(*batch)
 	defer b.release()
 	var sync bool
+	var end journal.LSN // of what was entered
 	size := v.size.Load()
 	for i := range ws {
 		ws[i].Err = b.add(size, &ws[i])
@@ -74,11 +75,12 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	}
 	if es := b.seal(); len(es) > 0 {
 		err := v.append(es)
+		end = es[len(es)-1].End
 		if err == nil && v.foresight != nil && v.foresight.wrote(len(es), sync) {
-			v.gate.Load().request(es[len(es)-1].End)
+			v.gate.Load().request(end)
 		}
 		if err == nil && !sync {
-			err = v.answerable(es[len(es)-1].End)
+			err = v.answerable(end)
 		}
 		if err != nil {
 			b.fail(ws, err)
@@ -90,9 +92,10 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 	}
 	// FUA covers the write itself only; the whole log up to it is as cheap.
 	if err := v.flush(context.Background(), v.log.Head()); err != nil {
-		for i := range ws {
-			if ws[i].Sync && ws[i].Err == nil {
-				ws[i].Err = err
+		b.failSynced(ws, err)
+		if end > 0 { // the others wait for what a write waits for, which a FLUSH would have covered
+			if err := v.answerable(end); err != nil {
+				b.fail(ws, err)
 			}
 		}
 	}
