@@ -144,7 +144,7 @@ func (v *Volume) applyLayer(l *layer) error {
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
 		a.Applied, a.AppliedChain = l.end, chain
 		if move {
-			a.Tail, a.TailChain = tail, tailChain
+			moveTail(a, tail, tailChain)
 		}
 		v.fillAnchor(a)
 	}); err != nil {
@@ -255,7 +255,7 @@ func (v *Volume) relieve() error {
 	}
 	v.dirty.leave(tail, v.Committed(), v.History())
 	if err := v.log.WriteAnchor(func(a *journal.Anchor) {
-		a.Tail, a.TailChain = tail, chain
+		moveTail(a, tail, chain)
 		v.fillAnchor(a)
 	}); err != nil {
 		return err

@@ -141,6 +141,13 @@ func (v *Volume) giveUp(exported journal.LSN) error {
 // heldByFork: the tail stays, since what lies between it and the head tells how this history parted from another.
 func (v *Volume) heldByFork() bool { return v.flags()&(stateFenced|stateDiverged) != 0 }
 
+// moveTail is for who changes the anchor. A volume may have been fenced since it was found that the tail may move: then it stays.
+func moveTail(a *journal.Anchor, to journal.LSN, chain uint64) {
+	if a.State&(stateFenced|stateDiverged) == 0 {
+		a.Tail, a.TailChain = to, chain
+	}
+}
+
 // rewound is the set of blocks, of a device of size bytes, that the records from LSN from on have changed.
 func (v *Volume) rewound(from journal.LSN, size int64) (*dirtySet, error) {
 	set := newDirtySet(size)

@@ -66,8 +66,8 @@ func (a *Agent) ResizeLog(ctx context.Context, bytes int64) error {
 	a.mu.Lock()
 	fenced := a.fenced != ""
 	a.mu.Unlock()
-	if fenced || a.v.flags()&(stateFenced|stateDiverged) != 0 {
-		return errors.New("the log is all that tells what only this host has: bring it back first (mirror-agent demote; status says how far that is), then resize")
+	if fenced || a.v.heldByFork() {
+		return errHeldByFork
 	}
 	if bytes < st.Size() && a.v.Role() == RoleSecondary && a.inboundLink() != nil {
 		return errors.New("a source feeds this volume and counts on the size that its log has: `mirror-agent suspend` on the source first, or make it larger")
@@ -91,6 +91,8 @@ func (a *Agent) ResizeLog(ctx context.Context, bytes int64) error {
 	a.event("log-resized", "", "the log's ring has %s now, it had %s", humanize.IBytes(uint64(a.v.log.Capacity())), humanize.IBytes(uint64(before)))
 	return nil
 }
+
+var errHeldByFork = errors.New("the log is all that tells what only this host has: bring it back first (mirror-agent demote; status says how far that is), then resize")
 
 // newJournal makes an empty file with the rights of the old one.
 func newJournal(path string, bytes int64, old os.FileInfo) (*blockdev.File, error) {
@@ -186,9 +188,12 @@ func (v *Volume) shedHistory(ctx context.Context) error {
 	}
 	v.dirty.leave(limit, v.Committed(), v.History())
 	err = v.log.WriteAnchor(func(a *journal.Anchor) {
-		a.Tail, a.TailChain = limit, chain
+		moveTail(a, limit, chain)
 		v.fillAnchor(a)
 	})
 	v.changed()
+	if err == nil && v.heldByFork() { // it was fenced meanwhile
+		return errHeldByFork
+	}
 	return v.journalError(err)
 }

@@ -150,3 +150,33 @@ func TestResizeLogRefusals(t *testing.T) {
 		t.Errorf("reopened with a ring of %d", got)
 	}
 }
+
+// TestFencedWhileResizing: a volume is fenced while its log is being made smaller. Its history stays: what only this host has is
+// in it, and nobody has exported it yet. The fence was looked at once, before the resize began.
+func TestFencedWhileResizing(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	dev := blockdev.NewFaulty(keepOpen{h.device})
+	v, _, err := openVolume(keepOpen{h.journal}, dev, quietOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Abort() }()
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		if _, err := v.WriteAt(make([]byte, 16<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tail := v.log.Tail()
+	dev.Set(blockdev.Rule{Op: blockdev.OpSync, Times: 1, Hook: func(blockdev.Op, int64, int64) error { return v.setFlags(stateFenced, 0) }})
+	smaller := blockdev.NewMemory(testJournal/2, h.power)
+	err = v.resizeLog(t.Context(), smaller, testJournal/2, func() error { t.Error("moved"); return nil })
+	if !errors.Is(err, errHeldByFork) || !v.heldByFork() {
+		t.Errorf("resized: %v", err)
+	}
+	if got := v.log.Tail(); got != tail {
+		t.Errorf("the tail went from %d to %d", tail, got)
+	}
+}
