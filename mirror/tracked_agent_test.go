@@ -133,3 +133,33 @@ func TestHeldAlarm(t *testing.T) {
 		source.end()
 	}
 }
+
+// TestFullAlarm: at 80 % of the log not applied the operator is told, and what it means; not before, and not after.
+func TestFullAlarm(t *testing.T) {
+	source := newAgentNode(t, RolePrimary).start()
+	dev, v := source.awaitServing(), source.a.v
+	told := func(s Status) (found Alarm) {
+		for _, x := range s.Alarms {
+			if x.Name == "log-full" {
+				found = x
+			}
+		}
+		return found
+	}
+	v.applyMu.Lock() // the backing device stands still
+	p := make([]byte, 1<<20)
+	for i := range 14 {
+		if x := told(source.a.Status()); i == 12 && x != (Alarm{}) {
+			t.Errorf("an alarm with %d of 16 MiB not applied: %+v", i, x)
+		}
+		if _, err := dev.WriteAt(p, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	x := told(source.a.Status())
+	v.applyMu.Unlock()
+	if !strings.Contains(x.Reason, "not yet applied") || !strings.Contains(x.NextStep, "slowed") || x.Since.IsZero() {
+		t.Errorf("with 14 of 16 MiB not applied: %+v", x)
+	}
+	source.await("the alarm taken back", func(s Status) bool { return told(s) == (Alarm{}) })
+}
