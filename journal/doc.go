@@ -1,7 +1,7 @@
 // Package journal is the log of a volume: an ordered history of changes, in a ring in one preallocated file (or a raw
 // partition) that it shares with two anchors. It knows records, positions and promises; what a record means
-// and when it may leave the log is the owner's business. It imports nothing from the project and names the small
-// File that it needs.
+// and when it may leave the log is the owner's business. Of the project it imports the histograms alone (blockdev/histogram),
+// and it names the small File that it needs.
 //
 // # Main types
 //
@@ -36,7 +36,9 @@
 //
 //   - Rot that Open sees: anything before the anchor's promise; for a primary also what a provable later record of the newest
 //     generation promises. Not seen: the last records of a primary when the damage takes header and chain value of the first bad
-//     record and fewer than two records follow. Records between tail and applied are not read by Open; Verify does.
+//     record and fewer than two records follow; nor a durable last record that rots, in its payload alone too, before a later
+//     record or anchor promises it: nothing tells it from a torn tail, and it is cut like one. Only a follower that has
+//     it can give it back. Records between tail and applied are not read by Open; Verify does.
 //   - A log with rot can be opened to be repaired (Options.Damaged, repair.go): it ends before the rot and keeps its promise until
 //     raw records of its own history fill the place, or the owner cuts there. By default it is refused.
 //   - The anchor's slot is sealed sector by sector. A plain checksum cannot tell a torn anchor from a rotten newest one, and
