@@ -109,3 +109,52 @@ func TestRepliesOnASlowLink(t *testing.T) {
 		})
 	}
 }
+
+// Two clients that called each other from OnMessage waited for good once the windows were full: the reply was behind
+// messages that nobody took. Such a call is refused at once; one to another peer, or from elsewhere, is not.
+func TestCallInOnMessage(t *testing.T) {
+	inMemory(t, bubbleConfig{paths: 1}, func(w *bubble) {
+		var refused, taken int
+		var other *dataport.Session
+		answer := func(ctx context.Context, m dataport.Message) ([]byte, error) {
+			if m.Call {
+				return []byte("yes"), nil
+			}
+			taken++
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			if _, err := m.Session.Call(ctx, []byte("may I?")); errors.Is(err, dataport.ErrCallInOnMessage) {
+				refused++
+			} else {
+				t.Errorf("a call from OnMessage: %v", err)
+			}
+			if _, err := other.Call(ctx, numbered(1, 1, 100)...); err != nil {
+				t.Errorf("a call to elsewhere from OnMessage: %v", err)
+			}
+			return nil, nil
+		}
+		p := w.between(answer, answer)
+		s := p.Session()
+		other = w.port.Session()
+		ctx, start := context.Background(), time.Now()
+		var receipts []*dataport.Receipt
+		for range 20 { // as many as fill the window
+			r, err := s.Send(ctx, make([]byte, 12<<10))
+			if err != nil {
+				t.Fatal(err)
+			}
+			receipts = append(receipts, r)
+		}
+		for _, r := range receipts {
+			if err := r.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if taken != len(receipts) || refused != taken || time.Since(start) != 0 {
+			t.Errorf("%d of %d messages were taken, %d calls refused, after %v", taken, len(receipts), refused, time.Since(start))
+		}
+		if reply, err := s.Call(ctx, []byte("may I?")); err != nil || string(reply) != "yes" {
+			t.Errorf("a call from elsewhere: %q, %v", reply, err)
+		}
+	})
+}

@@ -30,7 +30,8 @@ type Session struct {
 	generation uint64
 
 	cancel context.CancelFunc
-	ctx    context.Context // given to callbacks, ends with the session
+	ctx    context.Context // ends with the session
+	handed context.Context // the same, for OnMessage: knows its session
 	born   time.Duration
 	begun  chan struct{} // closed by start
 	done   chan struct{} // closed by end
@@ -97,6 +98,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.handed = context.WithValue(s.ctx, handedBy{}, s)
 	s.lastLife = n.clock.now()
 	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}

@@ -44,6 +44,9 @@ type sendWait struct {
 	given bool
 }
 
+// handedBy is the key under which the ctx of an OnMessage has the session whose message it is.
+type handedBy struct{}
+
 type call struct {
 	done  chan struct{} // closed when reply or err is set
 	reply []byte
@@ -63,7 +66,11 @@ func (s *Session) Send(ctx context.Context, parts ...[]byte) (*Receipt, error) {
 
 // Call sends a message and waits for what the peer's OnMessage returns for it; the reply is the caller's. An error over
 // there is a *RemoteError. When ctx ends first the message stays on its way and the port keeps the parts until the session ends.
+// OnMessage must not wait for a Call to the peer whose message it has: with its ctx that is ErrCallInOnMessage.
 func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
+	if ctx.Value(handedBy{}) == s {
+		return nil, ErrCallInOnMessage
+	}
 	c := &call{done: make(chan struct{})}
 	m, err := s.send(ctx, parts, c, 0)
 	if err != nil {
