@@ -94,7 +94,8 @@ type Port struct {
 	slots    []*slot
 	lastPath PathID
 	sess     *Session
-	opening  bool          // a slot is opening a session; the others wait for change
+	opening  *opening      // a slot is opening a session; the others wait for change, or take over
+	overtook int           // how often in a row one did so
 	change   chan struct{} // closed and replaced when sess, opening or epoch changes
 	lastLife time.Duration // without a session: when waiting for one began
 	declared bool          // TargetUnreachable was told
