@@ -95,3 +95,26 @@ func TestSlowPeerIsNotTakenOverForGood(t *testing.T) {
 		}
 	})
 }
+
+// A session that was ended between the answer to its first hello and the adding of its first path was told to be down,
+// and nobody had been told that it was up.
+func TestEndBeforeTheFirstPathIsNotTold(t *testing.T) {
+	var wrote atomic.Bool
+	inMemory(t, bubbleConfig{paths: 1, node: func(h int, c *dataport.Config) {
+		if listen := c.ListenFunc; h == 1 {
+			c.ListenFunc = func(addr string) (net.Listener, error) {
+				l, err := listen(addr)
+				return lateListener{l, 1500 * time.Millisecond, &wrote}, err
+			}
+		}
+	}}, func(w *bubble) {
+		if got := w.kinds(0); got != "PathUp SessionUp PathSuspect" { // it has the answer
+			t.Errorf("events of the side that dials: %s", got)
+		}
+		w.regs[1].Close()
+		time.Sleep(time.Second)
+		if got := w.kinds(1); got != "" {
+			t.Errorf("events of the accepting side: %s", got)
+		}
+	})
+}

@@ -113,6 +113,16 @@ func (s *Session) start() {
 	s.tasks.start(s.keepAlive)
 }
 
+// hasBegun reports whether start was called.
+func (s *Session) hasBegun() bool {
+	select {
+	case <-s.begun:
+		return true
+	default:
+		return false
+	}
+}
+
 // young reports whether the session began so recently that its end is a failed attempt to have one.
 func (s *Session) young() bool { return s.node.clock.now()-s.born < s.node.conf.Timing.PathDownAfter }
 
@@ -196,10 +206,12 @@ func (s *Session) end(reason string, why endCause) bool {
 		p.shut(why == endUnreachable)
 	}
 	s.paths = nil
-	if why == endRestarted {
-		s.event(PeerRestarted, 0, reason)
+	if s.hasBegun() { // else nobody was told that it is up
+		if why == endRestarted {
+			s.event(PeerRestarted, 0, reason)
+		}
+		s.event(SessionDown, 0, reason)
 	}
-	s.event(SessionDown, 0, reason)
 	close(s.done) // before anything fails for it: who asks then why must find that it has ended
 	s.failSending()
 	s.dropReceived()
