@@ -47,7 +47,8 @@ type Registration struct {
 	mu      sync.Mutex // leaf: guards the fields below
 	events  []Event
 	dropped int
-	closed  bool
+	closing bool          // no port is opened any more
+	closed  bool          // no event comes any more, but for what ended last
 	wake    chan struct{} // capacity 1, never closed
 	fence   fencing
 	ports   map[*Port]struct{}
@@ -113,6 +114,7 @@ func (r *Registration) runEvents() {
 func (r *Registration) Close() {
 	r.node.forget(r)
 	r.mu.Lock()
+	r.closing = true // before it is looked which there are
 	ports := make([]*Port, 0, len(r.ports))
 	for p := range r.ports {
 		ports = append(ports, p)
