@@ -75,12 +75,12 @@ func eachOfBatch(b []byte, fn func(i int, m []byte)) (count int, err error) {
 func (s *Session) hand(m *inMsg) (reply []byte, messages int, err error) {
 	x := Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0}
 	if m.typ != frameBatch {
-		reply, err = s.reg.client.OnMessage(s.ctx, x)
+		reply, err = s.reg.client.OnMessage(s.handed, x)
 		return reply, 1, err
 	}
 	messages, broken := eachOfBatch(m.buf.data, func(i int, b []byte) {
 		x.Payload, x.Index = b, i
-		_, _ = s.reg.client.OnMessage(s.ctx, x)
+		_, _ = s.reg.client.OnMessage(s.handed, x)
 	})
 	if broken != nil {
 		return nil, 0, &brokenError{broken, endProtocol}

@@ -55,6 +55,9 @@
 // The side that accepts has the same events. Where two paths are concerned, PathUp of the other one may come first
 // there: the word on that path overtakes the loss of this one.
 //
+// Replies go in the order of messages and by their credit. So OnMessage must not wait for one of the same session: Call
+// with its ctx is an error at once (ErrCallInOnMessage), for under full load both sides would wait for good.
+//
 // SessionDown closes the paths that are left without a PathDown of their own. OnMessage and OnEvent run on different
 // goroutines: a message may be seen before the SessionUp of its session.
 //

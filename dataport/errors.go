@@ -17,6 +17,9 @@ var (
 	ErrNotListening   = errors.New("dataport: the node does not listen there")
 	ErrFenced         = errors.New("dataport: fenced: a peer has seen a higher generation")
 	ErrAlreadyCurrent = errors.New("dataport: port is already on this target")
+	// ErrCallInOnMessage: a Call with the ctx of an OnMessage of the same session. Its reply could be behind messages that
+	// wait for this OnMessage to return, on either side.
+	ErrCallInOnMessage = errors.New("dataport: call in OnMessage to the peer whose message it is")
 )
 
 // Errors of a session: it ended, and what it still held was not delivered as far as this side knows.

@@ -94,7 +94,8 @@ type Port struct {
 	slots    []*slot
 	lastPath PathID
 	sess     *Session
-	opening  bool          // a slot is opening a session; the others wait for change
+	opening  *opening      // a slot is opening a session; the others wait for change, or take over
+	overtook int           // how often in a row one did so
 	change   chan struct{} // closed and replaced when sess, opening or epoch changes
 	lastLife time.Duration // without a session: when waiting for one began
 	declared bool          // TargetUnreachable was told
@@ -127,20 +128,22 @@ func (r *Registration) Open(ctx context.Context, c PortConfig) (*Port, error) {
 	}
 	p.limit.set(c.Bandwidth, time.Now())
 	nodeClosed := r.node.isClosed()
+	p.mu.Lock() // until its goroutines run: who closes it waits for them
+	defer p.mu.Unlock()
 	r.mu.Lock()
-	if r.closed || nodeClosed {
-		r.mu.Unlock()
+	closing := r.closing || nodeClosed
+	if !closing {
+		r.ports[p] = struct{}{}
+	}
+	r.mu.Unlock()
+	if closing {
 		return nil, ErrClosed
 	}
-	r.ports[p] = struct{}{}
-	r.mu.Unlock()
-	p.mu.Lock()
 	p.startSlots()
 	p.tasks.start(p.supervise)
 	if c.UseAnnounced {
 		p.tasks.start(p.follow)
 	}
-	p.mu.Unlock()
 	return p, nil
 }
 

@@ -166,6 +166,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 		local = n.from(sl.remote, sl.turn)
 	}
 	sl.rec.dials(local)
+	began := n.clock.now()
 	raw, err := n.conf.Dial(limited, local, sl.remote)
 	if err != nil {
 		return nil, fmt.Errorf("dial: %w", plain(err))
@@ -179,7 +180,7 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 	w, err := n.secure(ctx, raw, true)
 	var live *path
 	if err == nil {
-		live, err = sl.attach(ctx, w)
+		live, err = sl.attach(ctx, w, n.clock.now()-began)
 	}
 	if err != nil {
 		_ = raw.Close()
@@ -192,8 +193,10 @@ func (sl *slot) connect(ctx context.Context) (*path, error) {
 }
 
 // attach makes the authenticated connection a path of the port's session. The first one opens the session, the others
-// wait for it. Where not all carry data, the first address has a head start: the path that opens is active.
-func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
+// wait for it, but not for good: when the answer does not come the next one opens, and what the first one began is void.
+// Where not all carry data, the first address has a head start: the path that opens is active. took is how long the
+// connection took so far.
+func (sl *slot) attach(ctx context.Context, w *wire, took time.Duration) (*path, error) {
 	p := sl.p
 	deadline := time.NewTimer(p.node.conf.Timing.HandshakeTimeout)
 	defer deadline.Stop()
@@ -211,26 +214,35 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 			p.mu.Unlock()
 			return nil, errElsewhere
 		}
-		open := s == nil && !p.opening && (waited || p.slots[0] == sl)
-		if open {
-			p.opening = true
+		left := time.Duration(0) // until this one may take over
+		if p.opening != nil {
+			left = p.opening.since + p.answerWithin(took) - p.node.clock.now()
+		}
+		var mine *opening
+		if s == nil && left <= 0 && (waited || p.slots[0] == sl) {
+			mine = p.open(w)
 		}
 		p.mu.Unlock()
 		switch {
 		case s != nil:
 			return sl.join(w, s)
-		case open:
-			live, err := sl.open(w)
+		case mine != nil:
+			live, err := sl.open(w, mine)
 			p.mu.Lock()
-			if p.epoch == sl.epoch {
-				p.opening = false
+			if p.opening == mine {
+				p.opening = nil
 				p.changed()
 			}
 			p.mu.Unlock()
 			return live, err
 		}
+		var late <-chan time.Time // else it waits for the head start to end
+		if left > 0 {
+			late = time.After(left)
+		}
 		select {
 		case <-change:
+		case <-late:
 		case <-headStart.C:
 			waited = true
 		case <-ctx.Done():
@@ -241,13 +253,37 @@ func (sl *slot) attach(ctx context.Context, w *wire) (*path, error) {
 	}
 }
 
+// opening is an attempt to open a session.
+type opening struct {
+	w     *wire
+	since time.Duration
+}
+
+// open begins an attempt on w. One that is under way is over. p.mu is held.
+func (p *Port) open(w *wire) *opening {
+	if p.opening != nil {
+		_ = p.opening.w.raw.Close()
+		p.overtook++
+	}
+	p.opening = &opening{w, p.node.clock.now()}
+	return p.opening
+}
+
+// answerWithin is how long an attempt to open a session has for itself while a path waits that took so long to connect.
+// It is short enough that the others still have their turn before the target counts as unreachable, and doubles each
+// time, for it may be the peer that is slow. p.mu is held.
+func (p *Port) answerWithin(took time.Duration) time.Duration {
+	t := p.node.conf.Timing
+	return max(min(t.UnreachableAfter/4, t.HandshakeTimeout/2), 2*took) << min(p.overtook, 16)
+}
+
 // changed wakes who waits for a session. p.mu is held.
 func (p *Port) changed() {
 	close(p.change)
 	p.change = make(chan struct{})
 }
 
-func (sl *slot) open(w *wire) (*path, error) {
+func (sl *slot) open(w *wire, mine *opening) (*path, error) {
 	p, n := sl.p, sl.p.node
 	h := n.helloFor(helloOpen, p.reg, SessionID(randomID()), sl.rec.id)
 	h.port, h.nonce = p.id, random32()
@@ -272,6 +308,9 @@ func (sl *slot) open(w *wire) (*path, error) {
 	defer p.mu.Unlock()
 	if f := p.reg.fencing(); p.epoch != sl.epoch || p.fenced != 0 || f.own != h.generation || f.history != h.history {
 		return nil, errVoid
+	}
+	if p.opening != mine {
+		return nil, errors.New("another path opens the session: no answer in time")
 	}
 	if known := p.known[p.index]; sl.announced && known.name != a.name {
 		return nil, errElsewhere
@@ -302,7 +341,7 @@ func (sl *slot) open(w *wire) (*path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.sess, p.declared, p.refused = s, false, ""
+	p.sess, p.declared, p.refused, p.overtook = s, false, "", 0
 	p.arrived = p.index
 	p.sessions++
 	p.step(portSessionUp, "")
@@ -442,7 +481,7 @@ func (p *Port) switchTo(to int, reason string) {
 	p.slots = nil
 	clear(p.shunned)
 	p.well.Store(0)
-	p.index, p.opening, p.declared, p.refused = to, false, false, ""
+	p.index, p.opening, p.overtook, p.declared, p.refused = to, nil, 0, false, ""
 	p.arrived = -1
 	p.lastLife = p.node.clock.now()
 	p.startSlots()

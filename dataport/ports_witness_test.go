@@ -144,7 +144,7 @@ func (l *witness) latest() *dataport.Session {
 }
 
 // grammar judges the events of each session: PathUp first, SessionUp once and right after, nothing after SessionDown,
-// a path goes down only when it is up.
+// a path or session goes down only when it is up.
 func (l *witness) grammar() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -180,6 +180,9 @@ func (l *witness) grammar() error {
 			}
 			s.up = true
 		case dataport.SessionDown:
+			if !s.up {
+				return wrong("it was never up")
+			}
 			s.down = true
 		}
 	}

@@ -14,6 +14,8 @@ type Client interface {
 	// OnMessage gets the messages of a session in order, one at a time; different sessions may call at once. Window
 	// is given back to the peer, and its receipt completes, when OnMessage returns. What it returns for a Call goes
 	// back to the caller (an error as RemoteError); for other messages it is ignored. ctx ends with the session.
+	// It must wait neither for a Call to the same peer nor for a receipt of it, nor Send more than its window holds: what
+	// it waits for may be behind messages that the peer's OnMessage, waiting likewise, does not take.
 	// A message may come before the SessionUp event of its session: events have their own goroutine.
 	OnMessage(ctx context.Context, m Message) (reply []byte, err error)
 	// OnEvent gets the events of the registration in exact order, one at a time. It may take its time and may call
@@ -45,7 +47,8 @@ type Registration struct {
 	mu      sync.Mutex // leaf: guards the fields below
 	events  []Event
 	dropped int
-	closed  bool
+	closing bool          // no port is opened any more
+	closed  bool          // no event comes any more, but for what ended last
 	wake    chan struct{} // capacity 1, never closed
 	fence   fencing
 	ports   map[*Port]struct{}
@@ -111,6 +114,7 @@ func (r *Registration) runEvents() {
 func (r *Registration) Close() {
 	r.node.forget(r)
 	r.mu.Lock()
+	r.closing = true // before it is looked which there are
 	ports := make([]*Port, 0, len(r.ports))
 	for p := range r.ports {
 		ports = append(ports, p)

@@ -30,7 +30,8 @@ type Session struct {
 	generation uint64
 
 	cancel context.CancelFunc
-	ctx    context.Context // given to callbacks, ends with the session
+	ctx    context.Context // ends with the session
+	handed context.Context // the same, for OnMessage: knows its session
 	born   time.Duration
 	begun  chan struct{} // closed by start
 	done   chan struct{} // closed by end
@@ -97,6 +98,7 @@ func newSession(n *Node, r *Registration, u sessionSetup) *Session {
 		history: u.history, generation: u.generation, news: u.news, newsVia: u.newsVia,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.handed = context.WithValue(s.ctx, handedBy{}, s)
 	s.lastLife = n.clock.now()
 	s.lastTick, s.born = s.lastLife, s.lastLife
 	s.out = sending{next: 1, base: 1, peerConsumed: 1, credit: u.credit, calls: map[uint64]*call{}}
@@ -109,6 +111,16 @@ func (s *Session) start() {
 	close(s.begun)
 	s.tasks.start(s.deliver)
 	s.tasks.start(s.keepAlive)
+}
+
+// hasBegun reports whether start was called.
+func (s *Session) hasBegun() bool {
+	select {
+	case <-s.begun:
+		return true
+	default:
+		return false
+	}
 }
 
 // young reports whether the session began so recently that its end is a failed attempt to have one.
@@ -194,10 +206,12 @@ func (s *Session) end(reason string, why endCause) bool {
 		p.shut(why == endUnreachable)
 	}
 	s.paths = nil
-	if why == endRestarted {
-		s.event(PeerRestarted, 0, reason)
+	if s.hasBegun() { // else nobody was told that it is up
+		if why == endRestarted {
+			s.event(PeerRestarted, 0, reason)
+		}
+		s.event(SessionDown, 0, reason)
 	}
-	s.event(SessionDown, 0, reason)
 	close(s.done) // before anything fails for it: who asks then why must find that it has ended
 	s.failSending()
 	s.dropReceived()

@@ -175,7 +175,7 @@ func (s *Session) accept(h *header, buf *buffer) error {
 	return nil
 }
 
-// answer hands a reply to its call: beside the queue of messages, for OnMessage itself may be the caller.
+// answer hands a reply to its call, beside the queue of messages. It does not overtake those before it on the wire.
 func (s *Session) answer(m *inMsg) {
 	if c := s.out.calls[m.call]; c != nil {
 		delete(s.out.calls, m.call)

@@ -19,14 +19,15 @@ type sending struct {
 	frames       deque[*outFrame] // base … next-1, not yet acknowledged (or only selectively)
 	resend       []*outFrame      // ordered by sequence: their path is gone
 	queue        deque[*outMsg]   // not yet wholly cut into frames
-	open         deque[*outMsg]   // not yet consumed by the peer's client, in order
+	open         deque[*outMsg]   // messages not yet consumed by the peer's client, in order
+	replies      deque[*outMsg]   // not yet acknowledged, in order: they are consumed as they arrive
 	spent        uint64           // cost of all frames cut
 	credit       uint64           // what spent may reach
 	used         int              // bytes held for the peer, of the send window
 	wait         deque[*sendWait] // Sends that wait for the window, in order
 	calls        map[uint64]*call // open calls by id
 	callID       uint64           // number of the last message
-	reply        int              // bytes of replies not yet consumed
+	reply        int              // bytes of replies not yet acknowledged
 	uncut        int              // bytes of queue that are not in frames yet
 	rescuedAt    time.Duration    // when frames that are stuck were last looked for
 	hold         bool             // suspended: nothing new goes out
@@ -42,6 +43,9 @@ type sendWait struct {
 	gone  bool
 	given bool
 }
+
+// handedBy is the key under which the ctx of an OnMessage has the session whose message it is.
+type handedBy struct{}
 
 type call struct {
 	done  chan struct{} // closed when reply or err is set
@@ -62,7 +66,11 @@ func (s *Session) Send(ctx context.Context, parts ...[]byte) (*Receipt, error) {
 
 // Call sends a message and waits for what the peer's OnMessage returns for it; the reply is the caller's. An error over
 // there is a *RemoteError. When ctx ends first the message stays on its way and the port keeps the parts until the session ends.
+// OnMessage must not wait for a Call to the peer whose message it has: with its ctx that is ErrCallInOnMessage.
 func (s *Session) Call(ctx context.Context, parts ...[]byte) ([]byte, error) {
+	if ctx.Value(handedBy{}) == s {
+		return nil, ErrCallInOnMessage
+	}
 	c := &call{done: make(chan struct{})}
 	m, err := s.send(ctx, parts, c, 0)
 	if err != nil {
@@ -157,7 +165,11 @@ func (m *outMsg) carry(b *buffer) {
 // enqueue appends a message to what is to be sent. s.mu is held.
 func (s *Session) enqueue(m *outMsg) {
 	s.out.queue.push(m)
-	s.out.open.push(m)
+	if m.typ == frameReply {
+		s.out.replies.push(m)
+	} else {
+		s.out.open.push(m)
+	}
 	s.out.uncut += m.size
 }
 
@@ -206,15 +218,16 @@ func (s *Session) admit() {
 }
 
 // enqueueReply queues the answer to a call. It never blocks: a delivery that waited for room here while the peer's does
-// the same over there would be a deadlock. The backlog is bounded instead: above the window an error replaces the reply,
-// above twice the window the peer asks more than it takes, and the session ends. packed, if not nil, is what goes out.
-// s.mu is held.
+// the same over there would be a deadlock. The backlog is bounded instead: above the window and one message an error
+// replaces the reply; when those errors fill the window once more the peer asks more than it takes, and the session ends.
+// packed, if not nil, is what goes out. s.mu is held.
 func (s *Session) enqueueReply(id uint64, reply []byte, packed *buffer, err error) error {
 	m := &outMsg{Receipt: Receipt{done: make(chan struct{})}, typ: frameReply, call: id}
-	switch window := s.node.conf.SendWindowBytes; {
-	case s.out.reply > 2*window:
+	window := s.node.conf.SendWindowBytes
+	switch most := window + s.node.conf.MaxMessageBytes; {
+	case s.out.reply > most+window:
 		return fmt.Errorf("%w: %d bytes of replies wait for it", ErrProtocol, s.out.reply)
-	case err == nil && s.out.reply+len(reply) > window+s.node.conf.MaxMessageBytes:
+	case err == nil && s.out.reply+len(reply)+frameCost > most:
 		err = fmt.Errorf("reply of %d bytes: too many replies wait to be taken", len(reply))
 	case err == nil && len(reply) > s.maxMsg:
 		err = fmt.Errorf("reply of %d bytes, the caller takes at most %d", len(reply), s.maxMsg)
@@ -363,6 +376,9 @@ func (s *Session) acknowledged(h *header) error {
 		o.frames.pop().acked = true
 		o.base++
 	}
+	for o.replies.len() > 0 && o.replies.at(0).allCut && o.replies.at(0).last < h.ack {
+		s.over(o.replies.pop(), nil)
+	}
 	for i, bits := uint64(0), h.sack; bits != 0; i, bits = i+1, bits>>1 {
 		if seq := h.ack + 1 + i; bits&1 != 0 && seq >= o.base && seq < o.next {
 			o.frames.at(int(seq - o.base)).acked = true
@@ -406,6 +422,9 @@ func (s *Session) failSending() {
 	o := &s.out
 	for o.open.len() > 0 {
 		s.over(o.open.pop(), s.err)
+	}
+	for o.replies.len() > 0 {
+		s.over(o.replies.pop(), s.err)
 	}
 	o.frames, o.queue, o.resend, o.uncut = deque[*outFrame]{}, deque[*outMsg]{}, nil, 0
 	for id, c := range o.calls {
