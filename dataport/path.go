@@ -222,6 +222,10 @@ func (p *path) collect(w *work) bool {
 		w.headers, w.frames = append(w.headers, p.header(frameAck, 0)), append(w.frames, nil)
 	}
 	p.pongs, p.gone, p.pingDue, p.ackDue = p.pongs[:0], p.gone[:0], false, false
+	if len(w.headers) > 0 && p.ackPending { // every header says it
+		p.ackPending = false
+		p.ackTimer.Stop()
+	}
 	if w.bulk > 0 {
 		w.low = p.lowDue()
 		p.writeAt = p.s.node.clock.now()
@@ -256,6 +260,7 @@ func (p *path) put(w *work, f *outFrame) {
 // header returns a header that carries the newest receiving state. s.mu is held.
 func (p *path) header(t frameType, seq uint64) header {
 	in := &p.s.in
+	in.toldCost, in.untold = in.consumedCost, 0
 	h := header{typ: t, session: p.s.id, client: p.s.reg.id, seq: seq, ack: in.next, consumed: in.consumed, credit: in.granted, pathBytes: p.received + uint64(p.partly.Load())}
 	if p.silent {
 		h.flags |= flagDeaf
@@ -453,20 +458,27 @@ const (
 	ackWithin = 2 * time.Millisecond
 )
 
-// ackSoon tells the peer within ackWithin what has arrived.
+// ackSoon tells the peer within ackWithin what has arrived, unless another frame does.
 func (p *path) ackSoon() {
+	p.s.mu.Lock()
+	p.ackLater()
+	p.s.mu.Unlock()
+}
+
+// ackLater is ackSoon with s.mu held.
+func (p *path) ackLater() {
 	s := p.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch {
 	case p.ackPending:
 		return
 	case p.ackTimer == nil:
 		p.ackTimer = time.AfterFunc(ackWithin, func() {
 			s.mu.Lock()
-			p.ackPending, p.ackDue = false, true
-			s.mu.Unlock()
-			p.poke()
+			defer s.mu.Unlock()
+			if p.ackPending {
+				p.ackPending, p.ackDue = false, true
+				p.poke()
+			}
 		})
 	default:
 		p.ackTimer.Reset(ackWithin)

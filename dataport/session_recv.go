@@ -16,6 +16,8 @@ type receiving struct {
 	consumed     uint64                 // all frames below belong to consumed messages
 	cost         uint64                 // of all frames that arrived, each once
 	consumedCost uint64                 // of those that need no room any more
+	toldCost     uint64                 // of consumedCost, in the newest header
+	untold       int                    // messages consumed since then
 	granted      uint64                 // what the peer's cost may reach
 	held         map[uint64]*inFrame    // arrived before what precedes them
 	whole        *inMsg                 // has its first fragments
@@ -276,6 +278,7 @@ func (s *Session) consumed(m *inMsg, messages, size int, reply []byte, packed *b
 	s.in.busy = nil
 	s.counts.MessagesReceived += uint64(messages)
 	s.counts.BytesReceived += uint64(size)
+	s.in.untold++
 	s.in.consumedCost += m.cost
 	s.settle()
 	s.grant()
@@ -284,9 +287,20 @@ func (s *Session) consumed(m *inMsg, messages, size int, reply []byte, packed *b
 			return e
 		}
 	}
-	s.askAck(s.in.lastPath)
+	if p := s.ackPath(s.in.lastPath); p != nil && s.talks() {
+		p.ackLater()
+	} else {
+		s.askAck(p)
+	}
 	s.dispatch()
 	return nil
+}
+
+// talks says whether what was consumed can wait to be told for a message of ours: one went out a moment ago, so that another one is likely to
+// follow, as where either side answers what the other one says. Each word by itself would be a call here and a wakeup over there, often while the
+// message is being made. It is one message at most, and small: the peer may have room for few, or wait for the bytes. s.mu is held.
+func (s *Session) talks() bool {
+	return s.in.untold <= 1 && s.in.consumedCost-s.in.toldCost < uint64(min(ackEveryBytes, s.node.conf.ReceiveWindowBytes)/8) && s.out.cutAt != 0 && s.node.clock.now()-s.out.cutAt < ackWithin
 }
 
 // ackSlack is by how much a path's round trip may be above the best one's until acknowledgements leave it.
@@ -295,14 +309,19 @@ const ackSlack = 5 * time.Millisecond
 // askAck has the newest receiving state told to the peer, by p if it is well and not much slower than others, else by the
 // quickest path. s.mu is held.
 func (s *Session) askAck(p *path) {
-	best := s.quickest()
-	if p == nil || p.state != PathActive || best != nil && p.srtt > 2*best.srtt+ackSlack {
-		p = best
-	}
-	if p != nil {
+	if p = s.ackPath(p); p != nil {
 		p.ackDue = true
 		p.poke()
 	}
+}
+
+// ackPath is who tells it.
+func (s *Session) ackPath(p *path) *path {
+	best := s.quickest()
+	if p == nil || p.state != PathActive || best != nil && p.srtt > 2*best.srtt+ackSlack {
+		return best
+	}
+	return p
 }
 
 // quickest returns the path for a small frame: an active one, else a standby, else whatever there is. s.mu is held.

@@ -16,6 +16,7 @@ type sending struct {
 	next         uint64           // sequence of the next new frame
 	base         uint64           // sequence of frames.at(0)
 	baseAt       time.Duration    // when base last grew, or when it was cut
+	cutAt        time.Duration    // when the last new frame was cut
 	frames       deque[*outFrame] // base … next-1, not yet acknowledged (or only selectively)
 	resend       []*outFrame      // ordered by sequence: their path is gone
 	queue        deque[*outMsg]   // not yet wholly cut into frames
@@ -338,8 +339,9 @@ func (s *Session) cut(most int) *outFrame {
 		m.allCut, m.last = true, f.seq
 		s.out.queue.pop()
 	}
+	s.out.cutAt = s.node.clock.now()
 	if s.out.frames.len() == 0 {
-		s.out.baseAt = s.node.clock.now()
+		s.out.baseAt = s.out.cutAt
 	}
 	s.out.next++
 	s.out.spent += uint64(f.cost())
