@@ -178,6 +178,10 @@ func (v *Volume) writeLayer(l *layer) error {
 		default:
 			err = deviceWrite(v.dev.Zero(zeroes.off, zeroes.len()))
 		}
+		if err == nil {
+			v.badReads.good(at, at+int64(n))
+			v.badReads.good(zeroes.off, zeroes.end)
+		}
 		n, zeroes = 0, extent{}
 		return err == nil
 	}

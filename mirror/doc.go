@@ -38,7 +38,7 @@
 //     device as it was at one LSN, writable; drill.go: how the operator gets it.
 //   - resizelog.go: a log of another size, in a new file that takes the old
 //     one's name, while everything goes on.
-//   - trouble.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
+//   - trouble.go, badreads.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
 //     log that has rotted. stamp.go: files that do not belong together.
 //   - network.go: bandwidth and keys, changed while the links are in use.
 //   - comparer (verify.go, verifyrepair.go, verifyread.go), verifyServer

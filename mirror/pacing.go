@@ -21,8 +21,10 @@ const (
 	maxPace = 100 * time.Millisecond
 	// minPace: shorter delays are saved up, a timer is no finer than that.
 	minPace = time.Millisecond
-	// drainMemory is how long ago counts for the rate of the drain.
+	// The last drainMoves of what drains count for its rate, and those of
+	// drainMemory at least.
 	drainMemory = time.Second
+	drainMoves  = 8
 )
 
 // paceDelay is how long a call that adds bytes to the log is delayed, when
@@ -47,13 +49,25 @@ func paceDelay(used, capacity, bytes int64, drain float64) time.Duration {
 	return time.Duration(seconds * float64(time.Second))
 }
 
-// drainMeter measures how fast the ring is freed, while that matters. For one
-// goroutine at a time.
+// drainMeter measures how fast the ring is freed, while that matters. That
+// goes by lumps: a layer of the overlay, which takes seconds on a slow disk,
+// or what a follower made durable at once. So it looks back over several of
+// them, however long they took: a rate that fell between two of them and shot
+// up with each would let writers creep and run by turns. For one goroutine at
+// a time.
 type drainMeter struct {
-	rate float64 // bytes in a second
-	at   time.Time
-	lsn  journal.LSN
-	debt time.Duration // delays too short to be slept
+	rate  float64 // bytes in a second
+	at    time.Time
+	lsn   journal.LSN
+	moves []drainMove   // the last ones, oldest first
+	debt  time.Duration // delays too short to be slept
+}
+
+// drainMove: at that time the ring was freed up to there; an LSN, or below the
+// first one.
+type drainMove struct {
+	at  time.Time
+	lsn float64
 }
 
 // update takes where the ring is freed up to now; capacity is the ring's.
@@ -65,15 +79,28 @@ func (m *drainMeter) update(now time.Time, lsn journal.LSN, capacity int64) {
 	dt := now.Sub(m.at)
 	switch {
 	case dt > drainMemory || lsn < m.lsn:
-		// A new time of pressure: what was measured last stands.
+		// A new time of pressure begins with what was measured last.
+		m.moves = append(m.moves[:0], drainMove{now.Add(-drainMemory), float64(lsn) - m.rate*drainMemory.Seconds()}, drainMove{now, float64(lsn)})
 	case dt < drainMemory/20:
 		return
 	default:
-		// Close enough to e^-t: what was before drainMemory counts a third.
-		share := dt.Seconds() / drainMemory.Seconds()
-		m.rate += (float64(lsn-m.lsn)/dt.Seconds() - m.rate) * share
+		m.moved(now, float64(lsn))
 	}
 	m.at, m.lsn = now, lsn
+	oldest := m.moves[0]
+	m.rate = (float64(lsn) - oldest.lsn) / now.Sub(oldest.at).Seconds()
+}
+
+// moved notes a move; those that come in quick succession count as one.
+func (m *drainMeter) moved(now time.Time, lsn float64) {
+	newest := m.moves[len(m.moves)-1]
+	if lsn == newest.lsn || now.Sub(newest.at) < drainMemory/drainMoves {
+		return
+	}
+	if len(m.moves) > drainMoves {
+		m.moves = append(m.moves[:0], m.moves[1:]...)
+	}
+	m.moves = append(m.moves, drainMove{now, lsn})
 }
 
 // used is how much of the ring cannot be freed now.

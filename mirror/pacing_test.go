@@ -2,11 +2,14 @@ package mirror
 
 import (
 	"errors"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
+	"mirror-agent/blockdev"
 	"mirror-agent/journal"
 )
 
@@ -59,7 +62,7 @@ func TestPaceDelay(t *testing.T) {
 	})
 }
 
-// TestDrainMeter: the rate follows what is measured within a second or so, a
+// TestDrainMeter: the rate follows what is measured within some seconds, a
 // pause between two times of pressure is not measured, and before anything is
 // known a ring's worth in a second is taken.
 func TestDrainMeter(t *testing.T) {
@@ -87,11 +90,37 @@ func TestDrainMeter(t *testing.T) {
 	is("after a pause", 5000)
 	run(100, 300)
 	is("after 10 s of 300 bytes/s", 300)
-	run(100, 0)
-	is("after 10 s of standstill", 0)
+	run(1000, 0)
+	is("after 100 s of standstill", 5)
 	now = now.Add(time.Microsecond)
 	m.update(now, lsn+1<<30, 1<<20)
-	is("too soon to tell", 0)
+	is("too soon to tell", 5)
+}
+
+// TestDrainByLumps: what drains goes by lumps, of a layer or of what a follower made durable at once, and writers are slowed
+// evenly all the same. The rate fell by two thirds in each second without a lump, and each one made it shoot up.
+func TestDrainByLumps(t *testing.T) {
+	const ring, drain, look = 1 << 30, 64 << 20, 50 * time.Millisecond // bytes, bytes in a second
+	for _, lump := range []int64{1 << 10, 1 << 20, 64 << 20, 512 << 20} {
+		var m drainMeter
+		start := time.Unix(1000, 0)
+		var least, most time.Duration
+		for at := time.Duration(0); at < 200*time.Second; at += look {
+			drained := int64(at.Seconds() * drain)
+			m.update(start.Add(at), firstLSN+journal.LSN(drained-drained%lump), ring)
+			if at < 100*time.Second { // until it has settled
+				continue
+			}
+			d := paceDelay(ring/100*85, ring, 1<<20, m.rate)
+			if most == 0 {
+				least = d
+			}
+			least, most = min(least, d), max(most, d)
+		}
+		if even := time.Second / 64; least < even*8/10 || most > even*12/10 {
+			t.Errorf("by lumps of %d bytes a call is delayed by %v to %v, want about %v", lump, least, most, even)
+		}
+	}
 }
 
 // TestPushBack: with track, a follower that holds writers up for longer than
@@ -223,4 +252,63 @@ func TestHolds(t *testing.T) {
 	}
 	slow.release()
 	near.release()
+}
+
+// TestPacedEvenly: a writer that is faster than the backing device gets even delays once it has settled. By a fake clock: what
+// passes on it during a write is what the pacing ordered.
+func TestPacedEvenly(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		write, sync time.Duration // of a byte, of a sync
+		call        int           // bytes of a call
+	}{
+		{"writes are slow", 250 * time.Nanosecond, 10 * time.Millisecond, 64 << 10},
+		{"syncs are slow", time.Nanosecond, time.Second, 64 << 10}, // the cache takes all at once
+		{"syncs take very long", time.Nanosecond, 4 * time.Second, 16 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const size = 4 << 20
+				file := blockdev.NewMemory(16<<20, nil)
+				config := Config{Name: "vol", Role: RolePrimary}
+				if err := journal.Format(file, config.firstAnchor(size)); err != nil {
+					t.Fatal(err)
+				}
+				dev := blockdev.NewFaulty(blockdev.NewMemory(size, nil), blockdev.Rule{Hook: func(op blockdev.Op, _, length int64) error {
+					switch op {
+					case blockdev.OpWrite:
+						time.Sleep(time.Duration(length) * c.write)
+					case blockdev.OpSync:
+						time.Sleep(c.sync)
+					case blockdev.OpAny, blockdev.OpRead, blockdev.OpZero, blockdev.OpTrim:
+					}
+					return nil
+				}})
+				v, _, err := openVolume(file, dev, testOptions())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = v.Abort() }()
+				if _, err := v.beginGeneration(true); err != nil {
+					t.Fatal(err)
+				}
+				var delays []time.Duration
+				p := make([]byte, c.call)
+				for i, start := 0, time.Now(); time.Since(start) < 2*time.Minute; i++ {
+					began := time.Now()
+					if _, err := v.WriteAt(p, int64(i*len(p))%size); err != nil {
+						t.Fatal(err)
+					}
+					if began.Sub(start) > time.Minute {
+						delays = append(delays, time.Since(began))
+					}
+				}
+				slices.Sort(delays)
+				median, most := delays[len(delays)/2], delays[len(delays)-1]
+				if median == 0 || most > 3*median {
+					t.Errorf("of %d delays the longest is %v, the median %v", len(delays), most, median)
+				}
+			})
+		})
+	}
 }

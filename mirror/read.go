@@ -21,7 +21,7 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	if err := v.readable(); err != nil {
 		return 0, err
 	}
-	if err := v.readOver(v.dev, p, off); err != nil {
+	if err := v.readOver(deviceReader{v}, p, off); err != nil {
 		return 0, err
 	}
 	return len(p), nil

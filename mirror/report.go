@@ -345,6 +345,9 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			})
 		}
 	}
+	if x, bad := a.badReadAlarm(); bad {
+		s.Alarms = append(s.Alarms, x)
+	}
 	if used := float64(s.Log.Head-s.Log.Applied) / float64(s.Log.SizeBytes); used > 0.8 {
 		s.Alarms = append(s.Alarms, Alarm{
 			Name: "log-full", Since: now, Reason: fmt.Sprintf("%.0f %% of the log's %s are not yet applied", used*100, humanize.IBytes(uint64(s.Log.SizeBytes))),

@@ -176,14 +176,19 @@ func (w *writeBehind) wrote(dev blockdev.Device, off, n int64) {
 
 func (st *staging) put(p []byte, off, n int64, trim bool) error {
 	if st.file == nil {
+		var err error
 		switch {
 		case p != nil:
-			_, err := st.v.dev.WriteAt(p, off)
-			return err
+			_, err = st.v.dev.WriteAt(p, off)
 		case trim:
-			return st.v.dev.Trim(off, n)
+			err = st.v.dev.Trim(off, n)
+		default:
+			err = st.v.dev.Zero(off, n)
 		}
-		return st.v.dev.Zero(off, n)
+		if err == nil {
+			st.v.badReads.good(off, off+n)
+		}
+		return err
 	}
 	for n > 0 {
 		i := off / resyncBlockBytes
@@ -309,6 +314,7 @@ func (st *staging) mergeBlocks() error {
 		if _, err := st.v.dev.WriteAt(b, off); err != nil {
 			return st.v.fail("device", err)
 		}
+		st.v.badReads.good(off, off+int64(len(b)))
 		st.behind.wrote(st.v.dev, off, int64(len(b)))
 	}
 	if err := st.v.dev.Sync(); err != nil {

@@ -234,11 +234,20 @@ func TestVerifyUnreadable(t *testing.T) {
 			}
 			for _, i := range c.bad {
 				d.hosts[i].spoil(t, 70000, 10) // what comes from this disk is not what is wanted
-				faults[i].Set(blockdev.Rule{Op: blockdev.OpRead, Offset: 70000, Length: 1, Err: eio})
+				faults[i].Set(
+					blockdev.Rule{Op: blockdev.OpRead, Offset: 70000, Length: 1, Err: eio},
+					// A disk gives a sector again that was written.
+					blockdev.Rule{Op: blockdev.OpWrite, Offset: 70000, Length: 1, Hook: func(blockdev.Op, int64, int64) error { faults[i].Set(); return nil }},
+				)
 			}
 			r := d.mustVerify(t, 0)
 			if len(r.Differences) != 1 || r.Differences[0].Kind != c.kind || r.Differences[0].Offset != 69632 || r.UnreadableBytes != 4096 || r.Differences[0].Repaired != "" {
 				t.Fatalf("%+v", r)
+			}
+			for _, i := range c.bad {
+				if x, n := d.v[i].badReads.worst(); n != 1 || x.off != 69632 || x.end != 73728 {
+					t.Errorf("host %d tells of %d places, %+v", i, n, x)
+				}
 			}
 			r = d.mustVerify(t, sideSource)
 			if len(r.Differences) != 1 || r.Differences[0].Repaired != c.repaired || (r.Bad() > 0) != (c.repaired == "") {
@@ -250,8 +259,11 @@ func TestVerifyUnreadable(t *testing.T) {
 				}
 				return
 			}
-			for _, i := range c.bad { // a disk gives a sector again that was written
-				faults[i].Set()
+			d.settled(t)
+			for _, i := range c.bad {
+				if x, n := d.v[i].badReads.worst(); n != 0 {
+					t.Errorf("repaired, and host %d still tells of %+v", i, x)
+				}
 			}
 			mustContent(t, "the source", d.v[srcHost], want)
 			mustContent(t, "the target", d.v[dstHost], want)

@@ -32,11 +32,12 @@ func (r *verifyReader) ReadAt(p []byte, off int64) (int, error) {
 	if r.below {
 		err := r.v.dev.(blockdev.DirectReader).ReadDirect(p, off)
 		if !errors.Is(err, errors.ErrUnsupported) {
+			r.v.wasRead(off, len(p), err)
 			return len(p), err
 		}
 		r.below = false
 	}
-	return r.v.dev.ReadAt(p, off)
+	return deviceReader{r.v}.ReadAt(p, off)
 }
 
 // sums reads [off, end) and returns what each unit of it holds. What is written meanwhile may show, or not. An error is one of the volume or of ctx; a unit that cannot be read says so.

@@ -292,7 +292,7 @@ func (w *view) readBelow(p []byte, off int64) error {
 	buf := piecePool.Get().(*[]extent)
 	defer func() { *buf = (*buf)[:0]; piecePool.Put(buf) }()
 	*buf = w.lookup((*buf)[:0], len(w.layers)-1, off, off+int64(len(p)))
-	if err := w.v.readPiecesOver(w.v.dev, p, off, *buf); err != nil {
+	if err := w.v.readPiecesOver(deviceReader{w.v}, p, off, *buf); err != nil {
 		return err
 	}
 	return w.v.sound(*buf)

@@ -47,6 +47,8 @@ type Volume struct {
 	// device file. Set before the volume is used.
 	restamp func(update func(*journal.Anchor)) error
 
+	badReads badReads // of the backing device
+
 	damage atomic.Pointer[damage] // rot in the log, until it is repaired
 	rotten atomic.Uint64          // LSN behind the newest rot met below applied
 	found  []journal.Record       // generation records that recovery met; of who recovers
