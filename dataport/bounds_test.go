@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"mirror-agent/dataport"
+	"mirror-agent/dataport/dataporttest"
 )
 
 // A node with as many sessions as it may have says so to the next one, and takes it when there is room again.
@@ -191,4 +193,47 @@ func TestHeadStartOfTheFirstAddress(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A peer that announces another address every millisecond has us dial as often as a path that fails would, and no oftener;
+// what it says last is what counts.
+func TestPeerThatMovesAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, dialled := dataporttest.NewNet(), map[string]bool{}
+		var mu sync.Mutex
+		target := node(t, memConfig(network, "target", "10.0.0.1:7000"))
+		register(t, target, newWitness())
+		c := memConfig(network, "source")
+		c.Dial = func(ctx context.Context, local, remote string) (net.Conn, error) {
+			mu.Lock()
+			dialled[remote] = true
+			mu.Unlock()
+			return network.Dial(ctx, local, remote)
+		}
+		p := open(t, register(t, node(t, c), newWitness()), dataport.PortConfig{Target: []string{"10.0.0.1:7000"}, UseAnnounced: true})
+		time.Sleep(time.Second)
+		last := ""
+		for i := range 1000 {
+			addr := fmt.Sprintf("10.0.0.1:%d", 8000+i)
+			if _, err := target.Listen(addr); err != nil {
+				t.Fatal(err)
+			}
+			if last != "" {
+				if err := target.Unlisten(last); err != nil {
+					t.Fatal(err)
+				}
+			}
+			last = addr
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if n, most := len(dialled), 2+int(time.Second/c.Timing.BackoffMin); n > most || n < most/2 {
+			t.Errorf("%d addresses were dialled within a second, want %d at most and half of them at least", n, most)
+		}
+		if up, down := pathsOf(p); len(down) != 0 || len(up) != 2 || !slices.Contains(up, last) {
+			t.Errorf("paths up %v, down %v; the last address is %s", up, down, last)
+		}
+	})
 }
