@@ -43,8 +43,9 @@ func (p *Port) SendBatch(ctx context.Context, msgs ...[]byte) (*Receipt, error) 
 	return s.SendBatch(ctx, msgs...)
 }
 
-// eachOfBatch calls fn for the messages of b. Nothing is called when b makes no sense.
-func eachOfBatch(b []byte, fn func(i int, m []byte)) (count int, err error) {
+// eachOfBatch calls fn for the messages of b, until it returns false, and returns for how many. Nothing is called when b
+// makes no sense.
+func eachOfBatch(b []byte, fn func(i int, m []byte) bool) (count int, err error) {
 	bad := func() (int, error) {
 		return 0, fmt.Errorf("%w: a batch of %d bytes whose lengths do not fit", ErrProtocol, len(b))
 	}
@@ -65,22 +66,28 @@ func eachOfBatch(b []byte, fn func(i int, m []byte)) (count int, err error) {
 	}
 	for i := range n {
 		size := binary.LittleEndian.Uint32(table[4*i:])
-		fn(int(i), rest[:size:size])
+		if !fn(int(i), rest[:size:size]) {
+			return int(i), nil
+		}
 		rest = rest[size:]
 	}
 	return int(n), nil
 }
 
-// hand gives the client what m holds. No lock is held.
+// hand gives the client what m holds: of a batch no more once the session has ended. No lock is held.
 func (s *Session) hand(m *inMsg) (reply []byte, messages int, err error) {
 	x := Message{Session: s, Seq: m.last, Payload: m.buf.data, Call: m.flags&flagCall != 0}
 	if m.typ != frameBatch {
 		reply, err = s.reg.client.OnMessage(s.handed, x)
 		return reply, 1, err
 	}
-	messages, broken := eachOfBatch(m.buf.data, func(i int, b []byte) {
+	messages, broken := eachOfBatch(m.buf.data, func(i int, b []byte) bool {
+		if s.ctx.Err() != nil {
+			return false
+		}
 		x.Payload, x.Index = b, i
 		_, _ = s.reg.client.OnMessage(s.handed, x)
+		return true
 	})
 	if broken != nil {
 		return nil, 0, &brokenError{broken, endProtocol}

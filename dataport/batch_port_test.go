@@ -2,8 +2,10 @@ package dataport_test
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"mirror-agent/dataport"
 )
@@ -69,4 +71,28 @@ func TestSendBatch(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 	}
+}
+
+// A client that had closed in the middle of a batch was handed the rest of it, of a session that was gone.
+func TestBatchStopsWhenTheSessionEnds(t *testing.T) {
+	inMemory(t, bubbleConfig{paths: 1}, func(w *bubble) {
+		taken := 0
+		p := w.between(nil, func(context.Context, dataport.Message) ([]byte, error) {
+			if taken++; taken == 2 {
+				_ = w.nodes[1].Close()
+			}
+			return nil, nil
+		})
+		r, err := p.SendBatch(w.t.Context(), []byte("a"), []byte("b"), []byte("c"), []byte("d"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Wait(w.t.Context()); !errors.Is(err, dataport.ErrSessionLost) {
+			t.Errorf("receipt: %v", err)
+		}
+		synctest.Wait()
+		if taken != 2 {
+			t.Errorf("%d messages were handed over, want 2", taken)
+		}
+	})
 }

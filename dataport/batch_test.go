@@ -37,11 +37,12 @@ func TestEachOfBatch(t *testing.T) {
 		"lengths beyond 32 bit": {batch(3, "abc", 1<<32-1, 1<<32-1, 5), nil},
 	} {
 		var got []string
-		n, err := eachOfBatch(row.b, func(i int, m []byte) {
+		n, err := eachOfBatch(row.b, func(i int, m []byte) bool {
 			if i != len(got) {
 				t.Errorf("%s: number %d after %d", name, i, len(got))
 			}
 			got = append(got, string(m))
+			return true
 		})
 		if !slices.Equal(got, row.want) || n != len(row.want) || (err == nil) != (row.want != nil) || err != nil && !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: %q, %d, %v", name, got, n, err)
@@ -53,7 +54,11 @@ func FuzzBatch(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 'a', 'b', 'c'})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		total, calls := 0, 0
-		n, err := eachOfBatch(b, func(_ int, m []byte) { total += len(m); calls++ })
+		n, err := eachOfBatch(b, func(_ int, m []byte) bool {
+			total += len(m)
+			calls++
+			return true
+		})
 		if n != calls || err == nil && 4+4*n+total != len(b) || err != nil && calls != 0 {
 			t.Fatalf("%d messages, %d calls, %d bytes of %d, %v", n, calls, total, len(b), err)
 		}

@@ -16,8 +16,9 @@
 //     another one is active it goes out again there; duplicates are dropped by sequence.
 //   - A path that is slow but not silent holds up nothing: see rescue.go.
 //   - A session ends for good: unreachable, closed, switched away, peer restarted. Nothing resumes silently.
-//   - Bounded: what is held for the peer (SendWindowBytes), what the peer may send ahead (ReceiveWindowBytes, and one
-//     message), events, sessions, paths, connections before authentication (of one host, and of
+//   - Bounded: what is held for the peer (SendWindowBytes; of replies twice that and one message), what the peer may send
+//     ahead (ReceiveWindowBytes, and one message; its memory up to twice that, for fragments are read to their places in
+//     messages of which no more may have come, see place.go), events, sessions, paths, connections before authentication (of one host, and of
 //     all; a flood keeps no peer out, see door.go), every length before it is allocated.
 //   - The port owns the parts of a message until its receipt is done, and reads them no more after that.
 //   - A message may go packed (PortConfig.Compression, each side for what it sends): each for itself, only when that is

@@ -25,12 +25,16 @@ func TestMain(m *testing.M) {
 	if raceEnabled || testing.Short() {
 		checks = "40"
 	}
-	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs.
+	// How often each model is checked: MIRROR_AGENT_RAPID=10000 for long runs, or -rapid.checks.
 	if n := os.Getenv("MIRROR_AGENT_RAPID"); n != "" {
 		checks = n
 	}
-	if err := flag.Set("rapid.checks", checks); err != nil {
-		panic(err)
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	if !given {
+		if err := flag.Set("rapid.checks", checks); err != nil {
+			panic(err)
+		}
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -13,15 +13,16 @@ import (
 	"mirror-agent/dataport/dataporttest"
 )
 
-// TestPortsAgainstLists: clients beside each other, each with a port of its own from the source to a target and a
-// backup, send and call both ways while everything happens to paths, hosts and ports. Against an ordered list:
+// TestPortsAgainstLists: clients beside each other, each with a port of its own from the source to a target and one to
+// three backups, send and call both ways while everything happens to paths, hosts and ports. Against an ordered list:
 //
 //   - A message is handed over once, in order and whole, or its receipt fails with ErrSessionLost and the session has ended.
 //   - A receipt that succeeded was delivered, and so was every one before it.
 //   - A message that Send did not take is never delivered.
 //   - When the faults stop, everything that is left is delivered, and every port works again, within settleTime.
 //   - What is held for a peer and from a peer stays within the windows.
-//   - The events of a session keep their grammar; a manual port does not touch a backup before Switch, an automatic one never goes back.
+//   - The events of a session keep their grammar; a manual port does not touch a backup before Switch, an automatic one goes
+//     by itself to the next of the list and never back.
 //
 // All in a bubble: time is exact and costs nothing. MIRROR_AGENT_RAPID=10000 for long runs.
 func TestPortsAgainstLists(t *testing.T) {
@@ -41,7 +42,7 @@ func TestPortsAgainstLists(t *testing.T) {
 const settleTime = 15 * time.Second
 
 type plan struct {
-	paths   [2]int // of target and backup
+	paths   []int // of the target and each backup
 	tls     bool
 	auto    bool
 	sched   int
@@ -74,6 +75,12 @@ var ops = [...]struct {
 			w.hole(step{a: i, b: s.b}, s.b%2 == 0)
 		}
 	}},
+	{"silent where a port is", 2, func(w *modelWorld, s step) {
+		i, _ := w.port(s).Target()
+		for _, a := range w.addrs[i+1] {
+			w.net.Blackhole(a, dataporttest.Both)
+		}
+	}},
 	{"hole ends", 4, func(w *modelWorld, s step) { w.net.Blackhole(w.addr(s), 0) }},
 	{"stall", 2, func(w *modelWorld, s step) { w.net.Stall(w.addr(s), dataporttest.Direction(s.b%4)) }},
 	{"delay", 2, func(w *modelWorld, s step) {
@@ -100,7 +107,7 @@ var ops = [...]struct {
 	{"switch", 1, func(w *modelWorld, s step) { w.switchTo(s) }},
 	{"client stalls", 1, func(w *modelWorld, s step) { w.client(s).stall(true) }},
 	{"client goes on", 1, func(w *modelWorld, s step) { w.client(s).stall(false) }},
-	{"restart", 1, func(w *modelWorld, s step) { w.restart(s.a % 3) }},
+	{"restart", 1, func(w *modelWorld, s step) { w.restart(s.a % len(w.nodes)) }},
 }
 
 // weighted has every op as often as its weight; rapid shrinks towards the first.
@@ -112,7 +119,7 @@ var weighted = func() (l []int) {
 }()
 
 func (p *plan) draw(rt *rapid.T) {
-	p.paths = [2]int{rapid.IntRange(1, 3).Draw(rt, "paths of the target"), rapid.IntRange(1, 2).Draw(rt, "paths of the backup")}
+	p.paths = append([]int{rapid.IntRange(1, 3).Draw(rt, "paths of the target")}, rapid.SliceOfN(rapid.IntRange(1, 2), 1, 3).Draw(rt, "paths of the backups")...)
 	p.tls = rapid.IntRange(0, 9).Draw(rt, "TLS when 9") == 9
 	p.auto = rapid.Bool().Draw(rt, "auto")
 	p.sched = rapid.IntRange(0, 1).Draw(rt, "scheduler")

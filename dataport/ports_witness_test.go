@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"mirror-agent/dataport"
@@ -184,6 +185,46 @@ func (l *witness) grammar() error {
 				return wrong("it was never up")
 			}
 			s.down = true
+		}
+	}
+	return nil
+}
+
+// switches judges where the ports of this client went, of an ordered list of targets: by themselves to the next one and
+// after it was told that theirs is unreachable, else only when they were asked.
+func (l *witness) switches(targets [][]string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	type state struct {
+		at   int
+		lost bool
+	}
+	all := map[*dataport.Port]*state{}
+	for i, e := range l.events {
+		if e.Port == nil {
+			continue
+		}
+		p := all[e.Port]
+		if p == nil {
+			p = &state{}
+			all[e.Port] = p
+		}
+		to := slices.IndexFunc(targets, func(t []string) bool { return t[0] == e.Target })
+		asked := e.Reason == "asked by the client"
+		switch {
+		case e.Kind == dataport.TargetUnreachable:
+			p.lost = true
+		case e.Kind == dataport.SessionUp:
+			p.lost = false
+		case e.Kind != dataport.Switching:
+			continue
+		case !asked && (to != p.at+1 || !p.lost):
+			return fmt.Errorf("event %d: a port went by itself from target %d to %d, lost: %v", i, p.at, to, p.lost)
+		default:
+			p.at, p.lost = to, false
+		}
+		if to != p.at {
+			return fmt.Errorf("event %d, %v: the port is on target %d", i, e, p.at)
 		}
 	}
 	return nil
