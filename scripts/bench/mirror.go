@@ -96,10 +96,10 @@ func (b *bench) mirrored(ctx context.Context) error {
 			}
 			aim := "-"
 			if v, ok := l.kit[s.mode]; ok {
-				aim = fmt.Sprintf("%.2f × nbdkit", v)
+				aim = aimed(v, "nbdkit", middleRatio(rs, kit.results[l.name]))
 			}
 			if v, ok := l.qemu[s.mode]; ok {
-				aim = fmt.Sprintf("%.2f × qemu", v)
+				aim = aimed(v, "qemu", middleRatio(rs, last.results[l.name]))
 			}
 			t.rows = append(t.rows, []string{
 				l.name, s.name, fmt.Sprintf("%.0f", median(rs, func(r result) float64 { return r.iops })), ratio(rs, kit.results[l.name]), ratio(rs, last.results[l.name]), aim,

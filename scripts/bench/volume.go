@@ -91,14 +91,10 @@ func (b *bench) volume(ctx context.Context) error {
 		if len(ours)+len(theirs) == 0 {
 			continue
 		}
-		aim := "-"
-		if l.bar > 0 {
-			aim = fmt.Sprintf("%.2f", l.bar)
-		}
 		rate, cpu := func(r result) float64 { return r.iops }, func(r result) float64 { return r.cpu * 1000 }
 		number := func(format string, v float64) string { return fmt.Sprintf(format, v) }
 		t.rows = append(t.rows, []string{
-			l.name, number("%.0f", median(ours, rate)), number("%.0f", median(theirs, rate)), ratio(ours, theirs), aim,
+			l.name, number("%.0f", median(ours, rate)), number("%.0f", median(theirs, rate)), ratio(ours, theirs), aimed(l.bar, "", middleRatio(ours, theirs)),
 			number("%.1f", median(ours, cpu)), number("%.1f", median(theirs, cpu)),
 		})
 		t.plot = append(t.plot, plotted{l.name, middleRatio(ours, theirs)})
