@@ -72,7 +72,7 @@ func (b *bench) mirrored(ctx context.Context) error {
 						return err
 					}
 				}
-				r, err := b.measureVolume(ctx, s.peer, l.volumeLoad, b.o.runTime)
+				r, err := b.measureVolume(ctx, s.peer, l.volumeLoad, b.o.runTime, 0)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w\n%s", s.name, l.name, err, b.logs(pair))
 				}

@@ -69,6 +69,17 @@ func TestAims(t *testing.T) {
 	}
 }
 
+// What a restart went through is told by its middle turn, in records and bytes.
+func TestUnapplied(t *testing.T) {
+	if u := middleOf(nil); u != nil {
+		t.Errorf("%v of nothing", u)
+	}
+	u := middleOf([]unappliedLog{{9 << 20, 4160}, {4160 * 1000, 4160}, {4160 * 1000 << 8, 4160}})
+	if got := u.String(); got != "2268 records of 4160 bytes, 9 MiB" {
+		t.Error(got)
+	}
+}
+
 func TestBars(t *testing.T) {
 	var s strings.Builder
 	(&table{plot: []plotted{{"one", 1}, {"half a one", 0.5}, {"much", 9}}}).bars(&s)
