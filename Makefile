@@ -22,7 +22,7 @@ BENCH_FLAGS     ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build package demo test race torture planted bench lint fmt deps clean
+.PHONY: help build package demo test race torture crash planted bench lint fmt deps clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ race: ## unit tests with the race detector
 
 torture: build ## kill, cut and crash for long (TORTURE_SECONDS=600, or TORTURE_ROUNDS=n)
 	TORTURE_SECONDS=$(TORTURE_SECONDS) TORTURE_ROUNDS=$(TORTURE_ROUNDS) TORTURE_CHAOS=$(TORTURE_CHAOS) TORTURE_SOAK=$(TORTURE_SOAK) scripts/torture
+
+crash: ## every state that a power cut may leave of the scenarios of the log and the volume, and how many those are
+	MIRROR_AGENT_CRASH=full $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) -run '^TestCrashStates$$' ./journal ./mirror
 
 planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or a part of a patch's name)
 	cd integration/planted && MIRROR_AGENT_PLANTED=$(PLANTED) $(GO) test -count=1 -timeout 3h -run TestPlanted

@@ -1,9 +1,15 @@
 package blockdev
 
-import "errors"
+import (
+	"errors"
+	"sync"
+)
 
 // maxVector bounds the buffers that are joined for one WritevAt; Linux takes 1024 at once.
 const maxVector = 256
+
+// joints are kept from one WritevAt to the next.
+var joints = sync.Pool{New: func() any { return new([maxVector][]byte) }}
 
 // ApplyBatch runs a group of writes on any device, in order: by WriteBatch when it has one, else one by one, neighbours
 // joined into one WritevAt where the device can do that. Writes with Sync set are durable when it returns, by one Sync
@@ -75,11 +81,14 @@ func applyRun(d Device, vector VectorWriter, ws []Write) error {
 	case len(ws) == 1:
 		_, err = d.WriteAt(w.Data, w.Offset)
 	default:
-		bufs := make([][]byte, len(ws))
+		joined := joints.Get().(*[maxVector][]byte)
+		bufs := joined[:len(ws)]
 		for i := range ws {
 			bufs[i] = ws[i].Data
 		}
 		_, err = vector.WritevAt(bufs, w.Offset)
+		clear(bufs) // they are the callers'
+		joints.Put(joined)
 	}
 	return err
 }

@@ -304,7 +304,7 @@ func (f *File) WritevAt(bufs [][]byte, off int64) (int, error) {
 	done := 0
 	for int64(done) < total {
 		some := bufs[:min(len(bufs), maxIOVec)]
-		n, err := unix.Pwritev(f.fd, some, off+int64(done))
+		n, err := pwritev(f.fd, some, off+int64(done))
 		if err == nil && n == 0 && sizeOf(some) > 0 {
 			err = io.ErrShortWrite
 		}

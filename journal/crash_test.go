@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 // rec is one record as it must be in the log.
@@ -44,7 +46,7 @@ func (s state) cut(to LSN) state {
 
 // world drives a log and keeps the state it must have.
 type world struct {
-	t       testing.TB
+	t       rapid.TB
 	rng     *rand.Rand
 	f       *memFile
 	l       *Log
@@ -65,7 +67,7 @@ const (
 	allSteps  = 108 // sum of the weights in step
 )
 
-func newWorld(t testing.TB, rng *rand.Rand) *world {
+func newWorld(t rapid.TB, rng *rand.Rand) *world {
 	w := &world{t: t, rng: rng, f: newMemFile(ringStart + worldRing), counts: map[string]int{}}
 	a := Anchor{Name: "world", Role: RolePrimary, DeviceSize: 1 << 30, Applied: 4096, AppliedChain: 77, Generations: []Generation{{Major: 1, First: 4096}}}
 	mustFormat(t, w.f, a)

@@ -109,34 +109,45 @@ func judge(moments []moment, s *crashtest.State) error {
 }
 
 // TestCrashStates visits what any power cut in random lives of a log may leave on the disk. MIRROR_AGENT_SEED draws other
-// lives.
+// lives; there are enough states in any.
 func TestCrashStates(t *testing.T) {
-	total, began, first := 0, time.Now(), uint64(0)
+	const lives, share = 3, 0.02
+	least := 0
+	switch crashShare(share) {
+	case 1:
+		least = 150_000
+	case share:
+		least = 4_000
+	}
+	total, visited, began, first := 0, 0, time.Now(), uint64(0)
 	if s := os.Getenv("MIRROR_AGENT_SEED"); s != "" {
 		var err error
 		if first, err = strconv.ParseUint(s, 10, 64); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for seed := first; seed < first+3; seed++ {
+	for seed := first; seed < first+lives; seed++ {
 		t.Run(fmt.Sprint("life ", seed), func(t *testing.T) {
 			trace, moments := recordLife(t, seed, 220)
 			if t.Failed() {
 				return
 			}
 			n, err := trace.States(crashtest.Config{
-				Seed: seed, All: 10, Samples: 200, Tears: 1500, Share: crashShare(0.02),
+				Seed: seed, All: 10, Samples: 200, Tears: 1500, Share: crashShare(share),
 				Stamp: func(n int) int {
 					i := doneAt(moments, n)
 					return 2*i + min(n-moments[i].pos, 1) // done, or the next under way
 				},
 			}, func(s *crashtest.State) error { return judge(moments, s) })
-			total += n
+			total, visited = total+n, visited+1
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("%d operations on the disk, %d states", trace.Len(), n)
 		})
+	}
+	if visited == lives && total < least {
+		t.Errorf("MIRROR_AGENT_SEED=%d: only %d states, at least %d are wanted: make the lives longer", first, total, least)
 	}
 	t.Logf("%d states in %v", total, time.Since(began).Round(time.Millisecond))
 }

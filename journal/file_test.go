@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"pgregory.net/rapid"
 )
 
 func TestMain(m *testing.M) {
@@ -175,14 +176,14 @@ func (f osFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
-func mustFormat(t testing.TB, f File, a Anchor) {
+func mustFormat(t rapid.TB, f File, a Anchor) {
 	t.Helper()
 	if err := Format(f, a); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mustOpen(t testing.TB, f File, o Options) *Log {
+func mustOpen(t rapid.TB, f File, o Options) *Log {
 	t.Helper()
 	l, _, err := Open(f, o)
 	if err != nil {

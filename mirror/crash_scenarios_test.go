@@ -259,6 +259,88 @@ var crashScenarios = []struct {
 		w.declare(w.v.log.Head())
 		w.apply()
 	}},
+	{"bitmap overflow", RolePrimary, 0.2, func(w *crashWorld) {
+		w.generation(true)
+		w.write(0, 100)
+		w.flush()
+		w.acknowledges("behind", w.v.log.Head())
+		w.overflow(8)
+		w.acknowledges("later", w.v.log.Head())
+		late := w.v.log.Head()
+		w.overflow(24)
+		w.tracks("behind", true)
+		w.acknowledges("behind", late) // which the log does not reach back to any more
+		w.tracks("behind", true)
+		w.restart(false)
+		w.generation(false)
+		w.overflow(14)
+		w.tracks("later", true)
+		w.write(0, 30) // not durable when it is acknowledged
+		w.acknowledges("behind", w.v.log.Head())
+		w.tracks("behind", false)
+		w.overflow(30)
+		w.tracks("behind", true)
+		w.restart(true)
+		w.generation(false)
+		w.overflow(2)
+	}},
+	{"bitmap after a hold", RolePrimary, 0.5, func(w *crashWorld) {
+		w.generation(true)
+		w.acknowledges("behind", w.v.log.Head())
+		w.write(5000, 50)
+		hold := w.v.newHold("reader", w.v.log.Tail(), func() {})
+		w.overflow(25)
+		w.tracks("behind", false)
+		hold.release()
+		w.write(2000, 50)
+		w.check(w.v.relieve()) // nothing is applied: the tail moves alone
+		w.tracks("behind", true)
+		w.write(9000, 50)
+	}},
+	{"ring resized", RolePrimary, 0.2, func(w *crashWorld) {
+		w.generation(true)
+		w.acknowledges("behind", w.v.log.Head())
+		w.overflow(6)
+		w.write(100, 900)
+		w.resizeLog(testJournal + 512<<10)
+		w.write(200, 900)
+		w.overflow(27) // as far as the larger ring reaches, which the smaller one could not
+		w.tracks("behind", false)
+		w.restart(false)
+		w.generation(false)
+		w.write(3000, 40)
+		w.resizeLog(testJournal) // for that the tail has to move
+		w.tracks("behind", true)
+		w.write(4000, 40)
+		w.restart(true)
+		w.generation(false)
+		w.overflow(5)
+	}},
+	{"follower's ring resized", RoleSecondary, 0.5, func(w *crashWorld) {
+		w.sourceWrites(5)
+		w.receive()
+		w.acknowledge()
+		w.declare(w.v.log.Durable())
+		w.sourceWrites(2)
+		w.receive()
+		w.moveLog(testJournal+256<<10, func() {
+			w.sourceWrites(1)
+			w.receive()
+		})
+		w.declare(w.v.log.Durable())
+		w.apply()
+		w.sourceWrites(2)
+		w.receive()
+		w.moveLog(testJournal, func() {
+			w.sourceWrites(1)
+			w.receive()
+			w.acknowledge()
+		})
+		w.cut(w.v.log.Durable())
+		w.sourceWrites(2)
+		w.receive()
+		w.restart(false)
+	}},
 	{"life 1", RolePrimary, 0.03, func(w *crashWorld) { w.life(1, 260) }},
 	{"life 2", RolePrimary, 0.03, func(w *crashWorld) { w.life(2, 260) }},
 	{"life 3", RolePrimary, 0.03, func(w *crashWorld) { w.life(3, 260) }},

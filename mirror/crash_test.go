@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"mirror-agent/blockdev"
 	"mirror-agent/blockdev/crashtest"
 	"mirror-agent/journal"
 )
@@ -32,7 +31,8 @@ const crashGrown = crashDevice + 24<<10
 type moment struct {
 	lsn     journal.LSN
 	content []byte
-	dead    int // with so many operations done it must never come back
+	changed extent // by the record
+	dead    int    // with so many operations done it must never come back
 }
 
 // step function over the length of the trace.
@@ -54,7 +54,8 @@ type crashWorld struct {
 	trace   *crashtest.Trace
 	journal *crashtest.Disk
 	device  *crashtest.Disk
-	stage   *crashtest.Disk // where a resync is built
+	stage   *crashtest.Disk
+	disks   []crashDisk // all of the trace
 	v       *Volume
 
 	moments map[uint64]*moment
@@ -80,6 +81,8 @@ func quietOptions() VolumeOptions {
 func newCrashWorld(t testing.TB, role Role) *crashWorld {
 	w := &crashWorld{t: t, trace: crashtest.New(), moments: map[uint64]*moment{}, want: make([]byte, crashDevice)}
 	w.journal, w.device, w.stage = w.trace.Disk(testJournal), w.trace.Disk(crashGrown), w.trace.Disk(crashDevice)
+	slots := []*crashtest.Disk{w.trace.Disk(crashSlotBytes), w.trace.Disk(crashSlotBytes)}
+	w.disks = crashDisks([]*crashtest.Disk{w.journal, w.device, w.stage, slots[0], slots[1], w.trace.Disk(crashDirectoryBytes)})
 	c := Config{Name: "vol", Role: role}
 	a := c.firstAnchor(crashDevice)
 	a.AppliedChain = 77 // every run is the same
@@ -92,11 +95,7 @@ func newCrashWorld(t testing.TB, role Role) *crashWorld {
 	w.chains = []uint64{a.AppliedChain}
 	w.promise(&w.flushed, a.Applied)
 	w.promise(&w.answered, a.Applied)
-	w.journal.Before = func(sync bool, _ []byte, _, _ int64) {
-		if sync && w.v != nil {
-			w.synced = w.v.log.Head()
-		}
-	}
+	w.journal.Before = w.syncs
 	w.device.Before = w.guard
 	if role == RolePrimary {
 		w.declared = math.MaxInt64
@@ -149,9 +148,16 @@ func (w *crashWorld) guard(sync bool, data []byte, off, length int64) {
 	w.t.Errorf("operation %d: %d+%d of the device gets bytes that no record committed up to LSN %d has", w.trace.Len(), off, length, limit)
 }
 
+// syncs notes what a sync of the journal makes durable.
+func (w *crashWorld) syncs(sync bool, _ []byte, _, _ int64) {
+	if sync && w.v != nil {
+		w.synced = w.v.log.Head()
+	}
+}
+
 func (w *crashWorld) open() {
 	w.t.Helper()
-	v, err := openCrashed(w.journal, w.device, w.stage)
+	v, err := openCrashed(w.disks)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -186,7 +192,11 @@ func (w *crashWorld) adopt() {
 				content = append(content, make([]byte, int(r.Offset)-len(content))...)
 			}
 			from = r.End()
-			w.moments[r.Chain] = &moment{lsn: from, content: content, dead: math.MaxInt}
+			m := &moment{lsn: from, content: content, dead: math.MaxInt}
+			if changes(r.Op) {
+				m.changed = extent{off: int64(r.Offset), end: int64(r.Offset) + int64(r.Length)}
+			}
+			w.moments[r.Chain] = m
 			w.chains = append(w.chains, r.Chain)
 			return nil
 		})
@@ -260,25 +270,9 @@ func (w *crashWorld) judge(s *crashtest.State) error {
 	return nil
 }
 
-// openCrashed opens a volume as an agent does: a takeover that was interrupted is completed first.
-func openCrashed(log journal.File, dev blockdev.Device, stage stageFile) (*Volume, error) {
-	v, _, err := openVolume(log, dev, quietOptions())
-	if err != nil || v.flags()&stateMerging == 0 {
-		return v, err
-	}
-	st, err := newStaging(v, stage, func() error { return nil })
-	if err == nil {
-		err = st.merge()
-	}
-	if err != nil {
-		return nil, errors.Join(err, v.Abort())
-	}
-	return v, nil
-}
-
 // open1 opens the volume and compares it with the history. What killed says only counts for the first opening.
 func (w *crashWorld) open1(s *crashtest.State, first bool) error {
-	v, err := openCrashed(s.Disks[0], s.Disks[1], s.Disks[2])
+	v, err := openCrashed(crashDisks(s.Disks))
 	if err != nil {
 		return fmt.Errorf("open: %w", err) // a power cut is no rot (G7)
 	}
@@ -319,7 +313,7 @@ func (w *crashWorld) open1(s *crashtest.State, first bool) error {
 
 // goesOn writes on in the state that a crash left, as a new primary, and finds that again.
 func (w *crashWorld) goesOn(s *crashtest.State) error {
-	v, err := openCrashed(s.Disks[0], s.Disks[1], s.Disks[2])
+	v, err := openCrashed(crashDisks(s.Disks))
 	if err != nil {
 		return fmt.Errorf("open again: %w", err)
 	}
@@ -349,7 +343,7 @@ func (w *crashWorld) goesOn(s *crashtest.State) error {
 	if err := end(); err != nil {
 		return fmt.Errorf("go on: %w", err)
 	}
-	if v, err = openCrashed(s.Disks[0], s.Disks[1], s.Disks[2]); err != nil {
+	if v, err = openCrashed(crashDisks(s.Disks)); err != nil {
 		return fmt.Errorf("open after going on: %w", err)
 	}
 	after, err := content(v)
@@ -367,7 +361,7 @@ var secondCrashes atomic.Int64
 // crashesAgain cuts the power at every operation of the recovery, too.
 func (w *crashWorld) crashesAgain(s *crashtest.State) error {
 	again, disks := s.Record()
-	v, err := openCrashed(disks[0], disks[1], disks[2])
+	v, err := openCrashed(crashDisks(disks))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -411,9 +405,8 @@ func crashConfig(t testing.TB, share float64) crashtest.Config {
 	return c
 }
 
-// TestCrashStates visits the states of every scenario. MIRROR_AGENT_CRASH=full visits all of them, otherwise a sample;
-// MIRROR_AGENT_SEED draws another one, and other
-// lives.
+// TestCrashStates visits the states of every scenario. MIRROR_AGENT_CRASH=full visits all of them (make crash), otherwise a
+// sample; MIRROR_AGENT_SEED draws another one, and other lives. However they are drawn, there are enough of them.
 func TestCrashStates(t *testing.T) {
 	total, visited, began := 0, 0, time.Now()
 	least := 0
@@ -446,8 +439,8 @@ func TestCrashStates(t *testing.T) {
 			t.Logf("%d operations on the disks, %d states", w.trace.Len(), n)
 		})
 	}
-	if os.Getenv("MIRROR_AGENT_SEED") == "" && visited == len(crashScenarios) && total < least {
-		t.Errorf("only %d states, at least %d are wanted: make the scenarios longer", total, least)
+	if visited == len(crashScenarios) && total < least {
+		t.Errorf("MIRROR_AGENT_SEED=%d: only %d states, at least %d are wanted: make the scenarios longer", crashSeed(t), total, least)
 	}
 	t.Logf("%d states, and %d of a second crash in the recovery, in %v", total, secondCrashes.Load(), time.Since(began).Round(time.Millisecond))
 }

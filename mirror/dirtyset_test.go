@@ -29,7 +29,7 @@ func TestDirtyBlockBytes(t *testing.T) {
 }
 
 // TestDirtySetModel: sets against a map of blocks, through marking, copying
-// and the file and back. -rapid.checks=10000 for long.
+// and the file and back. MIRROR_AGENT_RAPID=10000 for long.
 func TestDirtySetModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.Int64Range(1, 1<<30).Draw(t, "sectors") * 512 % (900 << 20)

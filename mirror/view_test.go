@@ -65,7 +65,7 @@ func difference(a, b []byte) int {
 func TestViewModel(t *testing.T) {
 	opened, lost := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
-		h := newHost(t, RolePrimary)
+		h := newHost(rt, RolePrimary)
 		o := testOptions()
 		o.RetainBytes = rapid.SampledFrom([]int64{0, 64 << 10, 256 << 10}).Draw(rt, "retain")
 		v, _, err := openVolume(keepOpen{h.journal}, keepOpen{h.device}, o)

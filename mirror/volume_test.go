@@ -45,7 +45,7 @@ type host struct {
 	quiet   bool             // its volume makes nothing durable by itself
 }
 
-func newHost(t testing.TB, role Role) *host {
+func newHost(t rapid.TB, role Role) *host {
 	t.Helper()
 	p := blockdev.NewPower()
 	h := &host{power: p, journal: blockdev.NewMemory(testJournal, p), device: blockdev.NewMemory(testDevice, p)}
@@ -110,7 +110,7 @@ func (h *host) open() (*Volume, error) {
 	return v, nil
 }
 
-func (h *host) mustOpen(t testing.TB) *Volume {
+func (h *host) mustOpen(t rapid.TB) *Volume {
 	t.Helper()
 	v, err := h.open()
 	if err != nil {
@@ -129,8 +129,8 @@ func content(v *Volume) ([]byte, error) {
 // order read back like a byte slice, while the log wraps around many times.
 func TestVolumeModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		h := newHost(t, RolePrimary)
-		v := h.mustOpen(t)
+		h := newHost(rt, RolePrimary)
+		v := h.mustOpen(rt)
 		defer func() { _ = v.Abort() }()
 		model := make([]byte, testDevice)
 		extent := func(rt *rapid.T) (int64, int64) {
@@ -181,7 +181,7 @@ func TestVolumeModel(t *testing.T) {
 				if err := v.Abort(); err != nil {
 					rt.Fatal(err)
 				}
-				v = h.mustOpen(t)
+				v = h.mustOpen(rt)
 			},
 			"end": func(rt *rapid.T) {
 				if err := v.Close(); err != nil {
@@ -192,7 +192,7 @@ func TestVolumeModel(t *testing.T) {
 				if _, err := h.device.ReadAt(got, 0); err != nil || !bytes.Equal(got, model) {
 					rt.Fatalf("after a clean end the device differs (%v)", err)
 				}
-				v = h.mustOpen(t)
+				v = h.mustOpen(rt)
 			},
 			"": func(rt *rapid.T) {
 				got, err := content(v)

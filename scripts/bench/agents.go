@@ -105,14 +105,17 @@ func (m *agents) order(ctx context.Context, args ...string) error {
 // agentStatus is what the bench looks at of status --json.
 type agentStatus struct {
 	State     string
+	Log       struct{ Head, Applied int64 }
 	Followers []struct {
 		State    string
 		Resynced struct{ Started, Ended time.Time }
 	}
 }
 
-func (m *agents) status(h *agentHost) (s agentStatus, err error) {
-	out, err := exec.Command(m.b.o.agent, "status", "--json", "--control", h.control).Output()
+func (m *agents) status(h *agentHost) (agentStatus, error) { return m.b.status(h.control) }
+
+func (b *bench) status(control string) (s agentStatus, err error) {
+	out, err := exec.Command(b.o.agent, "status", "--json", "--control", control).Output()
 	if err != nil {
 		return s, err
 	}

@@ -15,6 +15,8 @@ import (
 type result struct {
 	iops float64
 	cpu  float64 // seconds of all servers per 1000 requests
+
+	unapplied float64 // MiB of log that were not in the device when the run ended
 }
 
 // ticksPerSecond is USER_HZ, 100 on every Linux that Go runs on.

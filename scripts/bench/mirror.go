@@ -72,7 +72,7 @@ func (b *bench) mirrored(ctx context.Context) error {
 						return err
 					}
 				}
-				r, err := b.measureVolume(ctx, s.peer, l.volumeLoad, b.o.runTime)
+				r, err := b.measureVolume(ctx, s.peer, l.volumeLoad, b.o.runTime, 0)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w\n%s", s.name, l.name, err, b.logs(pair))
 				}
@@ -96,10 +96,10 @@ func (b *bench) mirrored(ctx context.Context) error {
 			}
 			aim := "-"
 			if v, ok := l.kit[s.mode]; ok {
-				aim = fmt.Sprintf("%.2f × nbdkit", v)
+				aim = aimed(v, "nbdkit", middleRatio(rs, kit.results[l.name]))
 			}
 			if v, ok := l.qemu[s.mode]; ok {
-				aim = fmt.Sprintf("%.2f × qemu", v)
+				aim = aimed(v, "qemu", middleRatio(rs, last.results[l.name]))
 			}
 			t.rows = append(t.rows, []string{
 				l.name, s.name, fmt.Sprintf("%.0f", median(rs, func(r result) float64 { return r.iops })), ratio(rs, kit.results[l.name]), ratio(rs, last.results[l.name]), aim,

@@ -21,6 +21,7 @@ import (
 type peer struct {
 	name     string
 	socket   string
+	control  string // of an agent that is asked how far its device is; else empty
 	procs    []*exec.Cmd
 	commands []string
 	results  map[string][]result // by load
@@ -39,6 +40,8 @@ type bench struct {
 	dir     string
 	sockets string
 	started []*exec.Cmd
+
+	unapplied []unappliedLog // at each restart
 }
 
 func (b *bench) file(name string) string   { return filepath.Join(b.dir, name) }

@@ -214,9 +214,7 @@ func portTable(o options, runs []portRun, results map[string][]result, around []
 			row[3] = fmt.Sprintf("%.2f (%.2f–%.2f)", m, v[0], v[len(v)-1])
 			t.plot = append(t.plot, plotted{name, m})
 		}
-		if aim > 0 {
-			row[4] = fmt.Sprintf("%.2f", aim)
-		}
+		row[4] = aimed(aim, "", middle(v))
 		t.rows = append(t.rows, row)
 	}
 	for _, r := range runs {

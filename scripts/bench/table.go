@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -97,6 +98,25 @@ func (t *table) markdown() string {
 		s.WriteString("```\n")
 	}
 	return s.String()
+}
+
+// belowAim marks the aim that a median misses.
+const belowAim = ", below aim"
+
+// aimed is the cell of an aim: so many times as fast as the other, 0 is none. It says so when the median, as it is shown, is
+// below; a median of 0 was not measured.
+func aimed(aim float64, other string, middle float64) string {
+	if aim == 0 {
+		return "-"
+	}
+	cell := fmt.Sprintf("%.2f", aim)
+	if other != "" {
+		cell += " × " + other
+	}
+	if middle > 0 && math.Round(middle*100) < math.Round(aim*100) {
+		cell += belowAim
+	}
+	return cell
 }
 
 // replaceSection puts new text between the marks of a section.

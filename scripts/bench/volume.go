@@ -7,7 +7,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/dustin/go-humanize"
+	"golang.org/x/sync/errgroup"
 )
 
 // volumeLoad is a job that several clients run at the same time, each over a connection of its own.
@@ -60,6 +64,10 @@ func (b *bench) volume(ctx context.Context) error {
 		return err
 	}
 	loads := b.volumeLoads()
+	ring, err := humanize.ParseBytes(b.o.journal)
+	if err != nil {
+		return fmt.Errorf("-journal: %w", err)
+	}
 	if err := b.wrap(ctx, agent, loads[0].deviceSize, loads[0].deviceSize); err != nil {
 		return err
 	}
@@ -71,7 +79,7 @@ func (b *bench) volume(ctx context.Context) error {
 				if !wanted.MatchString(l.name + "/" + p.name) {
 					continue
 				}
-				r, err := b.measureVolume(ctx, p, l, b.o.volumeTime)
+				r, err := b.measureVolume(ctx, p, l, b.o.volumeTime, ring)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w\n%s", p.name, l.name, err, b.logs(p))
 				}
@@ -82,24 +90,20 @@ func (b *bench) volume(ctx context.Context) error {
 		}
 	}
 	t := table{
-		section: "volume", head: []string{"load", "mirror-agent, requests/s", "nbdkit", "ratio", "aim", "CPU µs each", "nbdkit's"},
-		caption: fmt.Sprintf("A source without a target beside nbdkit's file plugin in place; device of %d MiB, log of %s that has gone around before; %d turns of %v; medians, "+
-			"ratios turn by turn (least–greatest).", b.o.sizeMiB, b.o.journal, b.o.volumeRounds, b.o.volumeTime),
+		section: "volume", head: []string{"load", "mirror-agent, requests/s", "nbdkit", "ratio", "aim", "CPU µs each", "nbdkit's", "unapplied, MiB"},
+		caption: fmt.Sprintf("A source without a target beside nbdkit's file plugin in place; device of %d MiB, log of %s that has gone around before; %d turns of %v, each after a lead-in of the same load until it "+
+			"has written as much as the log holds, %v at most; medians, ratios turn by turn (least–greatest). Unapplied is what the log holds for the device when a run ends.", b.o.sizeMiB, b.o.journal, b.o.volumeRounds, b.o.volumeTime, leadTimes*b.o.volumeTime),
 	}
 	for _, l := range loads {
 		ours, theirs := agent.results[l.name], kit.results[l.name]
 		if len(ours)+len(theirs) == 0 {
 			continue
 		}
-		aim := "-"
-		if l.bar > 0 {
-			aim = fmt.Sprintf("%.2f", l.bar)
-		}
 		rate, cpu := func(r result) float64 { return r.iops }, func(r result) float64 { return r.cpu * 1000 }
 		number := func(format string, v float64) string { return fmt.Sprintf(format, v) }
 		t.rows = append(t.rows, []string{
-			l.name, number("%.0f", median(ours, rate)), number("%.0f", median(theirs, rate)), ratio(ours, theirs), aim,
-			number("%.1f", median(ours, cpu)), number("%.1f", median(theirs, cpu)),
+			l.name, number("%.0f", median(ours, rate)), number("%.0f", median(theirs, rate)), ratio(ours, theirs), aimed(l.bar, "", middleRatio(ours, theirs)),
+			number("%.1f", median(ours, cpu)), number("%.1f", median(theirs, cpu)), number("%.0f", median(ours, func(r result) float64 { return r.unapplied })),
 		})
 		t.plot = append(t.plot, plotted{l.name, middleRatio(ours, theirs)})
 	}
@@ -113,7 +117,7 @@ func (b *bench) volume(ctx context.Context) error {
 
 // startAlone starts a source that has no target.
 func (b *bench) startAlone(ctx context.Context, p *peer) error {
-	p.socket = b.socket("alone")
+	p.socket, p.control = b.socket("alone"), b.socket("alone.ctl")
 	if err := b.copies("alone.img"); err != nil {
 		return err
 	}
@@ -123,7 +127,7 @@ func (b *bench) startAlone(ctx context.Context, p *peer) error {
 		defer os.Remove(journal) // the agent keeps it open
 	}
 	if err := b.start(p, b.o.agent, "source", "--name", "bench", "--device", b.file("alone.img"), "--journal", journal,
-		"--journal-size", b.o.journal, "--nbd", "unix:"+p.socket, "--insecure", "--control", b.socket("alone.ctl")); err != nil {
+		"--journal-size", b.o.journal, "--nbd", "unix:"+p.socket, "--insecure", "--control", p.control); err != nil {
 		return err
 	}
 	return b.until(ctx, p, 30*time.Second, exists(p.socket))
@@ -131,12 +135,16 @@ func (b *bench) startAlone(ctx context.Context, p *peer) error {
 
 // wrap writes so many bytes to a device of that size, to fill a log.
 func (b *bench) wrap(ctx context.Context, p *peer, size, most int64) error {
+	return b.write(ctx, p, job{write: true, block: 1 << 20, depth: 8, deviceSize: size}, most)
+}
+
+// write runs a load until it has written so many bytes.
+func (b *bench) write(ctx context.Context, p *peer, j job, most int64) error {
 	c, err := dialNBD("unix", p.socket)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	j := job{write: true, block: 1 << 20, depth: 8, deviceSize: size}
 	for written := int64(0); written < most; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -145,13 +153,56 @@ func (b *bench) wrap(ctx context.Context, p *peer, size, most int64) error {
 		if err != nil {
 			return err
 		}
-		written += int64(n) << 20
+		written += int64(n) * int64(j.block)
 	}
 	return nil
 }
 
-// measureVolume runs one load and waits until the server is idle again; its CPU time until then counts.
-func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad, length time.Duration) (r result, err error) {
+// leadTimes is how many times as long as a run its lead-in is at most.
+const leadTimes = 3
+
+// lead runs a load on all connections, for nothing, until so many bytes are written or it took long enough: a log that
+// begins empty takes for a while what the device could not.
+func lead(cs []*client, j job, bytes uint64, most time.Duration) error {
+	var written atomic.Uint64
+	var all errgroup.Group
+	began := time.Now()
+	for _, c := range cs {
+		all.Go(func() error {
+			for written.Load() < bytes && time.Since(began) < most {
+				n, _, err := c.run(j, 50*time.Millisecond)
+				if err != nil {
+					return err
+				}
+				written.Add(uint64(n) * uint64(j.block) * uint64(100-j.reads) / 100)
+			}
+			return nil
+		})
+	}
+	return all.Wait()
+}
+
+// measureVolume runs one load, after a lead-in of so many bytes, and waits until the server is idle again; its CPU time from
+// the lead-in until then counts. A load that is done once has no lead-in.
+func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad, length time.Duration, leadBytes uint64) (r result, err error) {
+	var cs []*client
+	defer func() {
+		for _, c := range cs {
+			_ = c.close()
+		}
+	}()
+	for range l.clients {
+		c, err := dialNBD("unix", p.socket)
+		if err != nil {
+			return r, err
+		}
+		cs = append(cs, c)
+	}
+	if !l.once {
+		if err := lead(cs, l.job, leadBytes, leadTimes*length); err != nil {
+			return r, err
+		}
+	}
 	before, err := p.cpuTicks()
 	if err != nil {
 		return r, err
@@ -163,13 +214,8 @@ func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad, length
 		most  time.Duration
 		first error
 	)
-	for range l.clients {
-		c, err := dialNBD("unix", p.socket)
-		if err != nil {
-			return r, err
-		}
+	for _, c := range cs {
 		wg.Go(func() {
-			defer c.close()
 			n, took, err := c.run(l.job, length)
 			mu.Lock()
 			defer mu.Unlock()
@@ -183,11 +229,18 @@ func (b *bench) measureVolume(ctx context.Context, p *peer, l volumeLoad, length
 	if first != nil {
 		return r, first
 	}
+	if p.control != "" {
+		s, err := b.status(p.control)
+		if err != nil {
+			return r, err
+		}
+		r.unapplied = float64(s.Log.Head-s.Log.Applied) / (1 << 20)
+	}
 	after, err := b.idle(ctx, p)
 	if err != nil {
 		return r, err
 	}
-	r = result{iops: float64(total) / most.Seconds(), cpu: float64(after-before) / ticksPerSecond / float64(total) * 1000}
+	r = result{unapplied: r.unapplied, iops: float64(total) / most.Seconds(), cpu: float64(after-before) / ticksPerSecond / float64(total) * 1000}
 	syncAll()
 	return r, nil
 }
