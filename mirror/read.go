@@ -45,6 +45,32 @@ func (v *Volume) readOver(base io.ReaderAt, p []byte, off int64) error {
 	}
 }
 
+// Prefetch has the backing device make ready what the log does not hold (blockdev.Prefetcher); one that cannot has nothing to do.
+func (v *Volume) Prefetch(off, length int64) error {
+	if err := blockdev.CheckRange(off, length, v.size.Load()); err != nil {
+		return err
+	}
+	if err := v.readable(); err != nil {
+		return err
+	}
+	dev, ok := v.dev.(blockdev.Prefetcher)
+	if !ok {
+		return nil
+	}
+	buf := piecePool.Get().(*[]extent)
+	defer func() { *buf = (*buf)[:0]; piecePool.Put(buf) }()
+	*buf = v.overlay.lookup((*buf)[:0], off, off+length)
+	for _, x := range *buf {
+		if !x.base {
+			continue
+		}
+		if err := dev.Prefetch(x.off, x.end-x.off); err != nil {
+			return fmt.Errorf("prefetch %d bytes of the device at %d: %w", x.end-x.off, x.off, err)
+		}
+	}
+	return nil
+}
+
 // readPiecesOver takes from base what is not in the log.
 func (v *Volume) readPiecesOver(base io.ReaderAt, p []byte, off int64, pieces []extent) error {
 	for _, x := range pieces {

@@ -352,17 +352,39 @@ func (w *view) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt writes to the view alone. An error that is unix.ENOSPC leaves the view as it is.
 func (w *view) WriteAt(p []byte, off int64) (int, error) {
-	err := w.change(off, int64(len(p)), func(first, end int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.writeLocked(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteBatch writes to the view alone. A group is in it as one: a connection that a client has given up cannot write between what the client
+// sends again on another one.
+func (w *view) WriteBatch(ws []blockdev.Write) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range ws {
+		switch x := &ws[i]; {
+		case x.Fast: // the view does not know what is
+			x.Err = errors.ErrUnsupported
+		case x.Zero || x.Trim:
+			x.Err = w.trimLocked(x.Offset, x.Length)
+		default:
+			x.Err = w.writeLocked(x.Data, x.Offset)
+		}
+	}
+}
+
+func (w *view) writeLocked(p []byte, off int64) error {
+	return w.change(off, int64(len(p)), func(first, end int64) error {
 		if err := w.take(first, end); err != nil {
 			return err
 		}
 		_, err := w.file.WriteAt(p, off)
 		return err
 	})
-	if err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }
 
 // Zero makes the range read as zeroes in the view.
@@ -370,6 +392,12 @@ func (w *view) Zero(off, length int64) error { return w.Trim(off, length) }
 
 // Trim makes the range read as zeroes in the view, and gives scratch space back.
 func (w *view) Trim(off, length int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trimLocked(off, length)
+}
+
+func (w *view) trimLocked(off, length int64) error {
 	return w.change(off, length, func(int64, int64) error {
 		if err := w.file.Trim(off, length); err != nil {
 			return err
@@ -382,10 +410,8 @@ func (w *view) Trim(off, length int64) error {
 	})
 }
 
-// change lets do change [off, off+n) in the scratch, which has the rest of the blocks at both ends by then.
+// change lets do change [off, off+n) in the scratch, which has the rest of the blocks at both ends by then. mu is held.
 func (w *view) change(off, n int64, do func(firstBlock, endBlock int64) error) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	if err := w.check(off, n); err != nil || n == 0 {
 		return err
 	}

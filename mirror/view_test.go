@@ -287,6 +287,72 @@ func TestView_concurrent(t *testing.T) {
 	w.end(errViewClosed)
 }
 
+// TestView_groups: nobody sees a part of a group. One write at a time let what a client had given up go on between what it sent again on its next
+// connection.
+func TestView_groups(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	v := h.mustOpen(t)
+	defer func() { _ = v.Abort() }()
+	w, err := v.openView(0, noLimit, memoryScratch(h.power))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.end(errViewClosed)
+	const members, bytesEach = 8, 4096
+	var writers sync.WaitGroup
+	for k := range 2 {
+		writers.Go(func() {
+			for i := range 1000 {
+				var ws []blockdev.Write
+				for m := range int64(members) {
+					ws = append(ws, blockdev.Write{Offset: m * bytesEach, Data: bytes.Repeat([]byte{byte(2*i + k + 1)}, bytesEach)})
+				}
+				blockdev.ApplyBatch(w, ws)
+				for _, x := range ws {
+					if x.Err != nil {
+						t.Error(x.Err)
+					}
+				}
+			}
+		})
+	}
+	written := make(chan struct{})
+	go func() { writers.Wait(); close(written) }()
+	p := make([]byte, members*bytesEach)
+	for torn, done := 0, false; !done && torn == 0; {
+		select {
+		case <-written:
+			done = true // look once more
+		default:
+		}
+		if _, err := w.ReadAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		for m := range members {
+			if p[m*bytesEach] != p[0] {
+				torn++
+			}
+		}
+		if torn > 0 {
+			t.Errorf("a part of a group is seen: %d of %d members differ from the first", torn, members)
+		}
+	}
+	<-written
+	ws := []blockdev.Write{
+		{Offset: 0, Length: 5000, Zero: true},
+		{Offset: testDevice, Data: []byte("x")},
+		{Offset: 100, Data: []byte("y")},
+		{Offset: 0, Length: 1, Trim: true, Fast: true},
+	}
+	blockdev.ApplyBatch(w, ws)
+	if ws[0].Err != nil || !errors.Is(ws[1].Err, blockdev.ErrOutOfRange) || ws[2].Err != nil || !errors.Is(ws[3].Err, errors.ErrUnsupported) {
+		t.Errorf("a mixed group: %v, %v, %v, %v", ws[0].Err, ws[1].Err, ws[2].Err, ws[3].Err)
+	}
+	if _, err := w.ReadAt(p, 0); err != nil || p[0] != 0 || p[100] != 'y' || p[4999] != 0 || p[5000] == 0 {
+		t.Errorf("after a mixed group: %v", err)
+	}
+}
+
 // TestView_scratchFull: a full scratch refuses a client's writes with "no space" and goes on; when the applier needs room the view
 // ends with the reason, and the applier does not wait.
 func TestView_scratchFull(t *testing.T) {

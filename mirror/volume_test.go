@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -352,6 +353,54 @@ func TestReadersAndWriters(t *testing.T) {
 	case err := <-errs:
 		t.Fatal(err)
 	default:
+	}
+}
+
+// asked is a device that knows what it was to prefetch.
+type asked struct {
+	*blockdev.Memory
+	of [][2]int64
+}
+
+func (a *asked) Prefetch(off, length int64) error {
+	a.of = append(a.of, [2]int64{off, length})
+	return a.Memory.Prefetch(off, length)
+}
+
+// TestPrefetch: the device makes ready what the log does not hold, and only that.
+func TestPrefetch(t *testing.T) {
+	h := newHost(t, RolePrimary)
+	d := &asked{Memory: h.device}
+	v, _, err := openVolume(keepOpen{h.journal}, d, quietOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Abort() }()
+	if _, err := v.beginGeneration(true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.WriteAt(make([]byte, 4096), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Trim(32<<10, 4096); err != nil {
+		t.Fatal(err)
+	}
+	d.of = nil // what the volume's start may have asked for
+	if err := (served{v}).Prefetch(4096, 60<<10); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(d.of, func(a, b [2]int64) int { return int(a[0] - b[0]) })
+	if want := [][2]int64{{4096, 4096}, {12288, 20480}, {36864, 28672}}; !slices.Equal(d.of, want) {
+		t.Errorf("the device was asked for %v, want %v", d.of, want)
+	}
+	d.of = nil
+	for _, x := range [][2]int64{{testDevice, 1}, {-1, 1}, {0, testDevice + 1}, {1, -1}} {
+		if err := v.Prefetch(x[0], x[1]); !errors.Is(err, blockdev.ErrOutOfRange) || d.of != nil {
+			t.Errorf("prefetch %v: %v, asked for %v", x, err, d.of)
+		}
+	}
+	if err := v.Prefetch(8192, 0); err != nil {
+		t.Error("nothing:", err)
 	}
 }
 

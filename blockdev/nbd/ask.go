@@ -109,18 +109,22 @@ func (c *conn) readLarge(w *work, r readRequest) (lead bool) {
 	}
 	var data []byte
 	if size > 0 {
-		buf, err := c.s.memory.largeBuffer(c.ctx, size)
+		buf, err := c.largeBuffer(size)
 		if err != nil { // the connection is dead
 			return c.leave(w)
 		}
-		defer c.s.memory.releaseLarge(buf)
+		defer c.releaseLarge(buf)
 		data = *buf
 	}
 	failedAt, err := c.readExtents(w, data, r)
 	lead = c.leave(w)
 	c.countRead(int(r.length), err)
-	c.room(w, maxStatusSize)
+	if data != nil {
+		c.owe()
+		defer c.paid()
+	}
 	if err != nil {
+		c.room(w, maxStatusSize)
 		w.out = c.appendReadError(w.out, r, failedAt, err)
 		return lead
 	}

@@ -370,6 +370,10 @@ func (a *Attachment) renew(ctx context.Context) error {
 	return nil
 }
 
+// kernelFlags are the promises that the kernel goes by once it was told of them: the server must go on keeping them. What else a server
+// offers may come and go, as it does when an agent is upgraded.
+const kernelFlags = flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes | protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+
 // same refuses what cannot be the export that the device was attached to.
 func (a *Attachment) same(now offer) error {
 	was := &a.offer
@@ -378,7 +382,7 @@ func (a *Attachment) same(now offer) error {
 		return fmt.Errorf("the server has export %q now, attached is %q", now.name, was.name)
 	case now.size < was.size:
 		return fmt.Errorf("the export has %d bytes now, attached are %d", now.size, was.size)
-	case was.flags != 0 && now.flags != was.flags:
+	case was.flags != 0 && ((now.flags^was.flags)&flagReadOnly != 0 || was.flags&kernelFlags&^now.flags != 0):
 		return fmt.Errorf("the export has other properties now (flags %#x, attached are %#x); unmount, detach and attach it", now.flags, was.flags)
 	}
 	if was.name == "" {

@@ -3,13 +3,16 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -322,6 +325,74 @@ func TestAnotherExportGetsNoLink(t *testing.T) {
 			r.start()
 			if err := a.renew(t.Context()); err != nil || fake.LiveLinks(3) != 2 {
 				t.Errorf("the right one: %d links, %v", fake.LiveLinks(3), err)
+			}
+		})
+	}
+}
+
+// serverOf answers every handshake as a server does whose export has these transmission flags, and nothing after it.
+func serverOf(t *testing.T, flags func() uint16) func(ctx context.Context) (net.Conn, error) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p := goodReplies("vol0", mib)
+			binary.BigEndian.PutUint16(p[bytes.Index(p, encode(uint64(mib)))+8:], flags())
+			serving.Go(func() {
+				defer c.Close()
+				_, _ = c.Write(p)
+				_, _ = io.Copy(io.Discard, c)
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); serving.Wait() })
+	return func(ctx context.Context) (net.Conn, error) { return Dial(ctx, "unix:"+l.Addr().String()) }
+}
+
+// An upgrade of the agent that adds something which the kernel does not use (CACHE, FAST_ZERO) made a running watch refuse the new
+// server, and a mounted filesystem got I/O errors. Only what the kernel goes by must stay.
+func TestAServerMayOfferMoreOrLess(t *testing.T) {
+	multi := protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+	all := protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendTrim | flagSendWriteZeroes | multi
+	for _, tt := range []struct {
+		name     string
+		was, now uint16
+		refused  bool
+	}{
+		{"cache comes", all, all | flagSendCache, false},
+		{"fast zero and DF come", all, all | flagSendFastZero | flagSendDF, false},
+		{"cache goes", all | flagSendCache, all, false},
+		{"trim comes", all &^ flagSendTrim, all, false},
+		{"several connections come", all &^ multi, all, false},
+		{"read-only comes", all, all | flagReadOnly, true},
+		{"read-only goes", all | flagReadOnly, all, true},
+		{"flush goes", all, all &^ flagSendFlush, true},
+		{"FUA goes", all, all &^ flagSendFUA, true},
+		{"trim goes", all, all &^ flagSendTrim, true},
+		{"zeroes go", all, all &^ flagSendWriteZeroes, true},
+		{"several connections go", all, all &^ multi, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var flags atomic.Uint32
+			flags.Store(uint32(tt.was))
+			dial := serverOf(t, func() uint16 { return uint16(flags.Load()) })
+			_, k := fakeKernel(t) // its links end before the server does
+			a, err := Attach(t.Context(), k, AttachOptions{Index: 3, Connections: 2, Identifier: "mirror-agent:test", Dial: dial})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			flags.Store(uint32(tt.now))
+			if err := a.renew(t.Context()); (err != nil) != tt.refused || err != nil && !strings.Contains(err.Error(), "other properties") {
+				t.Errorf("new links from a server with flags %#x, before %#x: %v", tt.now, tt.was, err)
 			}
 		})
 	}

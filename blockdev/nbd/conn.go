@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"mirror-agent/blockdev"
@@ -42,6 +43,10 @@ type conn struct {
 
 	writeMu sync.Mutex // replies go out one batch at a time
 
+	share *semaphore.Weighted // bytes of large buffers, see large.go
+	owing atomic.Int32        // goroutines that have one and wait for the client
+	moved atomic.Int64        // when it took some of its replies last, Unix time in ns; counts while it owes
+
 	flushMu   sync.Mutex // guards what follows
 	pending   []syncRequest
 	spare     []syncRequest // the flusher's other slice
@@ -66,7 +71,7 @@ type skipReply struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	nc = socket.New(nc, s.crowd)
-	c := &conn{s: s, socket: nc, nc: nc}
+	c := &conn{s: s, socket: nc, nc: nc, share: semaphore.NewWeighted(s.memory.share)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.gone, c.unblocked = sync.NewCond(&c.mu), sync.NewCond(&c.flushMu)
 	return c
@@ -76,6 +81,9 @@ func newConn(s *Server, nc net.Conn) *conn {
 func (c *conn) serve() {
 	log := c.s.options.Log
 	c.socket.SetDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	if c.s.draining.Load() { // a kick may have come before
+		c.kick()
+	}
 	h := handshake{
 		rw: c.nc, exports: c.s.exports, maximum: c.s.options.MaxPayloadBytes, going: c.s.draining.Load,
 		security: security{required: c.s.options.TLSRequired},
@@ -130,15 +138,12 @@ func (c *conn) close() {
 	c.s.remove(c)
 }
 
-// end is how the leader leaves when the connection is over. After a DISC, and when a client leaves that is not told of the
-// server's end, what is outstanding is answered first.
+// end is how the leader leaves when the connection is over. After a DISC, and when the server drains, what is outstanding is answered
+// first.
 func (c *conn) end(w *work) {
-	mute := c.mute()
-	answers := w.stop == disconnect || mute
+	drains := c.s.draining.Load()
+	answers := w.stop == disconnect || drains
 	if !answers {
-		if c.s.draining.Load() {
-			c.goodbye()
-		}
 		c.kill()
 	}
 	c.s.memory.release(w)
@@ -150,7 +155,7 @@ func (c *conn) end(w *work) {
 	if answers {
 		c.goodbye()
 	}
-	if mute {
+	if drains {
 		c.hangUp()
 	}
 	c.close()
@@ -169,23 +174,10 @@ func (c *conn) send(p []byte) {
 		return
 	}
 	c.writeMu.Lock()
+	if c.owing.Load() > 0 {
+		c.move()
+	}
 	_, err := c.nc.Write(p)
-	c.writeMu.Unlock()
-	if err != nil {
-		c.kill()
-	}
-}
-
-// sendAll is send of several pieces, by as few system calls as it takes.
-func (c *conn) sendAll(pieces [][]byte) {
-	c.writeMu.Lock()
-	var err error
-	if k, ok := c.nc.(*socket.Conn); ok {
-		_, err = k.Writev(pieces)
-	} else {
-		bufs := net.Buffers(pieces)
-		_, err = bufs.WriteTo(c.nc)
-	}
 	c.writeMu.Unlock()
 	if err != nil {
 		c.kill()

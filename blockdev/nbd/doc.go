@@ -8,7 +8,7 @@
 //	conn        one connection in transmission; work: the buffers and requests of one of its goroutines; drain: its end
 //	times       how long requests take, by command
 //	poll        the rest of a request; how a client is waited for is dataport/socket's
-//	memory      the buffers of all connections, bounded
+//	memory      the buffers of all connections, bounded; large: how those for large requests are shared
 //	Attach      the other side: an export as /dev/nbdN of the kernel, see attach.go; Kernel: its driver by netlink
 //
 // # One connection
@@ -25,7 +25,7 @@
 //	                        └ FLUSH and FUA → flusher: one Sync for all that wait
 //
 // When a request is there in part only, the rest of it is polled for a few microseconds (poll) before the goroutine is parked: clients send
-// header and payload one after the other. After a large write only a header is read, so that the payload of the next goes where it belongs
+// header and payload one after the other. Right after a large write only a header is read, so that the payload of the next goes where it belongs
 // without a copy.
 //
 // A client that is busy is waited for in poll(2) and not in the runtime's poller, which would be woken too by all that arrives (dataport/socket): where
@@ -48,7 +48,8 @@
 //   - Requests that were not given to the device when their connection ended never are. A connection nobody
 //     looked at for 100 ms is asked whether the peer has closed it before what it still has is run, and again with every read of what was on
 //     its way. Over TCP a full window can hide the end from all but the last of these questions.
-//   - Every length is checked before anything is allocated or read. What the server may use is Options.MaxMemoryBytes.
+//   - Every length is checked before anything is allocated or read. What the server may use is Options.MaxMemoryBytes. No connection has more
+//     than a quarter of what there is for large requests, and clients that take nothing of a large reply while others wait for memory are ended.
 //     A refused write's payload is read and thrown away, then the error is sent. A wrong magic number ends the connection.
 //   - Errors: EPERM changes of a read-only export; EINVAL unknown commands and flags, misaligned or too large requests, reads and
 //     trims outside; ENOSPC writes and zeroes outside, no space; EOVERFLOW structured reads beyond the maximum; ENOTSUP a
@@ -58,7 +59,8 @@
 //     a bounded number of extents; the client asks again for the rest.
 //   - With Options.TLSRequired nothing but STARTTLS and ABORT is answered in the clear, and what was negotiated before TLS is
 //     forgotten. The handshake reads no byte ahead, so nothing said in the clear is ever taken for said by TLS.
-//   - While it drains the server finishes and answers what the device has, FLUSH and FUA after their Sync, and closes. Everything else is
+//   - While it drains the server finishes and answers what the device has, FLUSH and FUA after their Sync, and closes, once the client has had
+//     the time to take its last replies. Everything else is
 //     answered ESHUTDOWN where structured replies were negotiated. Where not, it is neither answered nor ever given to the device: the
 //     client may be Linux, which takes every error for an I/O error and sends again elsewhere what had no answer. So for a device
 //     of the kernel that gets new connections (Attach) the end of a server is a pause. Nor does Close tell it anything.

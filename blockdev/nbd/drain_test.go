@@ -228,3 +228,177 @@ func TestShutdownGivesUp(t *testing.T) {
 		})
 	}
 }
+
+// polite is a server's end of a connection that tells how it was ended.
+type polite struct {
+	net.Conn
+	half  chan struct{} // closed by CloseWrite
+	early chan struct{} // closed when it was closed and the client had not hung up
+	ended bool
+}
+
+func (p *polite) Read(b []byte) (int, error) {
+	n, err := p.Conn.Read(b)
+	p.ended = p.ended || err == io.EOF
+	return n, err
+}
+
+func (p *polite) CloseWrite() error {
+	close(p.half)
+	return p.Conn.(*net.TCPConn).CloseWrite()
+}
+
+func (p *polite) Close() error {
+	select {
+	case <-p.early:
+	default:
+		if !p.ended {
+			close(p.early)
+		}
+	}
+	return p.Conn.Close()
+}
+
+type politeListener struct {
+	net.Listener
+	p *polite
+}
+
+func (l politeListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.p.Conn = c
+	return l.p, nil
+}
+
+// So do those to a structured client that never stops asking: it had been closed at once when its time was over, with its requests in the socket.
+func TestShutdownDeliversTheLastStructuredReplies(t *testing.T) {
+	const size = mib
+	memory := blockdev.NewMemory(size, nil)
+	data := pattern(size, 1)
+	if _, err := memory.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	d, entered, leave := gate(memory, blockdev.OpRead, blockdev.Rule{Times: 1})
+	defer close(leave)
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, p, served := NewServer(Options{}, Export{Device: d}), &polite{half: make(chan struct{}), early: make(chan struct{})}, make(chan error, 1)
+	go func() { served <- s.Serve(context.Background(), politeListener{tcp, p}) }()
+	nc, err := net.Dial("tcp", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.SetDeadline(time.Now().Add(patience))
+	c := &raw{t, nc}
+	defer func() { c.Close(); s.Close(); s.Wait(); <-served }()
+	c.greeting(clientFixedNewstyle | clientNoZeroes)
+	c.structure()
+	c.option(optGo, goData("")...)
+	for kind, _ := c.answer(optGo); kind != repAck; kind, _ = c.answer(optGo) {
+	}
+	c.put(request(cmdRead, 0, 1, 0, size))
+	<-entered
+	done := drain(s)
+	asked := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-p.half:
+				asked <- nil
+				return
+			case <-p.early:
+				asked <- errors.New("closed with requests in the socket")
+				return
+			default:
+			}
+			if _, err := nc.Write(request(cmdRead, 0, 2, 0, 512)); err != nil {
+				asked <- err
+				return
+			}
+		}
+	}()
+	leave <- nil
+	for {
+		cookie, said, got := c.answered()
+		if cookie == 1 {
+			if !bytes.Equal(got, data) {
+				t.Errorf("the last reply was %.40q with %d bytes", said, len(got))
+			}
+			break
+		}
+	}
+	rest := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, nc)
+		rest <- err
+	}()
+	if err := <-asked; err != nil {
+		t.Error("a client that asks on:", err)
+	}
+	if err := <-rest; err != nil {
+		t.Error("after the last reply:", err)
+	}
+	c.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lateDeadline is a connection whose first deadline is set late.
+type lateDeadline struct {
+	net.Conn
+	first  bool
+	before func()
+	kicked chan struct{}
+}
+
+func (l *lateDeadline) SetDeadline(at time.Time) error {
+	if !l.first {
+		l.first = true
+		l.before()
+	}
+	return l.Conn.SetDeadline(at)
+}
+
+func (l *lateDeadline) SetReadDeadline(at time.Time) error {
+	err := l.Conn.SetReadDeadline(at)
+	select {
+	case l.kicked <- struct{}{}:
+	default:
+	}
+	return err
+}
+
+// A connection that was accepted just before Shutdown set the deadline of its handshake just after: a client that says nothing then delayed the
+// end of the server by all of it.
+func TestShutdownEndsAHandshakeThatBegins(t *testing.T) {
+	s := NewServer(Options{HandshakeTimeout: 10 * patience}, Export{Device: blockdev.NewMemory(mib, nil)})
+	client, server := net.Pipe()
+	defer client.Close()
+	go io.Copy(io.Discard, client)
+	var done chan error
+	draining := make(chan struct{})
+	late := &lateDeadline{Conn: server, kicked: make(chan struct{}, 1)}
+	late.before = func() {
+		done = drain(s)
+		<-late.kicked
+		close(draining)
+	}
+	s.accept(late)
+	<-draining
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("Shutdown waits for a client that says nothing")
+		s.Close()
+		<-done
+	}
+}

@@ -39,7 +39,7 @@ func (c *conn) lead(w *work) {
 			}
 			continue
 		}
-		if w.stop == goOn {
+		if w.stop == goOn && !w.full {
 			c.fill(w)
 			c.watchSerial()
 		}
@@ -78,9 +78,12 @@ func (c *conn) fill(w *work) {
 	}
 }
 
-// parse takes all complete requests out of the buffer. Refused ones are answered here.
+// parse takes all complete requests out of the buffer, up to a full batch. Refused ones are answered here.
 func (c *conn) parse(w *work) {
-	for w.stop == goOn {
+	for w.full = false; w.stop == goOn; {
+		if w.full = len(w.group)+len(w.reads)+len(w.flushes) >= maxBatch; w.full {
+			return
+		}
 		if c.skip > 0 {
 			n := min(c.skip, uint64(w.end-w.pos))
 			w.pos += int(n)
@@ -109,6 +112,7 @@ func (c *conn) parse(w *work) {
 
 // take takes one request; false when its payload is not here yet.
 func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
+	c.afterLarge = false // runLarge knows better
 	errno := c.export.refusal(h, c.s.options.MaxPayloadBytes)
 	if c.s.draining.Load() {
 		if !c.export.structured {
@@ -135,7 +139,6 @@ func (c *conn) take(w *work, h *protocol.TransmissionRequestHeader) bool {
 		w.stop = largeNext
 		return false
 	case write:
-		c.afterLarge = false
 		if w.end-w.pos < requestSize+int(h.Length) {
 			return false
 		}
@@ -259,7 +262,7 @@ func (c *conn) runLarge(w *work) bool {
 	large := w.large
 	w.stop = goOn
 	c.afterLarge = true
-	buf, err := c.s.memory.largeBuffer(c.ctx, int(large.length))
+	buf, err := c.largeBuffer(int(large.length))
 	if err != nil {
 		w.stop = hungup
 		c.end(w)
@@ -268,13 +271,13 @@ func (c *conn) runLarge(w *work) bool {
 	got := copy(*buf, w.in[w.pos:w.end])
 	w.pos += got
 	if err := c.readPayload((*buf)[got:]); err != nil {
-		c.s.memory.releaseLarge(buf)
+		c.releaseLarge(buf)
 		w.stop = hungup
 		c.end(w)
 		return false
 	}
 	if c.dead.Load() {
-		c.s.memory.releaseLarge(buf)
+		c.releaseLarge(buf)
 		return true
 	}
 	w.group = append(w.group, blockdev.Write{Offset: int64(large.offset), Data: *buf})
@@ -285,7 +288,7 @@ func (c *conn) runLarge(w *work) bool {
 	lead := c.leave(w)
 	c.answerGroup(w)
 	w.clearGroup()
-	c.s.memory.releaseLarge(buf)
+	c.releaseLarge(buf)
 	if !lead {
 		c.send(w.out[w.sent:])
 		c.retire(w)
@@ -293,17 +296,19 @@ func (c *conn) runLarge(w *work) bool {
 	return lead
 }
 
-// readPayload reads len(p) bytes in the time that a handshake may take: a large buffer is not for clients that send
-// nothing.
+// payloadStep is what has to come of a payload in the time that a handshake may take.
+const payloadStep = 1 << 20
+
+// readPayload reads len(p) bytes. A large buffer is not for clients that send nothing, or hardly anything.
 func (c *conn) readPayload(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	c.socket.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
-	if c.mute() { // a kick may have come before
-		c.kick()
-	}
-	for len(p) > 0 {
+	for due := len(p); len(p) > 0; { // the deadline is for what begins here
+		if due-len(p) >= payloadStep || due == len(p) {
+			due = len(p)
+			c.awaitPayload()
+		}
 		n, err := c.read(p)
 		p = p[n:]
 		if err == nil && n == 0 {
@@ -320,4 +325,15 @@ func (c *conn) readPayload(p []byte) error {
 		c.kick()
 	}
 	return nil
+}
+
+// awaitPayload gives the client its time for the next step.
+func (c *conn) awaitPayload() {
+	if !c.grace.IsZero() {
+		return
+	}
+	c.socket.SetReadDeadline(time.Now().Add(c.s.options.HandshakeTimeout))
+	if c.s.draining.Load() { // a kick may have come before
+		c.kick()
+	}
 }

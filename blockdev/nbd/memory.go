@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"context"
 	"math/bits"
 	"sync"
 	"time"
@@ -15,21 +14,30 @@ import (
 // 60 writes of 4 KiB.
 const bufferSize = 256 << 10
 
+// maxBatch is how many requests are run at once; the buffer has room for nine times as many that have no payload. batchSize is what a pair
+// has for them, in bytes, at most.
+const (
+	maxBatch  = 1024
+	batchSize = 256 << 10
+)
+
 // memory hands out the buffers of all connections. Every connection has one pair of small buffers; further pairs, for its
 // helpers, and large buffers are limited apart from each other, so that those who hold small ones while they wait for a
 // large one can never keep it from being free: who holds a large one waits for the socket and the device only.
 type memory struct {
 	helpers *semaphore.Weighted // pairs
 	big     *semaphore.Weighted // bytes
+	share   int64               // of big, bytes, that one connection has at most
 	pool    sync.Pool           // of *work
 	sizes   [26]sync.Pool       // of *[]byte, by log2 of the size
 }
 
 func newMemory(o Options) *memory {
-	const pair = 2 * bufferSize
+	const pair = 2*bufferSize + batchSize
 	helpers := max(o.MaxMemoryBytes/2/pair-int64(o.MaxConnections), maxHelpers)
 	big := max(o.MaxMemoryBytes/2, int64(roundUp(int(o.MaxPayloadBytes))))
-	return &memory{helpers: semaphore.NewWeighted(helpers), big: semaphore.NewWeighted(big)}
+	share := max(big/4, int64(roundUp(int(o.MaxPayloadBytes))))
+	return &memory{helpers: semaphore.NewWeighted(helpers), big: semaphore.NewWeighted(big), share: share}
 }
 
 // work is what a goroutine needs that reads and runs requests.
@@ -47,6 +55,7 @@ type work struct {
 	flushes []syncRequest    // of this batch
 
 	stop  cause // why no more is parsed
+	full  bool  // there may be more requests in the buffer: the batch was full
 	large largeWrite
 
 	extents []extent // of the request that runs
@@ -101,19 +110,16 @@ func (w *work) clearGroup() {
 	w.group, w.origins = w.group[:0], w.origins[:0]
 }
 
-// largeBuffer waits for room and returns n bytes in a buffer that goes back by releaseLarge.
-func (m *memory) largeBuffer(ctx context.Context, n int) (*[]byte, error) {
+// largeBuffer returns n bytes for which there is room: big was acquired.
+func (m *memory) largeBuffer(n int) *[]byte {
 	size := roundUp(n)
-	if err := m.big.Acquire(ctx, int64(size)); err != nil {
-		return nil, err
-	}
 	b, ok := m.sizes[bits.Len(uint(size))-1].Get().(*[]byte)
 	if !ok {
 		p := make([]byte, size)
 		b = &p
 	}
 	*b = (*b)[:n]
-	return b, nil
+	return b
 }
 
 func (m *memory) releaseLarge(b *[]byte) {

@@ -19,8 +19,8 @@ import (
 type Options struct {
 	// MaxConnections at once; one more is closed as soon as it is accepted. Default 128.
 	MaxConnections int
-	// HandshakeTimeout is how long a client may take until it has chosen an export, and how long the payload of one large
-	// write may take to arrive. Default 10 s.
+	// HandshakeTimeout is how long a client may take until it has chosen an export, for every MiB of the payload of a large write, and, as
+	// long as others wait for memory that large replies to it are in, for every 2 MiB of these. Default 10 s.
 	HandshakeTimeout time.Duration
 	// MaxPayloadBytes of one read or write. Default and largest 32 MiB, smallest 4 KiB.
 	MaxPayloadBytes uint32
@@ -80,11 +80,12 @@ type Server struct {
 	watching atomic.Bool   // the monitor runs
 	crowd    *socket.Crowd // of the clients
 
-	mu        sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
-	listeners map[net.Listener]struct{}
-	conns     map[*conn]struct{}
-	closed    bool
-	idle      chan struct{} // closed when the last connection of a server that drains has gone
+	mu         sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
+	listeners  map[net.Listener]struct{}
+	conns      map[*conn]struct{}
+	closed     bool
+	endedIdler time.Time     // see endIdler
+	idle       chan struct{} // closed when the last connection of a server that drains has gone
 
 	running sync.WaitGroup // every goroutine of the server
 }

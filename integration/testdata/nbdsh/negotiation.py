@@ -4,9 +4,9 @@
 for name in [NAME, ""]:
     h = connect(name=name)
     equal((h.get_protocol(), h.get_size(), h.get_structured_replies_negotiated()), ("newstyle-fixed", SIZE, True))
-    can = [h.can_flush(), h.can_fua(), h.can_trim(), h.can_zero(), h.can_fast_zero(), h.can_df(), h.can_multi_conn(), h.can_meta_context(ALLOCATION)]
+    can = [h.can_flush(), h.can_fua(), h.can_trim(), h.can_zero(), h.can_fast_zero(), h.can_df(), h.can_cache(), h.can_multi_conn(), h.can_meta_context(ALLOCATION)]
     equal(can, [True] * len(can))
-    equal((h.is_read_only(), h.is_rotational(), h.can_cache()), (False, False, False))
+    equal((h.is_read_only(), h.is_rotational()), (False, False))
     equal((h.get_canonical_export_name(), h.get_export_description()), (NAME, "mirror " + NAME))
     sizes = [h.get_block_size(s) for s in (nbd.SIZE_MINIMUM, nbd.SIZE_PREFERRED, nbd.SIZE_MAXIMUM)]
     equal(sizes, [1, 4096, 32 * M])

@@ -43,8 +43,13 @@ for structured in [True, False]:
     refused(errno.EINVAL, h.pwrite, b"y" * (32 * M + 1), 0)
     refused(errno.EINVAL, h.pwrite, b"y" * (40 * M), SIZE - 40 * M, FUA)
 
-    # CACHE is not offered.
-    refused(errno.EINVAL, h.cache, 4096, 0)
+    # CACHE outside, and with flags of others.
+    refused(errno.EINVAL, h.cache, 512, SIZE)
+    refused(errno.EINVAL, h.cache, 1024, SIZE - 512)
+    for flags in [NO_HOLE, DF, ONE, FAST, UNKNOWN]:
+        refused(errno.EINVAL, h.cache, 512, 0, flags)
+    h.cache(4096, 0)
+    h.cache(SIZE, 0)
 
     if structured:
         refused(errno.EINVAL, h.block_status, 512, SIZE, ignore)
