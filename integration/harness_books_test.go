@@ -97,6 +97,15 @@ func (b *books) take(client string, p *bookPage) {
 	}
 }
 
+// streams is how many messages of each stream were handed over.
+func (b *books) streams() map[byte]int {
+	n := map[byte]int{}
+	for k, q := range b.pairs {
+		n[k.stream] += q.same
+	}
+	return n
+}
+
 func line(p []byte) string {
 	return fmt.Sprintf("number %d (%016x)", binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:]))
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"mirror-agent/dataport"
 )
 
@@ -117,6 +119,8 @@ func (p *portProcess) obey(o *portOrder) (any, error) {
 		return nil, p.node.Unlisten(o.Addr)
 	case "register":
 		return nil, p.register(o.Client)
+	case "end":
+		return nil, p.end()
 	case "capture":
 		return capturePackets(o.Addr, o.Within)
 	}
@@ -154,6 +158,16 @@ func (p *portProcess) startNode(s *nodeSettings) (any, error) {
 	defer p.mu.Unlock()
 	p.node, p.diary = n, s.Diary
 	return n.Addrs(), nil
+}
+
+// end closes the node; a goroutine that is left then is an error.
+func (p *portProcess) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.node.Close(); err != nil {
+		return err
+	}
+	return goleak.Find(goleak.IgnoreAnyFunction("mirror-agent/integration.portProcessMain"))
 }
 
 func (p *portProcess) register(name string) error {

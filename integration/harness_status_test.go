@@ -41,6 +41,7 @@ type status struct {
 		Reads        uint64 `json:"reads"`
 		Writes       uint64 `json:"writes"`
 		Flushes      uint64 `json:"flushes"`
+		Trims        uint64 `json:"trims"`
 		ReadBytes    uint64 `json:"read_bytes"`
 		WrittenBytes uint64 `json:"written_bytes"`
 	} `json:"nbd"`

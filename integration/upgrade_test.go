@@ -60,8 +60,9 @@ func TestUpgradeMounted(t *testing.T) {
 
 	before := map[string]string{}
 	upgrades := 0
-	console := runGuestInside(t, []string{"nsenter", "--target", m.pid, "--net"}, "nbd://127.0.0.1:10809/vol0", "guest-upgrade.sh", func(line string) {
-		if strings.TrimSpace(line) == "HOST: upgrade" {
+	job := guestJob{uri: "nbd://127.0.0.1:10809/vol0", script: "guest-upgrade.sh", inside: []string{"nsenter", "--target", m.pid, "--net"}}
+	job.onLine = func(line string) {
+		if strings.TrimSpace(line) == hostOrder+"upgrade" {
 			upgrades++
 			for _, u := range units {
 				before[u] = m.shown(u, "MainPID")
@@ -71,8 +72,8 @@ func TestUpgradeMounted(t *testing.T) {
 		if strings.Contains(line, "PASS upgrade") {
 			t.Log(line)
 		}
-	})
-	passed(t, console, "upgrade")
+	}
+	passed(t, job.run(t), "upgrade")
 	checkEqual(t, "upgrades", upgrades, 1)
 	checkEqual(t, "version of the package", m.sh(`dpkg-query -W -f '${Version}' mirror-agent`), "1.3.0")
 	for _, u := range units {

@@ -5,6 +5,7 @@
 #
 # The script (busybox sh) has $HOST, $PORT and $EXPORT of the URI, and each NAME. The host is
 # 10.0.2.2 in the guest; only its loopback is reached, so the URI is nbd://127.0.0.1:PORT/EXPORT.
+# A pipe at its standard input is the guest's /dev/ttyS0: the host may answer what the script says.
 # Exit status: that of the guest script; 124 time out; 77 what it needs is not to be had (the
 # last line says what); 1 anything else. README.md has the knobs.
 set -euo pipefail
@@ -130,7 +131,8 @@ pack_job() {
 }
 
 boot() {
-	local drives=() disk i=0 network=user,id=n0 extra=()
+	local drives=() disk i=0 network=user,id=n0 extra=() input=/dev/null
+	[[ ! -p /dev/stdin ]] || input=/dev/stdin
 	for disk in ${DISKS:-}; do
 		drives+=(-drive "file=$disk,if=none,id=d$i,format=raw" -device "virtio-blk-pci,drive=d$i")
 		i=$((i + 1))
@@ -147,7 +149,7 @@ boot() {
 		-kernel "$vmlinuz" -initrd "$job/initrd" \
 		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on" \
 		-netdev "$network" -device "virtio-net-pci,netdev=n0,mac=${MAC:-52:54:00:12:34:56},romfile=" \
-		"${drives[@]}" "${extra[@]}" </dev/null 2>&1 | sed -u 's,\r,,g' | tee "$job/console"
+		"${drives[@]}" "${extra[@]}" <$input 2>&1 | sed -u 's,\r,,g' | tee "$job/console"
 }
 
 here=$(cd "$(dirname "$0")" && pwd)

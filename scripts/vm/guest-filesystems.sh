@@ -1,9 +1,21 @@
 # shellcheck shell=dash
 # Our own attach over several connections: ext4, xfs, btrfs with writes, fsync, trim and fsck;
-# then the same export by Debian's nbd-client.
+# then the same export by Debian's nbd-client. The host looks at what its device takes on the lines that begin with "HOST:".
 set -e
-modprobe nbd max_part=0
 step() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
+order() {
+	echo "HOST: $1"
+	read -r _ </dev/ttyS0
+}
+
+# A kernel without its nbd module: what to do is said, by whoever is asked.
+for command in "attach /dev/nbd0 --nbd $HOST:$PORT --export $EXPORT" "detach /dev/nbd0"; do
+	status=0
+	# shellcheck disable=SC2086 # one word per argument
+	mirror-agent $command >/tmp/said 2>&1 || status=$?
+	echo "without a module: ${command%% *}: exit status $status: $(cat /tmp/said)"
+done
+modprobe nbd max_part=0
 
 fresh() {
 	case $1 in
@@ -34,9 +46,14 @@ for fs in ext4 xfs btrfs; do
 		echo "hello $i" >/mnt/f$i
 		i=$((i + 1))
 	done
+	dd if=/dev/urandom of=/mnt/gone bs=1M count=16 conv=fsync 2>/dev/null
 	sync
-	rm /mnt/f1*
+	order "filled $fs"
+	rm /mnt/f1* /mnt/gone
+	sync
 	fstrim -v /mnt
+	sync
+	order "trimmed $fs"
 	sha1sum /mnt/random >/tmp/sum
 	if mirror-agent detach /dev/nbd0; then exit 4; fi # in use: refused
 	umount /mnt
