@@ -32,6 +32,13 @@ func (n *Net) damage(addr string, d Direction, what damage) {
 	})
 }
 
+// Spare takes back the damage that is ordered and not done yet.
+func (n *Net) Spare(addr string) {
+	n.set(addr, func(l *link) {
+		l.each(Both, func(w *way) { w.damage = nil })
+	})
+}
+
 // mangle does to b what is due, and says whether the stream ends with what is left of it.
 func (w *way) mangle(b []byte) (out []byte, cut bool) {
 	if len(w.damage) == 0 {

@@ -361,6 +361,11 @@ func TestDamage(t *testing.T) {
 			w.Truncate(addr, Forward, 6)
 		}, "acXcdef", true},
 		{"the other way", func(w *link2) { w.FlipBit(addr, Backward, 0, 1) }, "abcdefgh", false},
+		{"spared", func(w *link2) {
+			w.Insert(addr, Both, 2, []byte("X"))
+			w.Truncate(addr, Forward, 6)
+			w.Spare(addr)
+		}, "abcdefgh", false},
 		{"half-close", func(w *link2) { w.HalfClose(addr, Forward) }, "", true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
