@@ -280,7 +280,7 @@ func (f *File) pwrite(p []byte, off int64) (int, error) {
 		if err == nil && n == 0 {
 			err = io.ErrShortWrite
 		}
-		if err != nil && err != unix.EINTR {
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return done, fmt.Errorf("write %d bytes at %d of %s: %w", len(p), off, f.path, err)
 		}
 		done += max(n, 0)

@@ -17,9 +17,6 @@ import (
 // ESHUTDOWN.
 const shutdownGrace = 50 * time.Millisecond
 
-// mute says that the server drains and that this client is not to be told: no further request of it is taken.
-func (c *conn) mute() bool { return c.s.draining.Load() && !c.export.structured }
-
 // hangUp closes a connection whose last reply was sent, and sees to it that this reply arrives: who closes a TCP socket with
 // requests in it that were not read resets it, and what the client has not yet got of the replies is lost.
 func (c *conn) hangUp() {
