@@ -226,32 +226,82 @@ func (a *Attachment) Watch(ctx context.Context) error {
 			return ended(ctx, err)
 		}
 	}
+	p := &prober{a: a, found: make(chan offer, 1)}
+	defer p.stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-died:
+			p.stop()
 			if err := a.repair(ctx, died); err != nil {
 				return ended(ctx, err)
 			}
+		case now := <-p.found:
+			a.grow(now)
 		case <-look.C:
 			if up, err := a.kernel.Attached(a.options.Index); err != nil {
 				return err
 			} else if !up {
 				return ErrDetached
 			}
-			a.grow(ctx)
+			p.start(ctx)
 		}
 	}
 }
 
-// grow tells the kernel when the export has become larger. A server that is away is somebody else's business.
-func (a *Attachment) grow(ctx context.Context) {
-	f, now, err := a.dialOne(ctx)
-	if err != nil {
+// prober asks the server for its offer beside the watch: a server that does not answer must not keep it from hearing that a link has died.
+// start and stop are for the watch alone.
+type prober struct {
+	a      *Attachment
+	found  chan offer // of the last probe, when the server answered; holds one
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the last probe has ended
+}
+
+// start begins a probe, unless one is under way.
+func (p *prober) start(ctx context.Context) {
+	if p.cancel != nil {
+		select {
+		case <-p.done:
+			p.cancel()
+		default:
+			return
+		}
+	}
+	ctx, p.cancel = context.WithCancel(ctx)
+	done := make(chan struct{})
+	p.done = done
+	go func() {
+		defer close(done)
+		f, now, err := p.a.dialOne(ctx)
+		if err != nil {
+			return // a server that is away is somebody else's business
+		}
+		f.Close()
+		select {
+		case p.found <- now:
+		default: // the watch has not come to the one before yet; it asks again soon
+		}
+	}()
+}
+
+// stop ends a probe, and forgets what it has found.
+func (p *prober) stop() {
+	if p.cancel == nil {
 		return
 	}
-	f.Close()
+	p.cancel()
+	<-p.done
+	p.cancel = nil
+	select {
+	case <-p.found:
+	default:
+	}
+}
+
+// grow tells the kernel when the export has become larger.
+func (a *Attachment) grow(now offer) {
 	if a.same(now) != nil || now.size/a.block <= a.offer.size/a.block {
 		return
 	}

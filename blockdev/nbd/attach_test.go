@@ -461,6 +461,40 @@ func TestAttachedDeviceGrows(t *testing.T) {
 	}
 }
 
+// The watch asks the server now and then whether the export has grown. While it waited for one that took the connection and said nothing it did
+// not hear that its links had died.
+func TestAProbeDoesNotKeepTheWatchFromItsLinks(t *testing.T) {
+	r := newRestartable(t, Export{Name: "vol0", Device: blockdev.NewMemory(mib, nil), MultiConn: true})
+	silent, err := net.Listen("unix", filepath.Join(t.TempDir(), "silent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	var hush atomic.Bool
+	var probes atomic.Int32
+	fake, k := fakeKernel(t)
+	o := r.options(2)
+	o.HandshakeTimeout = 10 * patience
+	o.Dial = func(ctx context.Context) (net.Conn, error) {
+		if hush.Load() {
+			probes.Add(1)
+			return Dial(ctx, "unix:"+silent.Addr().String())
+		}
+		return Dial(ctx, "unix:"+r.path)
+	}
+	a, err := Attach(t.Context(), k, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hush.Store(true)
+	watch(t, a)
+	until(t, "a probe gets no answer", func() bool { return probes.Load() > 0 })
+	hush.Store(false)
+	r.kill()
+	r.start()
+	until(t, "the links are back", func() bool { return fake.LiveLinks(3) == 2 && r.server.Stats().Connections == 2 })
+}
+
 // A server that stays away for too long: requests fail, until it is back.
 func TestAwayForTooLong(t *testing.T) {
 	r := newRestartable(t, Export{Device: blockdev.NewMemory(mib, nil)})
