@@ -16,13 +16,15 @@ TORTURE_ROUNDS  ?=
 TORTURE_CHAOS   ?=
 TORTURE_SOAK    ?=
 PLANTED         ?= 1
+SOAK_SECONDS    ?= 3600
+SOAK_README     ?= README.md
 DEMO_FLAGS      ?=
 BENCH_FLAGS     ?=
 
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build package demo test race torture crash planted bench lint fmt deps clean
+.PHONY: help build package demo test race torture crash planted bench soak lint fmt deps clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +61,10 @@ planted: ## plants faults one by one: which test notices? (PLANTED=1 for all, or
 bench: build ## NBD server, volume, mirror and data port beside nbdkit, qemu, go-nbd, TCP (BENCH_FLAGS='-only front')
 	scripts/deps.sh
 	$(GO) run ./scripts/bench -agent $(BIN) $(BENCH_FLAGS)
+
+soak: build ## an hour of writes: the memory of source and target at the quarters (SOAK_SECONDS=3600)
+	scripts/deps.sh
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_README='$(SOAK_README)' scripts/soak
 
 lint: ## go vet, gofumpt, golangci-lint, shellcheck
 	scripts/lint.sh

@@ -13,6 +13,9 @@
 // fast server does, and refuses go-nbd.
 //
 // Log and volume (-only volume): a source without a target beside nbdkit's file plugin, which writes in place; the same client.
+// A log takes for a while what its device could not, so each run begins with a lead-in of the same load, and what is not in the
+// device at its end is printed. What waits for the log's disk is measured a second time with the log on another filesystem:
+// -journal-dir, or one that is found, or, as root, one made in a file.
 //
 // The mirror (-only mirror), in each of its modes, over loopback with TLS; the same client:
 //
@@ -32,5 +35,5 @@
 //
 // Usage: go run ./scripts/bench -agent bin/mirror-agent [-only front|volume|mirror|times|port] [-rounds 5] [-time 2s] [-size 512]
 // [-journal 256MiB] [-front-rounds 7] [-front-time 1s] [-volume-rounds 5] [-volume-time 3s] [-port-rounds 5] [-port-time 1s]
-// [-match REGEXP] [-readme FILE] [-dir DIR]. Everything it starts it ends, by pid, also on Ctrl-C; its files are removed.
+// [-match REGEXP] [-readme FILE] [-dir DIR] [-journal-dir DIR]. Everything it starts it ends, by pid, also on Ctrl-C; its files are removed.
 package main

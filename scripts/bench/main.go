@@ -47,7 +47,7 @@ func main() {
 	flag.DurationVar(&o.frontTime, "front-time", time.Second, "length of each of their runs")
 	flag.IntVar(&o.volumeRounds, "volume-rounds", 5, "turns of log and volume")
 	flag.DurationVar(&o.volumeTime, "volume-time", 3*time.Second, "length of each of their runs")
-	flag.StringVar(&o.journalDir, "journal-dir", "", "where the log of log and volume goes (default -dir)")
+	flag.StringVar(&o.journalDir, "journal-dir", "", "where the log of log and volume goes the second time, on another disk than -dir (default: another filesystem, else one in a file)")
 	flag.IntVar(&o.portRounds, "port-rounds", 5, "turns of the data port")
 	flag.DurationVar(&o.portTime, "port-time", time.Second, "length of each of its runs over loopback; the others take longer")
 	flag.StringVar(&o.readme, "readme", "", "a `FILE` whose sections are written anew")

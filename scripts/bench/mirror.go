@@ -29,10 +29,10 @@ func (b *bench) mirrorLoads() []mirrorLoad {
 	flushed.name, flushed.depth, flushed.flushEvery = "4 KiB random write, depth 32, a flush every 32", 32, 32
 	sequential := job{name: "1 MiB sequential write, depth 8", write: true, block: 1 << 20, depth: 8, deviceSize: random.deviceSize}
 	return []mirrorLoad{
-		{volumeLoad{one, 1, 0}, nil, nil},
-		{volumeLoad{many, 1, 0}, nil, map[string]float64{"receive": 3}},
-		{volumeLoad{flushed, 1, 0}, map[string]float64{"flush": 1}, nil},
-		{volumeLoad{sequential, 1, 0}, nil, nil},
+		{volumeLoad{job: one, clients: 1}, nil, nil},
+		{volumeLoad{job: many, clients: 1}, nil, map[string]float64{"receive": 3}},
+		{volumeLoad{job: flushed, clients: 1}, map[string]float64{"flush": 1}, nil},
+		{volumeLoad{job: sequential, clients: 1}, nil, nil},
 	}
 }
 

@@ -145,6 +145,7 @@ func listeningAt(network, address string) func() bool {
 
 func (b *bench) startNbdkit(ctx context.Context, p *peer) error {
 	p.socket = b.socket("nbdkit")
+	_ = os.Remove(p.socket) // of the table before
 	if err := b.copies("nbdkit.img"); err != nil {
 		return err
 	}

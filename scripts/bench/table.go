@@ -19,6 +19,7 @@ type table struct {
 	rows    [][]string
 	plot    []plotted // one line for each row: how many times as fast as what it is compared with
 	notes   []string  // the commands; not for the README
+	below   *table    // of the same section
 }
 
 type plotted struct {
@@ -28,6 +29,24 @@ type plotted struct {
 
 // show prints the table and, when the user named a README, puts it there.
 func (b *bench) show(t table) error {
+	for part := &t; part != nil; part = part.below {
+		part.print()
+	}
+	if b.o.readme == "" {
+		return nil
+	}
+	text, err := os.ReadFile(b.o.readme)
+	if err != nil {
+		return err
+	}
+	changed, err := replaceSection(string(text), t.section, t.markdown())
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.o.readme, err)
+	}
+	return os.WriteFile(b.o.readme, []byte(changed), 0o644)
+}
+
+func (t *table) print() {
 	fmt.Printf("%s\n\n", t.caption)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, strings.Join(t.head, "\t"))
@@ -46,18 +65,6 @@ func (b *bench) show(t table) error {
 		fmt.Println("  " + n)
 	}
 	fmt.Println()
-	if b.o.readme == "" {
-		return nil
-	}
-	text, err := os.ReadFile(b.o.readme)
-	if err != nil {
-		return err
-	}
-	changed, err := replaceSection(string(text), t.section, t.markdown())
-	if err != nil {
-		return fmt.Errorf("%s: %w", b.o.readme, err)
-	}
-	return os.WriteFile(b.o.readme, []byte(changed), 0o644)
 }
 
 // Bars: so many characters are the other's speed, longer ones end at the most.
@@ -96,6 +103,9 @@ func (t *table) markdown() string {
 		s.WriteString("\n```text\n")
 		t.bars(&s)
 		s.WriteString("```\n")
+	}
+	if t.below != nil {
+		s.WriteString("\n" + t.below.markdown())
 	}
 	return s.String()
 }

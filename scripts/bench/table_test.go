@@ -80,6 +80,26 @@ func TestUnapplied(t *testing.T) {
 	}
 }
 
+// A section may have a second table below the first.
+func TestBelow(t *testing.T) {
+	first := table{caption: "one", head: []string{"a"}, rows: [][]string{{"1"}}, below: &table{caption: "two", head: []string{"b"}, rows: [][]string{{"2"}}}}
+	if got, want := first.markdown(), "one\n\n| a |\n|---|\n| 1 |\n\ntwo\n\n| b |\n|---|\n| 2 |\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// The second log goes to another filesystem that has room and is a disk.
+func TestElsewhere(t *testing.T) {
+	home := where{device: 1}
+	same, full, memory, good := where{"same", 1, 9, false}, where{"full", 2, 4, false}, where{"memory", 3, 9, true}, where{"good", 4, 5, false}
+	if got, ok := elsewhere(home, []where{same, full, memory, good}, 5); !ok || got.dir != "good" {
+		t.Errorf("%+v, %v", got, ok)
+	}
+	if got, ok := elsewhere(home, []where{same, full, memory}, 5); ok {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestBars(t *testing.T) {
 	var s strings.Builder
 	(&table{plot: []plotted{{"one", 1}, {"half a one", 0.5}, {"much", 9}}}).bars(&s)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ type volumeLoad struct {
 	job
 	clients int
 	bar     float64 // what is aimed at, × nbdkit; 0: nothing
+	durable bool    // waits for the log's disk: measured with the log on another one, too
 }
 
 func (b *bench) volumeLoads() []volumeLoad {
@@ -31,12 +33,12 @@ func (b *bench) volumeLoads() []volumeLoad {
 	}{{1, 1}, {8, 1.3}, {64, 1.5}} {
 		j := random
 		j.name, j.flushEvery, j.depth = fmt.Sprintf("4 KiB random write, a flush every %d", f.every), f.every, f.every
-		loads = append(loads, volumeLoad{j, 1, f.bar})
+		loads = append(loads, volumeLoad{job: j, clients: 1, bar: f.bar, durable: true})
 	}
 	for _, n := range []int{1, 16, 64} {
 		j := random
 		j.name, j.fua, j.depth = fmt.Sprintf("4 KiB random write with FUA, %d clients", n), true, 1
-		loads = append(loads, volumeLoad{j, n, 1})
+		loads = append(loads, volumeLoad{job: j, clients: n, bar: 1, durable: n == 1})
 	}
 	mixed := random
 	mixed.name, mixed.reads, mixed.depth = "4 KiB random 70 % read 30 % write, depth 32", 70, 32
@@ -45,7 +47,10 @@ func (b *bench) volumeLoads() []volumeLoad {
 	sequential := job{name: "1 MiB sequential write, depth 8", write: true, block: 1 << 20, depth: 8, deviceSize: size}
 	flushed := sequential
 	flushed.name, flushed.once = "1 MiB sequential write, the device once and a flush", true
-	return append(loads, volumeLoad{mixed, 1, 0.9}, volumeLoad{plain, 1, 0}, volumeLoad{flushed, 1, 0.45}, volumeLoad{sequential, 1, 0})
+	return append(
+		loads, volumeLoad{job: mixed, clients: 1, bar: 0.9}, volumeLoad{job: plain, clients: 1},
+		volumeLoad{job: flushed, clients: 1, bar: 0.45}, volumeLoad{job: sequential, clients: 1},
+	)
 }
 
 // volume measures the agent with its log, but nothing mirrored, beside nbdkit that writes in place. Before anything is
@@ -55,21 +60,51 @@ func (b *bench) volume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("-match: %w", err)
 	}
+	loads := b.volumeLoads()
+	t, err := b.volumeTable(ctx, wanted, loads, b.dir)
+	if err != nil {
+		return err
+	}
+	other, err := b.otherDisk()
+	if err != nil {
+		progress("log and volume: the log on another disk is not measured: %v", err)
+		return b.show(t)
+	}
+	defer func() {
+		b.end() // what an error left running there
+		other.end()
+	}()
+	loads = slices.DeleteFunc(loads, func(l volumeLoad) bool { return !l.durable })
+	for i := range loads {
+		if other.loop {
+			loads[i].bar = 0
+		}
+	}
+	apart, err := b.volumeTable(ctx, wanted, loads, other.dir)
+	if err != nil {
+		return err
+	}
+	apart.caption = fmt.Sprintf("The log on another disk: %s. Everything else as above.", other.what)
+	t.below = &apart
+	return b.show(t)
+}
+
+// volumeTable measures loads with the log in journalDir.
+func (b *bench) volumeTable(ctx context.Context, wanted *regexp.Regexp, loads []volumeLoad, journalDir string) (t table, err error) {
 	agent, kit := &peer{name: "mirror-agent"}, &peer{name: "nbdkit"}
 	peers := []*peer{agent, kit}
 	if err := b.startNbdkit(ctx, kit); err != nil {
-		return err
+		return t, err
 	}
-	if err := b.startAlone(ctx, agent); err != nil {
-		return err
+	if err := b.startAlone(ctx, agent, journalDir); err != nil {
+		return t, err
 	}
-	loads := b.volumeLoads()
 	ring, err := humanize.ParseBytes(b.o.journal)
 	if err != nil {
-		return fmt.Errorf("-journal: %w", err)
+		return t, fmt.Errorf("-journal: %w", err)
 	}
 	if err := b.wrap(ctx, agent, loads[0].deviceSize, loads[0].deviceSize); err != nil {
-		return err
+		return t, err
 	}
 	for round := range b.o.volumeRounds + 1 { // the first one warms up
 		progress("log and volume: turn %d of %d", round, b.o.volumeRounds)
@@ -81,7 +116,7 @@ func (b *bench) volume(ctx context.Context) error {
 				}
 				r, err := b.measureVolume(ctx, p, l, b.o.volumeTime, ring)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w\n%s", p.name, l.name, err, b.logs(p))
+					return t, fmt.Errorf("%s, %s: %w\n%s", p.name, l.name, err, b.logs(p))
 				}
 				if round > 0 {
 					p.keep(l.name, r)
@@ -89,7 +124,7 @@ func (b *bench) volume(ctx context.Context) error {
 			}
 		}
 	}
-	t := table{
+	t = table{
 		section: "volume", head: []string{"load", "mirror-agent, requests/s", "nbdkit", "ratio", "aim", "CPU µs each", "nbdkit's", "unapplied, MiB"},
 		caption: fmt.Sprintf("A source without a target beside nbdkit's file plugin in place; device of %d MiB, log of %s that has gone around before; %d turns of %v, each after a lead-in of the same load until it "+
 			"has written as much as the log holds, %v at most; medians, ratios turn by turn (least–greatest). Unapplied is what the log holds for the device when a run ends.", b.o.sizeMiB, b.o.journal, b.o.volumeRounds, b.o.volumeTime, leadTimes*b.o.volumeTime),
@@ -112,20 +147,19 @@ func (b *bench) volume(ctx context.Context) error {
 	}
 	b.end()
 	b.started = nil
-	return b.show(t)
+	return t, nil
 }
 
 // startAlone starts a source that has no target.
-func (b *bench) startAlone(ctx context.Context, p *peer) error {
+func (b *bench) startAlone(ctx context.Context, p *peer, journalDir string) error {
 	p.socket, p.control = b.socket("alone"), b.socket("alone.ctl")
+	_ = os.Remove(p.socket) // of the table before, whose device belongs to another log
+	_ = os.Remove(b.file("alone.img"))
 	if err := b.copies("alone.img"); err != nil {
 		return err
 	}
-	journal := b.file("alone.log")
-	if b.o.journalDir != "" {
-		journal = filepath.Join(b.o.journalDir, "bench-alone.log")
-		defer os.Remove(journal) // the agent keeps it open
-	}
+	journal := filepath.Join(journalDir, "bench-alone.log")
+	defer os.Remove(journal) // the agent keeps it open
 	if err := b.start(p, b.o.agent, "source", "--name", "bench", "--device", b.file("alone.img"), "--journal", journal,
 		"--journal-size", b.o.journal, "--nbd", "unix:"+p.socket, "--insecure", "--control", p.control); err != nil {
 		return err
