@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(guestRelayVar) != "" {
 		os.Exit(guestRelayMain())
 	}
+	if device := os.Getenv(overwriteVar); device != "" {
+		os.Exit(overwriteMain(device))
+	}
 	if s := os.Getenv("MIRROR_AGENT_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {

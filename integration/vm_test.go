@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -275,6 +276,51 @@ func TestKernelRestart(t *testing.T) {
 			m.stopLevel("target")
 			tool(t, tt.check[0], append(tt.check[1:], m.target.device)...)
 		})
+	}
+}
+
+// TestKernelZombie: the agent stands still, and the kernel sends what is not answered again on other connections. When the agent goes on, the first
+// copies are still in its sockets: none of them is applied after a later write of the same block was answered.
+func TestKernelZombie(t *testing.T) {
+	m, uri := vmMirror(t, layout{insecure: true})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	thaws := 0
+	console := guestJob{
+		uri: uri, script: "guest-zombie.sh", files: []string{self},
+		vars: []string{"OVERWRITE=" + overwriteVar, "PROGRAM=" + filepath.Base(self), "STILL=3 3 10"},
+		onLine: func(line string) {
+			switch strings.TrimSpace(line) {
+			case hostOrder + "freeze":
+				m.source.freeze()
+			case hostOrder + "thaw":
+				m.source.thaw()
+				thaws++
+			}
+		},
+	}.run(t)
+	passed(t, console, "zombie")
+	checkEqual(t, "thaws", thaws, 3)
+	if strings.Contains(console, "given up: 0") || !strings.Contains(console, "links renewed") {
+		t.Errorf("the kernel has given no connection up: nothing was sent twice\n%s", tailText(console, 8<<10))
+	}
+	m.stopLevel("target")
+	f, err := os.Open(m.target.device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := make([]byte, ledgerBlock)
+	for b := range overwriteBlocks {
+		if _, err := f.ReadAt(p, int64(b)*ledgerBlock); err != nil {
+			t.Fatal(err)
+		}
+		n, whole := overwritten(p)
+		if want := fmt.Sprintf("block %d: %d was answered last\n", b, n); !whole || n == 0 || !strings.Contains(console, want) {
+			t.Errorf("block %d holds %d (whole: %v), which is not what was answered last\n%s", b, n, whole, tailText(console, 4<<10))
+		}
 	}
 }
 

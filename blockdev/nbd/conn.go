@@ -196,23 +196,15 @@ func (c *conn) sendAll(pieces [][]byte) {
 // that is not told of it at once.
 func (c *conn) read(p []byte) (int, error) {
 	for {
-		away := time.Since(c.lastRead)
+		from := time.Now()
 		n, err := c.nc.Read(p)
-		c.lastRead = time.Now()
 		if n > 0 {
-			// Nobody looked at the socket for a while. A client that gave up in the meantime has perhaps sent its requests
-			// again on another connection: they must not be applied here after that. The end of the stream comes right behind
-			// the last byte that it had sent, which may still be on its way, so it is asked for until that is read.
-			if away > staleAfter {
-				c.doubt = maxBacklog
-			}
-			if c.doubt > 0 {
-				if c.doubt -= n; hungUp(c.socket) {
-					return 0, net.ErrClosed
-				}
+			if c.givenUp(n, from) {
+				return 0, net.ErrClosed
 			}
 			return n, nil
 		}
+		c.lastRead = time.Now()
 		if !errors.Is(err, os.ErrDeadlineExceeded) || !c.s.draining.Load() || !c.export.structured {
 			return n, err
 		}
@@ -229,8 +221,23 @@ func (c *conn) read(p []byte) (int, error) {
 	}
 }
 
-// staleAfter is far below the time after which any client gives a connection up, and rare enough to cost nothing.
-const staleAfter = 100 * time.Millisecond
+// givenUp notes a read of n bytes that began at from and has returned now, and says whether the client has hung up behind them. Nobody may have
+// looked at the socket for a while: this connection was busy, or the whole process stood still, also in the middle of the read. A client
+// that gave up in the meantime has perhaps sent its requests again on another connection: they must not be applied here after that. The end of
+// the stream comes right behind the last byte that it had sent, which may still be on its way, so it is asked for until that is read.
+// Who was only waited for may have hung up as well: then it wants what it sent to be done, and nothing is asked.
+func (c *conn) givenUp(n int, from time.Time) bool {
+	now := time.Now()
+	if from.Sub(c.lastRead) > staleAfter || c.s.pulse.stoodStill(from, now) {
+		c.doubt = maxBacklog
+	}
+	c.lastRead = now
+	if c.doubt <= 0 {
+		return false
+	}
+	c.doubt -= n
+	return hungUp(c.socket)
+}
 
 // maxBacklog is more bytes than the buffers of both sockets hold.
 const maxBacklog = 64 << 20

@@ -66,8 +66,11 @@ func (c *conn) fill(w *work) {
 	}
 	if rest && c.poller != nil && c.doubt <= 0 && time.Since(c.lastRead) < staleAfter { // else read has to ask whether the client is there
 		if n := c.poller.read(room); n > 0 {
+			if c.givenUp(n, c.lastRead) {
+				w.stop = hungup
+				return
+			}
 			w.end += n
-			c.lastRead = time.Now()
 			return
 		}
 	}

@@ -79,10 +79,12 @@ type Server struct {
 	draining atomic.Bool   // later requests get ESHUTDOWN or nothing, see drain.go; set once
 	watching atomic.Bool   // the monitor runs
 	crowd    *socket.Crowd // of the clients
+	pulse    *pulse
 
 	mu        sync.Mutex // guards what follows; never held while a conn's mutex is wanted, except by the monitor
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	still     chan struct{} // closed with the last connection; ends the pulse
 	closed    bool
 	idle      chan struct{} // closed when the last connection of a server that drains has gone
 
@@ -99,7 +101,7 @@ func NewServer(o Options, exports ...Export) *Server {
 	return &Server{
 		options: o, exports: append([]Export(nil), exports...), memory: newMemory(o),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, idle: make(chan struct{}),
-		crowd: socket.NewCrowd(max(4, 2*runtime.NumCPU()), max(1, runtime.NumCPU()/2)),
+		pulse: newPulse(), crowd: socket.NewCrowd(max(4, 2*runtime.NumCPU()), max(1, runtime.NumCPU()/2)),
 	}
 }
 
@@ -182,6 +184,12 @@ func (s *Server) admit(nc net.Conn) bool {
 		return false
 	}
 	c := newConn(s, nc)
+	if len(s.conns) == 0 {
+		stop := make(chan struct{})
+		s.still = stop
+		s.pulse.begin()
+		s.running.Go(func() { s.pulse.run(stop) })
+	}
 	s.conns[c] = struct{}{}
 	s.running.Go(c.serve)
 	return true
@@ -192,6 +200,9 @@ func (s *Server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		close(s.still)
+	}
 	if s.draining.Load() && len(s.conns) == 0 {
 		s.finishIdle()
 	}
