@@ -20,9 +20,11 @@ func claimAddresses(t *testing.T, _ *plays) {
 	x.target.load(steadyBack(streamBack))
 	session := x.source.view().Session
 
+	from, removed := len(x.source.events()), x.pathOver(2)
 	x.target.order(portOrder{Do: "unlisten", Addr: x.toTarget[2].addr(portNumber)})
 	x.untilRemotes("10.201.1.2", "10.201.2.2")
 	x.target.untilHanded(x.target.view().Handed, 100)
+	x.source.untilNamed(from, named("PathIsDraining", removed))
 	checkEqual(t, "sockets over the cable that is not listened on", len(x.src.sockets(t, x.toTarget[2:])), 0)
 
 	x.target.order(portOrder{Do: "listen", Addr: x.toTarget[2].addr(portNumber)})

@@ -16,6 +16,10 @@ func claimRegister(t *testing.T, _ *plays) {
 	if err := source.try(portOrder{Do: "open", Client: "stranger", Port: &portSettings{Target: addrsOf(cables, portNumber)}}, nil); err == nil {
 		t.Error("a client that is not registered has opened a port")
 	}
+	// The same by the data port itself: whose registration is over.
+	gone := source.register("gone")
+	gone.do(portOrder{Do: "unregister"})
+	wantError(t, gone, portOrder{Do: "open", Port: &portSettings{Target: addrsOf(cables, portNumber)}}, "dataport: closed")
 	one, two := source.register("one"), source.register("two")
 	for _, u := range []*user{one, two} {
 		u.open(portSettings{Target: addrsOf(cables, portNumber)})

@@ -20,7 +20,7 @@ func newTrio(t *testing.T, toTarget, toBackup int) *trio {
 	return newTrioOf(t, toTarget, toBackup, nodeSettings{})
 }
 
-// newTrioOf takes windows, thresholds and where to listen from some settings.
+// newTrioOf takes windows, thresholds, where to listen and the source's own addresses from some settings.
 func newTrioOf(t *testing.T, toTarget, toBackup int, like nodeSettings) *trio {
 	t.Helper()
 	x := &trio{topology: newTopology(t), books: newBooks(t)}
@@ -31,6 +31,9 @@ func newTrioOf(t *testing.T, toTarget, toBackup int, like nodeSettings) *trio {
 		}
 		node := nodeOf(name, listen...)
 		node.Diary, node.Window, node.Unreachable = shortDir(t)+"/diary", like.Window, like.Unreachable
+		if len(listen) == 0 {
+			node.Local = like.Local
+		}
 		return startHost(t, h, node).register("vol")
 	}
 	x.target = host(x.tgt, "target", addrsOf(x.toTarget, portNumber)...)

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,8 @@ const (
 	fastMbit, slowMbit = 100, 20
 	leastShare         = 0.9
 	rateWindow         = 3 * time.Second
-	rateWindows        = 8 // at most, when others take this machine's time
+	rateWindows        = 9 // at most, when others take this machine's time
+	rateJudged         = 3 // of them at least, by their median
 )
 
 // balance is what two shaped links carried in one window.
@@ -78,29 +80,43 @@ func measureBalance(t *testing.T, clock *fairClock, fast, slow *cable, delivered
 	}
 }
 
-// judgeBalance measures until a window is good. Windows in which others took the machine's time
-// do not speak against the port, as long as what time there was served both links.
+// judgeBalance measures until there are enough windows, and judges the median of those in which the machine was ours: others do not speak against
+// the port. On a machine that never is, as many windows have to show that what time there was served both links.
 func judgeBalance(t *testing.T, fast, slow *cable, delivered func() uint64) {
 	t.Helper()
 	clock := startFairClock(t)
-	whole, even := 0, 0
+	var whole []float64
+	even := 0
 	for range rateWindows {
 		b := measureBalance(t, clock, fast, slow, delivered)
 		t.Log(b)
-		switch {
-		case b.evenly() >= leastShare && b.ofWall() >= leastShare:
-			return
-		case b.ours():
-			whole++
-		case b.evenly() >= leastShare:
+		if b.evenly() >= leastShare {
 			even++
 		}
-		if whole == 0 && even == 3 {
-			t.Log("a crowded machine: judged by how evenly the links were used alone")
+		if b.ours() {
+			whole = append(whole, min(b.evenly(), b.ofWall()))
+		}
+		if len(whole) >= rateJudged && median(whole) >= leastShare {
 			return
 		}
+		if len(whole) == 0 && even == rateJudged {
+			break
+		}
 	}
-	t.Errorf("in %d windows, %d of them undisturbed, the two links never carried %.0f %% of %d Mbit/s", rateWindows, whole, 100*leastShare, fastMbit+slowMbit)
+	if len(whole) >= rateJudged {
+		t.Errorf("the median of %d windows is %.3f of %d Mbit/s, which the two links carry together; at least %.2f are in order", len(whole), median(whole), fastMbit+slowMbit, leastShare)
+		return
+	}
+	t.Logf("a crowded machine: %d windows undisturbed; judged by how evenly the links were used alone", len(whole))
+	if even < rateJudged {
+		t.Errorf("only %d of %d windows used both links for %.2f of the time in which one was busy", even, rateWindows, leastShare)
+	}
+}
+
+// median of some numbers; of two in the middle the lower one.
+func median(l []float64) float64 {
+	l = slices.Sorted(slices.Values(l))
+	return l[(len(l)-1)/2]
 }
 
 // full is as much as goes.

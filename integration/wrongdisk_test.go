@@ -242,6 +242,41 @@ func TestTwoAgents(t *testing.T) {
 	m.source.stop()
 }
 
+// TestTwoAgentsBlockDevice: the same on a block device, which another node names as well.
+func TestTwoAgentsBlockDevice(t *testing.T) {
+	needRoot(t, "a loop device")
+	needTools(t, "losetup")
+	m := newMirror(t, aloneLayout)
+	disk := m.path("disk", "img")
+	writeFile(t, disk, "")
+	truncate(t, disk, m.size)
+	dev := strings.TrimSpace(tool(t, "losetup", "-f", "--show", disk))
+	t.Cleanup(func() { tryTool(toolTimeout, "losetup", "-d", dev) })
+	t.Cleanup(m.source.kill) // before the device goes
+	m.source.args = append(m.source.args, "--device", dev)
+	someWrites(t, m.source, 'a')
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		t.Fatal(err)
+	}
+	node := m.path("node", "dev")
+	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(st.Rdev)); err != nil {
+		t.Skipf("needs root: a device node: %v", err)
+	}
+	for name, second := range map[string]string{"itself": dev, "another node": node, "symbolic link": link(t, os.Symlink, dev, m.path("sym", "dev"))} {
+		t.Run(name, func(t *testing.T) {
+			dir := shortDir(t)
+			own := func(name string) string { return filepath.Join(dir, name) }
+			before := fileHash(t, dev)
+			refused(t, dir, append(slices.Clone(m.source.args), "--device", second, "--journal", own("journal"), "--nbd", "unix:"+own("nbd")), nil)
+			if got := fileHash(t, dev); got != before {
+				t.Error("the device was changed")
+			}
+		})
+	}
+	m.source.stop()
+}
+
 // TestDeviceGrown: a device that is larger than what is mirrored goes on, and the difference is shown.
 func TestDeviceGrown(t *testing.T) {
 	m := newMirror(t, aloneLayout)
