@@ -308,7 +308,7 @@ func (f *File) WritevAt(bufs [][]byte, off int64) (int, error) {
 		if err == nil && n == 0 && sizeOf(some) > 0 {
 			err = io.ErrShortWrite
 		}
-		if err != nil && err != unix.EINTR {
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return done, fmt.Errorf("write %d bytes at %d of %s: %w", total, off, f.path, err)
 		}
 		n = max(n, 0)
