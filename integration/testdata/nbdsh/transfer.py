@@ -40,8 +40,12 @@ for structured in [True, False]:
                 equal(e.errnum, errno.ENOTSUP)
             check()
         h.flush()
-    # A read may carry FUA, and each byte can be had alone.
+    # Whatever is asked may carry FUA, and each byte can be had alone.
     equal(h.pread(1000, base + M, FUA), bytes(model[M:M + 1000]))
+    h.cache(1000, base + M, FUA)
+    h.flush(FUA)
+    if structured:
+        status(h, 1000, base + M, FUA)
     for off in [0, 1, 511, 512, 513, M - 1, part - 1]:
         equal(h.pread(1, base + off), bytes(model[off:off + 1]))
     # Nothing, at any place that there is.
