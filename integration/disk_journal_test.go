@@ -17,7 +17,8 @@ func TestJournalDiskFails(t *testing.T) {
 		for _, at := range []string{"write", "sync"} {
 			t.Run(side+" "+at, func(t *testing.T) {
 				disk := newFailingDisk(t, shortDir(t), journal)
-				m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "3s"}})
+				// No anchor by the clock: it is an fdatasync for a FLUSH or for the source that fails.
+				m := newMirror(t, layout{sourceArgs: []string{"--start-wait", "3s", "--sync-interval", "1h"}, targetArgs: []string{"--sync-interval", "1h"}})
 				bad, file, kept, said := m.source, disk.file, allAcked, "bytes at"
 				if side == "target" {
 					bad = m.target
