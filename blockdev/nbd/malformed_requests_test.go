@@ -75,7 +75,7 @@ type judged struct {
 func negotiated(t *testing.T, o terms) *judged {
 	t.Helper()
 	d := blockdev.NewMemory(int64(o.size), nil)
-	j := &judged{terms: o, device: d, model: make([]byte, o.size), scratch: make([]byte, o.size), payload: pattern(2*int(o.maximum), 77)}
+	j := &judged{terms: o, device: d, model: make([]byte, o.size), scratch: make([]byte, o.size), payload: pattern(int(o.size), 77)}
 	j.fill()
 	e := Export{Device: d, ReadOnly: o.readOnly, BlockMin: o.block}
 	if o.plain {
@@ -90,20 +90,30 @@ func negotiated(t *testing.T, o terms) *judged {
 	return j
 }
 
-// fill writes to a part of every maximum, so that there is data and are holes.
+// fill puts data into two quarters of every maximum, so that there is data and are holes.
 func (j *judged) fill() {
-	part := int(j.terms.maximum / 4)
-	for at := part; at < len(j.model); at += 4 * part {
-		place := j.model[at:][:part]
-		copy(place, j.payload)
-		j.device.WriteAt(place, int64(at))
+	part := uint64(j.terms.maximum / 4)
+	for at := uint64(0); at < j.terms.size; at += 2 * part {
+		j.place(at, part)
 	}
 }
 
-// try says one request and judges the reply and the device. That the connection lives on and stands at the right byte is seen by the next.
+// place puts data there, if that is on the device, without a request.
+func (j *judged) place(at, n uint64) {
+	if at < j.terms.size && n <= j.terms.size-at {
+		data := j.model[at:][:n]
+		copy(data, j.payload)
+		j.device.WriteAt(data, int64(at))
+	}
+}
+
+// try says one request and judges the reply. That the connection lives on and stands at the right byte is seen by the next.
 func (j *judged) try(command, flags uint16, offset uint64, length uint32) {
 	j.t.Helper()
 	j.cookie += 1<<56 + 3
+	if command == cmdTrim || command == cmdWriteZeroes {
+		j.place(offset, uint64(length)) // something to be zeroed
+	}
 	packet := request(command, flags, j.cookie, offset, length)
 	if command == cmdWrite {
 		packet = append(packet, j.payload[j.cookie%uint64(j.terms.maximum-1):][:length]...)
@@ -131,13 +141,17 @@ func (j *judged) try(command, flags uint16, offset uint64, length uint32) {
 	default:
 		wrong = j.success(packet, said, data)
 	}
-	if command == cmdWrite || command == cmdTrim || command == cmdWriteZeroes {
-		if j.device.ReadAt(j.scratch, 0); wrong == "" && !bytes.Equal(j.scratch, j.model) {
-			wrong = "and the device has other bytes than it should"
-		}
-	}
 	if wrong != "" {
 		j.t.Fatalf("%+v, command %d with flags %#x, %d bytes at %#x: %.80q %s", j.terms, command, flags, length, offset, said, wrong)
+	}
+}
+
+// same compares the device with the model.
+func (j *judged) same(command, flags uint16, offset uint64) {
+	j.t.Helper()
+	j.device.ReadAt(j.scratch, 0)
+	if !bytes.Equal(j.scratch, j.model) {
+		j.t.Fatalf("%+v, command %d with flags %#x at %#x: the device has other bytes than it should", j.terms, command, flags, offset)
 	}
 }
 
@@ -244,6 +258,9 @@ func TestMalformedRequests(t *testing.T) {
 						}
 						j.try(command, flag, offset, length)
 					}
+					if command == cmdWrite || command == cmdTrim || command == cmdWriteZeroes || offset == o.size {
+						j.same(command, flag, offset)
+					}
 				}
 			}
 			j.fill()
@@ -256,8 +273,9 @@ func offsets(o terms) []uint64 {
 	return []uint64{0, 1, uint64(o.maximum), o.size - 512, o.size - 1, o.size, o.size + 1, 1 << 32, 1 << 63, math.MaxUint64 - 511, math.MaxUint64}
 }
 
+// lengths begin with the longest: what one request does is not hidden by the next.
 func lengths(o terms) []uint32 {
-	return []uint32{0, 1, 511, 512, o.maximum, o.maximum + 1, uint32(o.size), uint32(o.size) + 1, 1 << 31, math.MaxUint32 - 511, math.MaxUint32}
+	return []uint32{math.MaxUint32, math.MaxUint32 - 511, 1 << 31, uint32(o.size) + 1, uint32(o.size), o.maximum + 1, o.maximum, 512, 511, 1, 0}
 }
 
 // A DISC, whatever else it says, and a request with a wrong magic end the connection after what came before was answered, or not; a write whose
