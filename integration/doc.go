@@ -32,7 +32,7 @@
 //   - vm_test.go boots Debian's kernel (scripts/vm), which attaches to the agent.
 //   - nbd_*_test.go are the conformance suite of the front: real clients
 //     (nbd_clients_test.go), libnbd's shell with the scripts of testdata/nbdsh
-//     (nbd_shell_test.go), and what no client says (nbd_answers_test.go).
+//     (nbd_shell_test.go), what no client says (nbd_answers_test.go), and nbdkit, to which the same is done (nbd_differential_test.go).
 //   - planted/: small deliberate faults, one patch each, and the test that demands
 //     that some test of the project notices each of them (make planted).
 //   - The other files are the tests: restart_test.go, filesystem_test.go,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -181,48 +182,82 @@ func TestCutAtEveryByte(t *testing.T) {
 		request(cmdWrite, 1<<9, 4, 0, 40, bytes.Repeat([]byte{9}, 40)),
 		request(cmdWrite, cmdFlagFUA, 5, 40, 40, bytes.Repeat([]byte{2}, 40)),
 		request(cmdFlush, 0, 6, 0, 0),
+		request(cmdBlockStatus, 0, 7, 0, 40),
+		request(cmdRead, 0, 8, 0, 0),
 	}, nil)
-	const replies = 6*replySize + 40
-	for cut := range len(stream) + 1 {
-		d := blockdev.NewMemory(4096, nil)
-		s := NewServer(Options{}, Export{Device: d})
-		l := newPipes()
-		go s.Serve(context.Background(), l)
-		c := &raw{t, l.dial()}
-		c.SetDeadline(time.Now().Add(patience))
-		c.greeting(clientFixedNewstyle | clientNoZeroes)
-		c.option(optionExportName)
-		c.get(10)
-		answered := make(chan int)
+	for _, c := range []struct {
+		name       string
+		structured bool
+		want       map[uint64]string // by cookie
+	}{
+		{"simple", false, map[uint64]string{
+			1: "simple 0", 2: "simple 0", 3: "simple 22", 4: "simple 22", 5: "simple 0", 6: "simple 0", 7: "simple 22", 8: "simple 0",
+		}},
+		{"structured", true, map[uint64]string{
+			1: "simple 0", 2: "data 0+40", 3: "error 22", 4: "error 22", 5: "simple 0", 6: "simple 0", 7: "40:0", 8: "none",
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for cut := range len(stream) + 1 {
+				cutAt(t, stream, cut, c.structured, c.want)
+			}
+		})
+	}
+}
+
+// cutAt plays the stream in two pieces, and has every answer; or only the first of them.
+func cutAt(t *testing.T, stream []byte, cut int, structured bool, want map[uint64]string) {
+	d := blockdev.NewMemory(4096, nil)
+	s := NewServer(Options{}, Export{Device: plain{d}})
+	l := newPipes()
+	go s.Serve(context.Background(), l)
+	c := &raw{t, l.dial()}
+	c.SetDeadline(time.Now().Add(patience))
+	c.greeting(clientFixedNewstyle | clientNoZeroes)
+	if structured {
+		c.structure()
+	}
+	c.option(optionExportName)
+	c.get(10)
+	if cut%2 == 0 {
 		go func() {
-			n, _ := io.Copy(io.Discard, io.LimitReader(c, replies))
-			answered <- int(n)
+			c.Write(stream[:cut])
+			c.Write(stream[cut:])
+		}()
+		got := map[uint64]string{}
+		for range want {
+			cookie, said, _ := c.answered()
+			if got[cookie] += said; cookie == 2 && !structured {
+				c.get(40)
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Fatalf("cut at %d: %v, want %v", cut, got, want)
+		}
+		c.Close()
+	} else {
+		heard := make(chan struct{})
+		go func() {
+			defer close(heard)
+			io.Copy(io.Discard, c)
 		}()
 		c.put(stream[:cut])
-		if cut%2 == 0 {
-			c.put(stream[cut:])
-			if n := <-answered; n != replies {
-				t.Fatalf("cut at %d: %d bytes of replies", cut, n)
-			}
-			c.Close()
-		} else {
-			c.Close()
-			<-answered
+		c.Close()
+		<-heard
+	}
+	s.Close()
+	s.Wait()
+	var got [80]byte
+	d.ReadAt(got[:], 0)
+	for i, end := range []int{68, 68 + 28 + 28 + 68 + 68} {
+		want := byte(0)
+		if cut >= end || cut%2 == 0 {
+			want = byte(i + 1)
 		}
-		s.Close()
-		s.Wait()
-		var got [80]byte
-		d.ReadAt(got[:], 0)
-		for i, end := range []int{68, 68 + 28 + 28 + 68 + 68} {
-			want := byte(0)
-			if cut >= end || cut%2 == 0 {
-				want = byte(i + 1)
-			}
-			// A complete request may still be dropped with its connection; an incomplete one must be.
-			piece := got[i*40:][:40]
-			if !bytes.Equal(piece, bytes.Repeat(piece[:1], 40)) || piece[0] != want && (want == 0 || cut%2 == 0) {
-				t.Fatalf("cut at %d: write %d left %v", cut, i+1, piece)
-			}
+		// A complete request may still be dropped with its connection; an incomplete one must be.
+		piece := got[i*40:][:40]
+		if !bytes.Equal(piece, bytes.Repeat(piece[:1], 40)) || piece[0] != want && (want == 0 || cut%2 == 0) {
+			t.Fatalf("cut at %d: write %d left %v", cut, i+1, piece)
 		}
 	}
 }
