@@ -2,6 +2,7 @@ package dataport_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,8 +17,11 @@ func TestAcksRideOnMessages(t *testing.T) {
 	inMemory(t, bubbleConfig{paths: 1}, func(w *bubble) {
 		ctx := context.Background()
 		w.all(func(a string) { w.net.Delay(a, 100*time.Microsecond) })
+		var mu sync.Mutex
 		count := map[byte]int{}
 		w.net.Tap("target:1", dataporttest.Both, func(_ int, b []byte) {
+			mu.Lock()
+			defer mu.Unlock()
 			for len(b) >= 104 {
 				count[b[4]]++
 				n := 104 + int(b[68]) + int(b[69])<<8 // the payload's length
@@ -39,7 +43,10 @@ func TestAcksRideOnMessages(t *testing.T) {
 			send(1, n)
 			time.Sleep(150 * time.Microsecond)
 		}
-		if data, acks := count[2], count[3]; data != 2*rounds || acks > rounds/10 {
+		mu.Lock()
+		data, acks := count[2], count[3]
+		mu.Unlock()
+		if data != 2*rounds || acks > rounds/10 {
 			t.Errorf("%d messages, and %d frames of their own that acknowledge them", data, acks)
 		}
 		time.Sleep(time.Second)

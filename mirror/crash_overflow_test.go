@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"mirror-agent/journal"
 )
@@ -119,12 +120,18 @@ func (w *crashWorld) resizeLog(bytes int64) {
 func (w *crashWorld) moveLog(bytes int64, meanwhile func()) {
 	d := w.trace.Disk(bytes)
 	w.disks = append(w.disks, d)
-	syncs, times := 0, 0
-	d.Before = func(sync bool, _ []byte, _, _ int64) {
-		if sync {
-			syncs++
+	times := 0
+	var syncs atomic.Int64
+	var moved atomic.Bool
+	d.Before = func(sync bool, p []byte, off, length int64) { // the volume's own goroutine comes here, too, once the log is there
+		if moved.Load() {
+			w.syncs(sync, p, off, length)
+			return
 		}
-		if sync && (syncs == 2 || syncs == 3) { // the empty ring's, and that of the first copy
+		if !sync {
+			return
+		}
+		if n := syncs.Add(1); n == 2 || n == 3 { // the empty ring's, and that of the first copy
 			times++
 			meanwhile()
 		}
@@ -136,7 +143,7 @@ func (w *crashWorld) moveLog(bytes int64, meanwhile func()) {
 		}
 		return directory.Sync()
 	}))
-	d.Before = w.syncs
+	moved.Store(true)
 	w.synced = w.v.log.Durable()
 	w.answer()
 	w.promise(&w.flushed, w.synced)
