@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/google/uuid"
 
@@ -62,8 +63,7 @@ func openVolumeFiles(ctx context.Context, c *Config) (*opened, error) {
 		return createVolume(ctx, c)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal %s cannot be used: %w; if it is not this mirror's journal choose another --journal, "+
-			"else restore it or move it and %s away and let the mirror be resynced", jpath, err, c.Device), jf.Close())
+		return nil, errors.Join(noJournal(jpath, c.Device, err), jf.Close())
 	}
 	if err := c.fits(a); err != nil {
 		return nil, errors.Join(err, jf.Close())
@@ -123,6 +123,15 @@ func (c *Config) fits(a journal.Anchor) error {
 		return fmt.Errorf("size %d does not fit: %s was made for a device of %d bytes; leave --size out, and make the mirror larger by `mirror-agent resize` when it runs", c.Size, c.journalPath(), a.DeviceSize)
 	}
 	return nil
+}
+
+// noJournal says what to do about a journal whose anchor was not read: a disk that does not give it may give it again, and then it is as good as ever.
+func noJournal(path, device string, err error) error {
+	if errors.Is(err, syscall.EIO) {
+		return fmt.Errorf("journal %s cannot be read: %w; look at its disk, and start again when it is well: nothing was changed, and what the journal has is not lost", path, err)
+	}
+	return fmt.Errorf("journal %s cannot be used: %w; if it is not this mirror's journal choose another --journal, "+
+		"else restore it or move it and %s away and let the mirror be resynced", path, err, device)
 }
 
 // createVolume makes what is missing: device, then journal. The journal's
