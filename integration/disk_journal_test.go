@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -131,14 +132,36 @@ func TestStateFilesystemFull(t *testing.T) {
 			t.Errorf("the source is %s; next: %s", s.brief(), s.NextStep)
 		}
 	}
-	fs.fillUp()
-	compared(away(goesOn), true, "could not be marked", filepath.Join(fs.dir, mirrorName+".dirty."), "no space left on device")
-	compared(away(func() {
+	untold := func(words ...string) {
+		t.Helper()
 		goesOn()
+		s := m.source.mustStatus()
+		i := slices.IndexFunc(s.Alarms, func(a alarm) bool { return a.Name == "tracking-lost" })
+		if i < 0 || s.Alarms[i].NextStep == "" {
+			t.Fatalf("no word of what cannot be marked: %v", s.Alarms)
+		}
+		for _, w := range words {
+			if !strings.Contains(s.Alarms[i].Reason, w) {
+				t.Errorf("the alarm does not say %q: %s", w, s.Alarms[i].Reason)
+			}
+		}
+	}
+	told := func(s *status) *status {
+		t.Helper()
+		if slices.ContainsFunc(s.Alarms, func(a alarm) bool { return a.Name == "tracking-lost" }) {
+			t.Errorf("the alarm is still there: %v", s.Alarms)
+		}
+		return s
+	}
+	fs.fillUp()
+	compared(told(away(func() { untold(filepath.Join(fs.dir, mirrorName+".dirty."), "no space left on device") })), true, "could not be marked", filepath.Join(fs.dir, mirrorName+".dirty."), "no space left on device")
+	compared(away(func() {
+		untold()
 		conn.close()
 		m.source.kill()
 		m.source.start()
 		conn = m.source.dial(startLimit)
+		untold("could not be kept track of")
 	}), true, "could not be kept track of")
 	fs.free()
 	compared(away(goesOn), false)

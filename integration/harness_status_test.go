@@ -53,11 +53,13 @@ type status struct {
 	} `json:"scrub"`
 	ActiveTarget string     `json:"active_target"`
 	Followers    []follower `json:"followers"`
-	Alarms       []struct {
-		Name     string `json:"name"`
-		Reason   string `json:"reason"`
-		NextStep string `json:"next_step"`
-	} `json:"alarms"`
+	Alarms       []alarm    `json:"alarms"`
+}
+
+type alarm struct {
+	Name     string `json:"name"`
+	Reason   string `json:"reason"`
+	NextStep string `json:"next_step"`
 }
 
 type follower struct {

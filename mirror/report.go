@@ -264,6 +264,7 @@ func (a *Agent) followerStatusLocked(s *Status, now time.Time) {
 			fs.LagBytes = uint64(head)
 		}
 		fs.DirtyBytes, fs.Resynced = a.v.dirty.dirtyBytes(f.name), f.resynced
+		fs.lost, fs.lostAt = a.v.dirty.lostTrack(f.name)
 		if f.sender != nil {
 			fs.Resync = f.sender.resync.status()
 			if fs.Resync != nil {
@@ -338,6 +339,12 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 		}
 	}
 	for _, f := range s.Followers {
+		if f.lost != "" && s.Role == RolePrimary.String() {
+			s.Alarms = append(s.Alarms, Alarm{
+				Name: "tracking-lost", Since: f.lostAt, Reason: fmt.Sprintf("%s: %s; nothing is lost, but all of its blocks will be compared when it is back", f.Target, f.lost),
+				NextStep: "make room, or mend the disk, where the files beside the log are (--state-dir): mirror-agent doctor; it ends with the next resync",
+			})
+		}
 		if f.Trouble != "" {
 			s.Alarms = append(s.Alarms, Alarm{
 				Name: "target-" + strings.ReplaceAll(f.Trouble, " ", "-"), Since: now, Reason: fmt.Sprintf("%s says: %s; its log still takes what comes, until that is full", f.Target, f.Trouble),

@@ -162,6 +162,9 @@ type FollowerStatus struct {
 	Paths      []PathStatus `json:"paths"`
 	// Resynced is the last copy that was completed since this agent's start.
 	Resynced *Resynced `json:"resynced,omitempty"`
+
+	lost   string // why it is not known what it lacks, for an alarm; since lostAt
+	lostAt time.Time
 }
 
 // Resynced is a copy that was completed: what it had to look at, and what went over the network for it, bytes.

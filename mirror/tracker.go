@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -55,6 +56,7 @@ type tracked struct {
 	set        *dirtySet // nil: covered, or lost
 	fresh      bool      // the set came from elsewhere and is in no file yet
 	lost       string    // why
+	lostAt     time.Time // when that was noticed
 }
 
 // Flags of a follower's entry in the anchor.
@@ -237,7 +239,7 @@ func (t *tracker) leave(tail, committed journal.LSN, generations []journal.Gener
 		case err == nil:
 			*e = *n
 		case e.set == nil || e.upTo < tail:
-			*e = tracked{name: e.name, id: e.id, base: e.base, lost: fmt.Sprintf("what it lacks could not be marked: %v", err)}
+			*e = tracked{name: e.name, id: e.id, base: e.base, lost: fmt.Sprintf("what it lacks could not be marked: %v", err), lostAt: time.Now()}
 		}
 	}
 }
@@ -328,6 +330,16 @@ func (t *tracker) dirtyBytes(name string) int64 {
 		return w.set.bytes()
 	}
 	return 0
+}
+
+// lostTrack says why it is not known what the follower called name lacks, and since when; "" when it is.
+func (t *tracker) lostTrack(name string) (why string, since time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.find(name); e != nil {
+		return e.lost, e.lostAt
+	}
+	return "", since
 }
 
 // followerName is the name of a follower's entry in the anchor: its first

@@ -195,11 +195,17 @@ func TestTrackerStates(t *testing.T) {
 	tr.store = nil
 	tr.leave(at3, v.Committed(), v.History())
 	is("no place for the bitmap", at2, 0, true)
+	if why, since := tr.lostTrack("f"); !strings.Contains(why, "could not be marked") || since.IsZero() {
+		t.Fatalf("lost since %v: %q", since, why)
+	}
 	if fs := tr.followers(); len(fs) != 1 || fs[0].Flags != followerLostTrack {
 		t.Fatalf("the anchor would say %+v", fs)
 	}
 	tr.acked("f", id, at4)
 	is("acknowledged again", at4, 0, false)
+	if why, _ := tr.lostTrack("f"); why != "" {
+		t.Fatal("still lost:", why)
+	}
 	for i := range maxFollowers + 2 {
 		tr.acked(fmt.Sprint(i), id, at4)
 	}

@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"mirror-agent/journal"
 )
@@ -32,6 +33,9 @@ func newTracker(l *journal.Log, store dirtyStore, size int64) *tracker {
 			e.take(file, fileErr, a)
 		case f.Acked < l.Tail():
 			e.lost = "the log was cut short"
+		}
+		if e.lost != "" {
+			e.lostAt = time.Now()
 		}
 	}
 	return t
