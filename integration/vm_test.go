@@ -163,8 +163,8 @@ func TestKernelFilesystems(t *testing.T) {
 			case "filled":
 				filled[a] = took
 			case "trimmed":
-				// 16 MiB were removed; the rest is what a filesystem keeps, and writes on its own.
-				if took > filled[a]-12<<20 {
+				// 16 MiB were removed; meanwhile the filesystem writes on its own: its journal, for the first time, and tables.
+				if took > filled[a]-4<<20 {
 					t.Errorf("%s: the device of the %s takes %d bytes after fstrim, %d before", fs, a.name, took, filled[a])
 				}
 				looked++
