@@ -257,7 +257,7 @@ func (p *path) put(w *work, f *outFrame) {
 	p.writing = append(p.writing, f)
 }
 
-// header returns a header that carries the newest receiving state. s.mu is held.
+// header returns a header that carries the newest receiving state, which counts as told. s.mu is held.
 func (p *path) header(t frameType, seq uint64) header {
 	in := &p.s.in
 	in.toldCost, in.untold = in.consumedCost, 0

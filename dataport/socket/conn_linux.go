@@ -351,7 +351,7 @@ func (k *Conn) SyscallConn() (syscall.RawConn, error) {
 	return k.Conn.(syscall.Conn).SyscallConn()
 }
 
-// CloseWrite says to the client that nothing more comes.
+// CloseWrite says to the peer that nothing more comes.
 func (k *Conn) CloseWrite() error {
 	if k.raw == nil {
 		if half, ok := k.Conn.(interface{ CloseWrite() error }); ok {
