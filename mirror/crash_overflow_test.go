@@ -144,9 +144,10 @@ func (w *crashWorld) moveLog(bytes int64, meanwhile func()) {
 		return directory.Sync()
 	}))
 	moved.Store(true)
-	w.synced = w.v.log.Durable()
+	durable := w.v.log.Durable()
+	w.synced.Store(uint64(durable))
 	w.answer()
-	w.promise(&w.flushed, w.synced)
+	w.promise(&w.flushed, durable)
 	if got := w.v.log.Capacity(); got != bytes-8192 || times != 2 {
 		w.t.Fatalf("a ring of %d bytes in a file of %d, %d times something went on meanwhile", got, bytes, times)
 	}

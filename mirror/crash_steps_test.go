@@ -246,11 +246,12 @@ func (w *crashWorld) takeOver(lsn journal.LSN, do func(chain uint64) error) {
 	w.promise(&w.answered, 0)
 	w.moments[chain] = &moment{lsn: lsn, content: bytes.Clone(w.want), dead: math.MaxInt}
 	w.chains = []uint64{chain}
-	w.declared, w.synced = lsn, lsn
+	w.declared = lsn
+	w.synced.Store(uint64(lsn))
 	w.check(do(chain))
 	w.check(w.source.Reset(lsn, chain, nil))
 	w.bury(old)
-	w.synced = lsn
+	w.synced.Store(uint64(lsn))
 	w.answer()
 	w.promise(&w.flushed, lsn)
 }

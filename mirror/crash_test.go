@@ -67,8 +67,8 @@ type crashWorld struct {
 	answered []promised // answered writes
 	facts    []*fact
 
-	synced   journal.LSN // head when the journal was last synced
-	declared journal.LSN // follower: the source's word; a primary's is its own
+	synced   atomic.Uint64 // head when the journal was last synced; the volume's own goroutine syncs, too, after it got another log
+	declared journal.LSN   // follower: the source's word; a primary's is its own
 	source   *journal.Log
 	during   func() // runs before the next operation on the device
 }
@@ -136,7 +136,7 @@ func (w *crashWorld) guard(sync bool, data []byte, off, length int64) {
 		w.during = nil
 		f()
 	}
-	limit := min(w.synced, w.declared)
+	limit := min(journal.LSN(w.synced.Load()), w.declared)
 	if data == nil {
 		data = make([]byte, length)
 	}
@@ -151,7 +151,7 @@ func (w *crashWorld) guard(sync bool, data []byte, off, length int64) {
 // syncs notes what a sync of the journal makes durable.
 func (w *crashWorld) syncs(sync bool, _ []byte, _, _ int64) {
 	if sync && w.v != nil {
-		w.synced = w.v.log.Head()
+		w.synced.Store(uint64(w.v.log.Head()))
 	}
 }
 
@@ -162,7 +162,7 @@ func (w *crashWorld) open() {
 		w.t.Fatal(err)
 	}
 	w.v = v
-	w.synced = v.log.Head()
+	w.synced.Store(uint64(v.log.Head()))
 	w.answer()
 	w.promise(&w.flushed, v.log.Head()) // recovery made it durable
 }
