@@ -277,6 +277,50 @@ func TestTwoAgentsBlockDevice(t *testing.T) {
 	m.source.stop()
 }
 
+// TestWrongBlockDevice: a block device can bear no mark, and what was last written to it tells it from an older copy and from another
+// device all the same. It is refused with the way out, and not one byte is changed; with its own content it serves again.
+func TestWrongBlockDevice(t *testing.T) {
+	needRoot(t, "a loop device")
+	for _, c := range []struct {
+		name  string
+		end   func(*agent)
+		spoil func(t *testing.T, dev, old string)
+	}{
+		{"an older copy", (*agent).stop, func(t *testing.T, dev, old string) { tool(t, "dd", "if="+old, "of="+dev, "bs=1M", "conv=fsync") }},
+		{"an older copy after a kill", (*agent).kill, func(t *testing.T, dev, old string) { tool(t, "dd", "if="+old, "of="+dev, "bs=1M", "conv=fsync") }},
+		{"another device", (*agent).stop, func(t *testing.T, dev, _ string) {
+			tool(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard", dev)
+			tool(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=8", "conv=fsync")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMirror(t, aloneLayout)
+			disk, old, right := m.path("disk", "img"), m.path("old", "img"), m.path("right", "img")
+			writeFile(t, disk, "")
+			truncate(t, disk, m.size)
+			dev := loopOver(t, disk)
+			t.Cleanup(m.source.kill) // before the device goes
+			m.source.args = append(m.source.args, "--device", dev)
+			someWrites(t, m.source, 'a')
+			m.source.stop()
+			tool(t, "dd", "if="+dev, "of="+old, "bs=1M")
+			someWrites(t, m.source, 'b')
+			m.source.until(portLimit, "has applied all", func(s *status) bool { return s.Log.Applied == s.Log.Head })
+			c.end(m.source)
+			tool(t, "dd", "if="+dev, "of="+right, "bs=1M")
+			c.spoil(t, dev, old)
+			before := fileHash(t, dev)
+			refused(t, m.dir, m.source.args, nil, dev, "samples differ", "move the journal away", "nothing was changed")
+			if fileHash(t, dev) != before {
+				t.Error("the device was changed")
+			}
+			tool(t, "dd", "if="+right, "of="+dev, "bs=1M", "conv=fsync")
+			someWrites(t, m.source, 'c')
+			m.source.stop()
+		})
+	}
+}
+
 // TestDeviceGrown: a device that is larger than what is mirrored goes on, and the difference is shown.
 func TestDeviceGrown(t *testing.T) {
 	m := newMirror(t, aloneLayout)

@@ -187,6 +187,9 @@ func open(ctx context.Context, c Config, front Front, node string, arbiter Arbit
 	a.followers = c.followers()
 	a.loadMembers()
 	a.checks.open(&c)
+	if n := a.v.differs; n > 0 {
+		a.event("device-differs", "", "%d of %d samples of what was last written to the device differ: has something else written to it? mirror-agent verify compares all of it", n, a.v.samples)
+	}
 	if o.recovery != nil && o.recovery.Cut {
 		a.event("recovered", "", "a torn tail of %d bytes was cut from the log", o.recovery.CutBytes)
 	}

@@ -88,7 +88,7 @@ func (v *Volume) applyError(err error) error {
 // pace wakes the background goroutine when the log grew enough.
 func (v *Volume) pace() {
 	head := v.log.Head()
-	if int64(head-v.log.Durable()) >= v.opts.SyncBytes || int64(head-v.log.Applied()) >= 2*v.layerBytes.Load() || v.pressure() {
+	if int64(head-v.log.Durable()) >= v.opts.SyncBytes || int64(head-v.log.Applied()) >= 2*v.layerBytes.Load() || v.pressure() || v.overlayFull() {
 		v.poke()
 	}
 }
@@ -125,8 +125,12 @@ func (v *Volume) applyReady(ctx context.Context) error {
 // makes it durable there, says so in the anchor, and lets the layer go.
 // applyMu is held.
 func (v *Volume) applyLayer(l *layer) error {
+	if err := v.announce(l); err != nil {
+		return err
+	}
 	v.preserve(l)
-	if err := v.writeLayer(l); err != nil {
+	seen, err := v.writeLayer(l)
+	if err != nil {
 		return fmt.Errorf("apply up to LSN %d: %w", l.end, err)
 	}
 	v.viewsApplied(l)
@@ -146,6 +150,13 @@ func (v *Volume) applyLayer(l *layer) error {
 		if move {
 			moveTail(a, tail, tailChain)
 		}
+		withSidecar(a, func(s *sidecar) {
+			s.applying = 0
+			if next := v.overlay.after(l); next != nil && next.end <= v.Committed() && v.ripe(next) {
+				s.applying = next.end
+			}
+			s.witnesses = seen.renew(s.witnesses, l)
+		})
 		v.fillAnchor(a)
 	}); err != nil {
 		return err
@@ -158,7 +169,7 @@ func (v *Volume) applyLayer(l *layer) error {
 
 // writeLayer issues the device writes of a layer: adjoining extents become
 // one write of at most maxApplyBytes, adjoining zeroes of one kind one call.
-func (v *Volume) writeLayer(l *layer) error {
+func (v *Volume) writeLayer(l *layer) (seen witnessed, err error) {
 	if v.applyBuf == nil {
 		v.applyBuf = make([]byte, maxApplyBytes)
 	}
@@ -166,12 +177,12 @@ func (v *Volume) writeLayer(l *layer) error {
 	var at int64 // where applyBuf's content belongs
 	n := 0
 	var zeroes extent
-	var err error
 	issue := func() bool {
 		switch {
 		case n > 0:
 			_, err = v.dev.WriteAt(v.applyBuf[:n], at)
 			err = deviceWrite(err)
+			seen.wrote(v.applyBuf[:n], at)
 		case zeroes.len() == 0:
 		case zeroes.trim:
 			err = deviceWrite(v.dev.Trim(zeroes.off, zeroes.len()))
@@ -219,7 +230,7 @@ func (v *Volume) writeLayer(l *layer) error {
 	if err == nil {
 		issue()
 	}
-	return err
+	return seen, err
 }
 
 // chooseTail keeps as much history as the ring allows, since a follower that

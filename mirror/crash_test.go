@@ -266,6 +266,52 @@ func (w *crashWorld) judge(s *crashtest.State) error {
 		return w.goesOn(s)
 	case 2:
 		return w.crashesAgain(s)
+	case 3, 4:
+		return w.goesBack(s)
+	}
+	return nil
+}
+
+// goesBack takes the volume back to a point that it can go back to, or that another history can part at: its content is that of
+// the point, whatever the crash left half applied.
+func (w *crashWorld) goesBack(s *crashtest.State) error {
+	v, err := openCrashed(crashDisks(s.Disks))
+	if err != nil {
+		return fmt.Errorf("open to go back: %w", err)
+	}
+	defer func() { _ = v.Abort() }()
+	if v.flags()&stateMerging != 0 {
+		return nil
+	}
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	from := v.firstPoint()
+	if v.Role() == RoleSecondary {
+		from = v.Committed()
+	}
+	var points []*moment
+	for _, m := range w.moments {
+		if m.lsn < from || m.lsn >= v.log.Head() {
+			continue
+		}
+		if chain, err := v.log.ChainAt(m.lsn); err == nil && w.moments[chain] == m {
+			points = append(points, m)
+		}
+	}
+	if len(points) == 0 {
+		return nil
+	}
+	slices.SortFunc(points, func(a, b *moment) int { return cmp.Compare(a.lsn, b.lsn) })
+	m := points[s.Sum/32%uint64(min(len(points), 2))] // the first ones are those that a crash spoils
+	if err := v.cutLocked(m.lsn); err != nil {
+		return fmt.Errorf("back to LSN %d: %w", m.lsn, err)
+	}
+	got, err := content(v)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	if !bytes.Equal(got, m.content) {
+		return fmt.Errorf("back at LSN %d byte %d is not what it was then", m.lsn, firstDifference(got, m.content))
 	}
 	return nil
 }

@@ -32,6 +32,7 @@
 //     follower lacks once the log does not reach back to it.
 //   - foresight.go: a sync begins before the FLUSH that comes in a steady beat.
 //   - hold.go, pacing.go: what keeps the tail, and how writers are slowed.
+//     memory.go: what the overlay may take.
 //   - grow.go, checkpoint.go, retain.go: the device grows while it is in use;
 //     named points in the order of writes; history that is kept.
 //   - points.go: points in time, and the way back to one. view (view.go): the
@@ -142,7 +143,9 @@
 //
 // A connected follower holds the tail at its base. Writers are slowed smoothly
 // when more than half of the ring is held by it, or not applied yet, so that
-// they settle at the pace of what is slower; a full ring stops them. With
+// they settle at the pace of what is slower; a full ring stops them. Small
+// records can fill the overlay's part of the memory before the ring, and slow
+// writers in the same way; nothing is retained then, and nothing stops. With
 // on-full track (the default) a follower may do that to writers for PushBack
 // (10 s); then its session ends, it does not count any more (on-loss decides),
 // what it lacks is marked, and it is tried again after a pause. With wait it

@@ -20,6 +20,7 @@ var eventMeanings = map[string]string{
 	"generation":        "a new minor generation, after an unclean end",
 	"alone":             "no follower answered a starting source",
 	"recovered":         "a torn tail was cut from the log at the start",
+	"device-differs":    "at the start, some of what was last written to the device was not there",
 	"failed":            "a disk, the start or a move of the flow failed",
 	"state":             "the state changed, see explain",
 	stateDamaged:        "the log has rotted where it was promised",

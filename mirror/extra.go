@@ -19,11 +19,16 @@ type sidecar struct {
 	// Of a volume that another one has replaced: where its history parts from that one's, and from where on it is exported; 0 is
 	// not known, and not exported (rejoin.go).
 	fork, exported journal.LSN
-	candidate      [16]byte // the id of a generation that this volume has given itself its word for, until it has begun it
+	candidate      [16]byte    // the id of a generation that this volume has given itself its word for, until it has begun it
+	applying       journal.LSN // the device may hold parts of what lies below, though it is not applied: see witness.go
+	witnesses      []witness
 }
 
+// maxExtra is what an anchor has room for, bytes.
+const maxExtra = 512
+
 func parseSidecar(b []byte) (s sidecar) {
-	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "", "")
+	lines := append(strings.Split(string(b), "\n"), "", "", "", "", "", "", "", "", "", "")
 	s.nbd, s.stamp, s.pending = lines[0], lines[1], lines[2]
 	s.active, s.handed = lines[4], lines[5]
 	s.fork, s.exported = parseLSN(lines[6]), parseLSN(lines[7])
@@ -33,13 +38,20 @@ func parseSidecar(b []byte) (s sidecar) {
 	if id, err := hex.DecodeString(lines[8]); err == nil {
 		copy(s.candidate[:], id)
 	}
+	s.applying, s.witnesses = parseLSN(lines[9]), parseWitnesses(lines[10])
 	return s
 }
 
 func (s sidecar) encode() []byte {
-	text := strings.Join([]string{s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported)}, "\n")
+	candidate := ""
 	if s.candidate != [16]byte{} {
-		text += "\n" + hex.EncodeToString(s.candidate[:])
+		candidate = hex.EncodeToString(s.candidate[:])
+	}
+	text := strings.Join([]string{
+		s.nbd, s.stamp, s.pending, hex.EncodeToString(s.id[:]), s.active, s.handed, formatLSN(s.fork), formatLSN(s.exported), candidate, formatLSN(s.applying),
+	}, "\n")
+	if w := formatWitnesses(s.witnesses); len(text)+1+len(w) <= maxExtra { // long names leave no room for them
+		text += "\n" + w
 	}
 	return []byte(text)
 }

@@ -115,6 +115,15 @@ func (v *Volume) cut(lsn journal.LSN) error {
 // cutLocked is cut, also of what is committed and not applied yet. applyMu is held.
 func (v *Volume) cutLocked(lsn journal.LSN) error {
 	v.endViews(lsn, errViewCut)
+	if parseSidecar(v.log.Anchor().Extra).applying > lsn { // a layer that was announced, and whose records go
+		err := v.log.WriteAnchor(func(a *journal.Anchor) {
+			withSidecar(a, func(s *sidecar) { s.applying = min(journal.LSN(v.mixed.Load()), lsn) })
+			v.fillAnchor(a)
+		})
+		if err != nil {
+			return v.journalError(err)
+		}
+	}
 	if v.dirty.clamp(lsn) { // first: what comes to lie beyond is another history
 		if err := v.setFlags(0, 0); err != nil {
 			return err
@@ -170,6 +179,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 		a.Role = uint8(v.Role())
 		a.Followers = nil // of a time when it was fed by nobody
 		forgetFork(a)
+		withSidecar(a, func(s *sidecar) { s.applying, s.witnesses = 0, nil }) // of the content before
 		update(a)
 	}); err != nil {
 		return v.journalError(err)
@@ -180,6 +190,7 @@ func (v *Volume) restart(lsn journal.LSN, chain uint64, gs []journal.Generation,
 	v.generations = append([]journal.Generation(nil), gs...)
 	v.stateMu.Unlock()
 	v.overlay.reset(lsn)
+	v.mixed.Store(0)
 	v.sizeReset(v.log.Anchor().DeviceSize)
 	v.dirty.restart(lsn)
 	v.declared.Store(uint64(lsn))

@@ -1,7 +1,10 @@
 package mirror
 
 import (
+	"cmp"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/btree"
@@ -126,26 +129,37 @@ func (l *layer) lookup(off, end int64, hit func(extent), miss func(off, end int6
 
 // overlay is the ordered map of everything that is in the log and not yet in
 // the backing device: an active layer that takes the new records and frozen
-// ones, oldest first, that wait to be applied. Its memory is bounded by the
-// ring: every extent has a record of at least 64 bytes in it, or is one of
-// the at most three pieces that a later record cut from one.
+// ones, oldest first, that wait to be applied. How many extents it holds is
+// bounded by the volume (memory.go).
+//
+// A read holds mu for its look into the active layer only, over at most
+// maxLookup bytes, and never while it reads. To give readers a copy of that
+// layer instead (a B-tree that copies what it changes) costs every group of
+// writes the nodes that it touches, 5 KiB each.
 type overlay struct {
 	mu     sync.RWMutex // guards all below; a frozen layer's tree needs no lock
 	active *layer
-	frozen []*layer
+	frozen []*layer // replaced, never changed below its length: who looks goes on without mu
 
 	watches []*watch // see watch.go
 
 	absorbed int64 // device bytes that were never written, since a later record of the same layer was
+
+	count atomic.Int64 // extents in all layers
 }
+
+// maxLookup is how much of the device one lookup is about, bytes.
+const maxLookup = 1 << 20
 
 func newOverlay(at journal.LSN) *overlay { return &overlay{active: newLayer(at)} }
 
 // add puts records in, in LSN order; end is where the last one ends. The
-// active layer is frozen when it has grown to layerBytes of log.
-func (o *overlay) add(xs []extent, end journal.LSN, layerBytes int64) {
+// active layer is frozen when it has grown to layerBytes of log, or to
+// layerExtents.
+func (o *overlay) add(xs []extent, end journal.LSN, layerBytes int64, layerExtents int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	before := o.active.extents.Len()
 	for _, x := range xs {
 		for _, w := range o.watches {
 			w.markLocked(x)
@@ -153,9 +167,11 @@ func (o *overlay) add(xs []extent, end journal.LSN, layerBytes int64) {
 		o.active.insert(x)
 		o.active.added += x.len()
 	}
+	now := o.active.extents.Len()
+	o.count.Add(int64(now - before))
 	o.active.bytes += int64(end - o.active.end)
 	o.active.end = end
-	if o.active.bytes >= layerBytes {
+	if o.active.bytes >= layerBytes || now >= layerExtents {
 		o.freezeLocked()
 	}
 }
@@ -193,6 +209,16 @@ func (o *overlay) oldest() *layer {
 	return o.frozen[0]
 }
 
+// after returns the frozen layer after l, the oldest one, or nil.
+func (o *overlay) after(l *layer) *layer {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if len(o.frozen) < 2 || o.frozen[0] != l {
+		return nil
+	}
+	return o.frozen[1]
+}
+
 // drop takes the oldest frozen layer out, after it was applied.
 func (o *overlay) drop(l *layer) {
 	o.mu.Lock()
@@ -201,8 +227,8 @@ func (o *overlay) drop(l *layer) {
 		panic("mirror: overlay layer dropped out of order")
 	}
 	o.absorbed += l.added - l.held
-	o.frozen[0] = nil
-	o.frozen = o.frozen[1:]
+	o.frozen = slices.Clone(o.frozen[1:])
+	o.count.Add(-int64(l.extents.Len()))
 }
 
 // reset empties the overlay; the next record begins at at.
@@ -210,6 +236,7 @@ func (o *overlay) reset(at journal.LSN) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.active, o.frozen = newLayer(at), nil
+	o.count.Store(0)
 }
 
 // pending returns the log bytes in frozen layers and in the active one, and
@@ -219,9 +246,8 @@ func (o *overlay) pending() (frozen, active int64, extents int) {
 	defer o.mu.RUnlock()
 	for _, l := range o.frozen {
 		frozen += l.bytes
-		extents += l.extents.Len()
 	}
-	return frozen, o.active.bytes, extents + o.active.extents.Len()
+	return frozen, o.active.bytes, int(o.count.Load())
 }
 
 // volume returns the device bytes that the overlay holds, a block in two layers counted twice, and those that never had to be
@@ -235,28 +261,53 @@ func (o *overlay) volume() (held, absorbed int64) {
 	return held + o.active.held, o.absorbed
 }
 
-// lookup appends the pieces of [off, end) to pieces, newest data first found;
-// a base piece is to be read from the backing device.
+// lookup appends the pieces of [off, end) to pieces, in order; a base piece
+// is to be read from the backing device. end is at most off + maxLookup.
 func (o *overlay) lookup(pieces []extent, off, end int64) []extent {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.active.extents.Len() == 0 && len(o.frozen) == 0 {
-		return append(pieces, extent{off: off, end: end, base: true})
-	}
-	return o.search(pieces, len(o.frozen), off, end)
+	pieces, _ = o.lookupAt(pieces, off, end)
+	return pieces
 }
 
-// search looks into layer depth (len(frozen) is the active one) and below.
-func (o *overlay) search(pieces []extent, depth int, off, end int64) []extent {
-	if depth < 0 {
+// lookupAt is lookup, and where in the order of writes it was.
+func (o *overlay) lookupAt(pieces []extent, off, end int64) ([]extent, journal.LSN) {
+	first := len(pieces)
+	o.mu.RLock()
+	frozen, at := o.frozen, o.active.end
+	o.active.lookup(off, end,
+		func(x extent) { pieces = append(pieces, x) },
+		func(a, b int64) { pieces = append(pieces, extent{off: a, end: b, base: true}) })
+	o.mu.RUnlock()
+	if len(frozen) == 0 {
+		return pieces, at
+	}
+	if len(pieces) == first+1 {
+		if pieces[first].base {
+			pieces = search(pieces[:first], frozen, off, end)
+		}
+		return pieces, at
+	}
+	found := len(pieces)
+	for i := first; i < found; i++ {
+		if x := pieces[i]; x.base {
+			pieces = search(pieces, frozen, x.off, x.end)
+			last := len(pieces) - 1
+			pieces[i] = pieces[last] // there is one at least
+			pieces = pieces[:last]
+		}
+	}
+	slices.SortFunc(pieces[first:], func(a, b extent) int { return cmp.Compare(a.off, b.off) })
+	return pieces, at
+}
+
+// search appends what the layers hold of [off, end), the newest of them last
+// in line, and what is below them. Frozen layers need no lock.
+func search(pieces []extent, layers []*layer, off, end int64) []extent {
+	if len(layers) == 0 {
 		return append(pieces, extent{off: off, end: end, base: true})
 	}
-	l := o.active
-	if depth < len(o.frozen) {
-		l = o.frozen[depth]
-	}
-	l.lookup(off, end,
+	below := len(layers) - 1
+	layers[below].lookup(off, end,
 		func(x extent) { pieces = append(pieces, x) },
-		func(a, b int64) { pieces = o.search(pieces, depth-1, a, b) })
+		func(a, b int64) { pieces = search(pieces, layers[:below], a, b) })
 	return pieces
 }

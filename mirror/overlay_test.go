@@ -29,7 +29,7 @@ func TestOverlayModel(t *testing.T) {
 					newest[i] = x
 				}
 				at += 8
-				o.add([]extent{x}, at, rapid.SampledFrom([]int64{8, 64, 1 << 30}).Draw(t, "layer"))
+				o.add([]extent{x}, at, rapid.SampledFrom([]int64{8, 64, 1 << 30}).Draw(t, "layer"), rapid.SampledFrom([]int{3, 1 << 30}).Draw(t, "extents"))
 				for len(layers) < len(o.frozen) {
 					layers = append(layers, newest)
 				}
@@ -47,9 +47,12 @@ func TestOverlayModel(t *testing.T) {
 				}
 			},
 			"": func(t *rapid.T) {
-				held := int64(0)
+				held, count := int64(0), 0
 				for _, l := range append([]*layer{o.active}, o.frozen...) {
-					l.extents.Scan(func(x extent) bool { held += x.len(); return true })
+					l.extents.Scan(func(x extent) bool { held += x.len(); count++; return true })
+				}
+				if _, _, n := o.pending(); n != count {
+					t.Fatalf("%d extents counted, there are %d", n, count)
 				}
 				if h, absorbed := o.volume(); h != held || absorbed < 0 {
 					t.Fatalf("%d bytes held, the layers hold %d; %d absorbed", h, held, absorbed)

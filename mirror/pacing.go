@@ -10,7 +10,8 @@ import (
 // follower have not got yet fills the ring. Up to half of it nothing happens.
 // Beyond that writers are delayed so that they settle where the ring is 85 %
 // full, at the pace at which it is drained. Only a drain that stands still
-// makes it full; then writers wait for room.
+// makes it full; then writers wait for room. The same goes for the overlay's
+// memory (memory.go), which small records may fill before the ring.
 
 const (
 	// Shares of the ring: where delays begin, and where writers go as fast as
@@ -28,8 +29,8 @@ const (
 )
 
 // paceDelay is how long a call that adds bytes to the log is delayed, when
-// used of the ring's capacity cannot be freed and drain bytes are freed in a
-// second. For a share u of the ring writers may go at the drain's rate times
+// used of what there is of ring or memory cannot be freed and drain bytes of
+// log are freed in a second. For a share u of the ring writers may go at the drain's rate times
 // k(1-u)/(u-start), which is without bound where delays begin, 1 at paceEven,
 // and 0 when the ring is full.
 func paceDelay(used, capacity, bytes int64, drain float64) time.Duration {
@@ -110,7 +111,10 @@ func (v *Volume) used() int64 {
 }
 
 // paced says whether writers are slowed.
-func (v *Volume) paced() bool { return float64(v.used()) > paceStart*float64(v.log.Capacity()) }
+func (v *Volume) paced() bool { return v.ringPaced() || v.overlayShare() > paceStart }
+
+// ringPaced says whether they are for the ring.
+func (v *Volume) ringPaced() bool { return float64(v.used()) > paceStart*float64(v.log.Capacity()) }
 
 // slow delays a call that adds bytes to the log, for the first in line. It
 // ends early when the ring is freed, or the volume stops.
@@ -126,10 +130,16 @@ func (v *Volume) slow(bytes int64) error {
 			return nil
 		}
 		now := time.Now()
-		v.heldUp(now)
+		if v.ringPaced() { // a follower takes no memory of the overlay
+			v.heldUp(now)
+		}
 		pinned, _ := v.pinned()
 		v.drain.update(now, pinned, v.log.Capacity())
-		wait := paceDelay(v.used(), v.log.Capacity(), bytes, v.drain.rate) + v.drain.debt - now.Sub(start)
+		v.applying.update(now, v.log.Applied(), v.log.Capacity())
+		wait := max(
+			paceDelay(v.used(), v.log.Capacity(), bytes, v.drain.rate),
+			paceDelay(v.overlay.count.Load(), v.opts.OverlayExtents, bytes, v.applying.rate),
+		) + v.drain.debt - now.Sub(start)
 		if wait < minPace {
 			v.drain.debt = max(0, wait)
 			return nil

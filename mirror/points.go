@@ -102,7 +102,7 @@ func (v *Volume) outside(what string) error {
 // window is what v can go back to now.
 func (v *Volume) window() (Window, error) {
 	for {
-		applied, head := v.log.Applied(), v.log.Head()
+		applied, head := v.firstPoint(), v.log.Head()
 		from, err := v.timeBefore(applied)
 		if err != nil {
 			return Window{}, err
@@ -111,7 +111,7 @@ func (v *Volume) window() (Window, error) {
 		if err != nil {
 			return Window{}, err
 		}
-		if v.log.Applied() == applied {
+		if v.firstPoint() == applied {
 			return Window{Point{uint64(applied), from}, Point{uint64(head), to}}, nil
 		}
 	}
@@ -156,7 +156,7 @@ func (v *Volume) resolve(s pointSpec, now time.Time) (Point, error) {
 	if err != nil {
 		return Point{}, err
 	}
-	if at < v.log.Applied() || at > head {
+	if at < v.firstPoint() || at > head {
 		return Point{}, v.outside(s.word)
 	}
 	t, err := v.timeBefore(at)
@@ -165,7 +165,7 @@ func (v *Volume) resolve(s pointSpec, now time.Time) (Point, error) {
 
 // boundaryAt is the end of the last record that ends at or below lsn.
 func (v *Volume) boundaryAt(lsn, head journal.LSN) (journal.LSN, error) {
-	if lsn < v.log.Applied() || lsn > head {
+	if lsn < v.firstPoint() || lsn > head {
 		return lsn, nil // outside
 	}
 	at, _, err := v.log.BoundaryBefore(lsn)
@@ -207,7 +207,7 @@ func (v *Volume) checkpointEnd(name string) (journal.LSN, error) {
 
 // boundaryOf is where the first record after a time begins, by the source's clock.
 func (v *Volume) boundaryOf(s pointSpec, now time.Time, head journal.LSN) (journal.LSN, error) {
-	applied := v.log.Applied()
+	applied := v.firstPoint()
 	after := func(r journal.Record) bool { return time.Unix(0, r.Time).After(s.time) }
 	newest, err := v.timeBefore(head)
 	switch {
@@ -294,12 +294,12 @@ func (v *Volume) givingUp(p Point) (*GivenUp, error) {
 }
 
 // goBack takes a volume that nobody feeds back to p: what lies behind is in a durable file at path before it is cut, committed or
-// not. What is applied stays, so p is not below that.
+// not. What is applied stays, and so does what a crash left half applied: p is not below that.
 func (v *Volume) goBack(p Point, path, node string) (*GivenUp, error) {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	at := journal.LSN(p.LSN)
-	if at < v.log.Applied() || at > v.log.Head() {
+	if at < v.firstPoint() || at > v.log.Head() {
 		return nil, v.outside(p.String())
 	}
 	g, err := v.givingUp(p)

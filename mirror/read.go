@@ -31,6 +31,16 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 func (v *Volume) readOver(base io.ReaderAt, p []byte, off int64) error {
 	buf := piecePool.Get().(*[]extent)
 	defer func() { *buf = (*buf)[:0]; piecePool.Put(buf) }()
+	for len(p) > maxLookup {
+		if err := v.readPart(buf, base, p[:maxLookup], off); err != nil {
+			return err
+		}
+		p, off = p[maxLookup:], off+maxLookup
+	}
+	return v.readPart(buf, base, p, off)
+}
+
+func (v *Volume) readPart(buf *[]extent, base io.ReaderAt, p []byte, off int64) error {
 	for {
 		*buf = v.overlay.lookup((*buf)[:0], off, off+int64(len(p)))
 		err := v.readPiecesOver(base, p, off, *buf)
@@ -59,13 +69,15 @@ func (v *Volume) Prefetch(off, length int64) error {
 	}
 	buf := piecePool.Get().(*[]extent)
 	defer func() { *buf = (*buf)[:0]; piecePool.Put(buf) }()
-	*buf = v.overlay.lookup((*buf)[:0], off, off+length)
-	for _, x := range *buf {
-		if !x.base {
-			continue
-		}
-		if err := dev.Prefetch(x.off, x.end-x.off); err != nil {
-			return fmt.Errorf("prefetch %d bytes of the device at %d: %w", x.end-x.off, x.off, err)
+	for end := off + length; off < end; off += maxLookup {
+		*buf = v.overlay.lookup((*buf)[:0], off, min(end, off+maxLookup))
+		for _, x := range *buf {
+			if !x.base {
+				continue
+			}
+			if err := dev.Prefetch(x.off, x.end-x.off); err != nil {
+				return fmt.Errorf("prefetch %d bytes of the device at %d: %w", x.end-x.off, x.off, err)
+			}
 		}
 	}
 	return nil

@@ -361,6 +361,12 @@ func (a *Agent) alarmsLocked(s *Status, now time.Time) {
 			NextStep: "the backing device is slower than the writes: writers are slowed to its pace",
 		})
 	}
+	if used := float64(s.Log.OverlayExtents) / float64(max(s.Log.OverlayLimit, 1)); used > 0.8 {
+		s.Alarms = append(s.Alarms, Alarm{
+			Name: "overlay-full", Since: now, Reason: fmt.Sprintf("%d small pieces are not yet applied, %.0f %% of what the memory has room for", s.Log.OverlayExtents, used*100),
+			NextStep: "the backing device is slower than the writes: writers are slowed to its pace; more memory (of the machine, or systemd's MemoryMax) lets more wait",
+		})
+	}
 }
 
 // redundancyAlarm: a follower that is to be fed all the time is not in sync.

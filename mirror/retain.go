@@ -21,11 +21,11 @@ func (v *Volume) freezeDue(since time.Duration) bool {
 	return limit > 0 && active >= limit/retainedLayers
 }
 
-// ripe says whether a committed layer may be applied: it is old enough, or too much lies behind it, or room is needed.
+// ripe says whether a committed layer may be applied: it is old enough, or too much lies behind it, or room or memory is needed.
 func (v *Volume) ripe(l *layer) bool {
 	wanted, limit := v.opts.RetainTime, v.opts.RetainBytes
 	switch {
-	case wanted == 0 && limit == 0, v.settling.Load(), v.pressure(), v.retainedTooMuch():
+	case wanted == 0 && limit == 0, v.settling.Load(), v.pressure(), v.retainedTooMuch(), v.overlayFull():
 		return true
 	case limit > 0 && int64(v.log.Head()-l.end) >= limit:
 		return true

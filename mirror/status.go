@@ -64,6 +64,7 @@ type LogStatus struct {
 	Tail           uint64 `json:"tail"`
 	SizeBytes      int64  `json:"size_bytes"`
 	OverlayExtents int    `json:"overlay_extents"`
+	OverlayLimit   int64  `json:"overlay_extents_limit"` // as many as the memory allows
 	OverlayBytes   int64  `json:"overlay_bytes"`
 	AbsorbedBytes  int64  `json:"absorbed_bytes"`
 
@@ -103,7 +104,7 @@ func distribution(h *histogram.Snapshot, unit float64) Distribution {
 }
 
 func (l *LogStatus) fill(s *VolumeStats) {
-	l.OverlayExtents, l.OverlayBytes, l.AbsorbedBytes = s.OverlayExtents, s.OverlayBytes, s.AbsorbedBytes
+	l.OverlayExtents, l.OverlayLimit, l.OverlayBytes, l.AbsorbedBytes = s.OverlayExtents, s.OverlayLimit, s.OverlayBytes, s.AbsorbedBytes
 	l.UnappliedBytes, l.UnappliedSeconds = s.UnappliedBytes, s.UnappliedAge.Seconds()
 	l.UsedBytes, l.PinnedBytes, l.WriteRate = s.UsedBytes, s.PinnedBytes, s.WriteBytesPerSecond
 	l.WritersWaiting = s.WritersWaiting

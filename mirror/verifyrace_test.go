@@ -186,7 +186,7 @@ func TestWatch(t *testing.T) {
 			a := rapid.Int64Range(0, device-1).Draw(rt, "a")
 			b := min(device, a+rapid.Int64Range(1, 200000).Draw(rt, "n"))
 			lsn += 64
-			o.add([]extent{{off: a, end: b, zero: true, lsn: lsn}}, lsn, 1<<30)
+			o.add([]extent{{off: a, end: b, zero: true, lsn: lsn}}, lsn, 1<<30, 1<<30)
 			return a, b
 		}
 		add()

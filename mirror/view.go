@@ -80,7 +80,7 @@ func (v *Volume) openView(at journal.LSN, limit int64, scratch func(bytes int64)
 	if at == 0 {
 		at = v.overlay.end()
 	}
-	if applied, head := v.log.Applied(), v.log.Head(); at < applied || at > head {
+	if first, head := v.firstPoint(), v.log.Head(); at < first || at > head {
 		return nil, v.outside(fmt.Sprintf("LSN %d", at))
 	}
 	layers, from := v.overlay.upTo(at)

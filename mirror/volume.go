@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type Volume struct {
 
 	role     atomic.Uint32 // Role
 	declared atomic.Uint64 // secondary: what the source has declared durable
+	mixed    atomic.Uint64 // the device may hold parts of what lies below this LSN and is not applied
 	// unclean: a primary whose last end was not clean, and that has not begun
 	// the generation that this asks for. Until then no end is a clean one.
 	unclean atomic.Bool
@@ -48,6 +50,8 @@ type Volume struct {
 	restamp func(update func(*journal.Anchor)) error
 
 	badReads badReads // of the backing device
+	// differs of samples of the device were otherwise than they were left when the volume was opened: see witness.go.
+	differs, samples int
 
 	damage atomic.Pointer[damage] // rot in the log, until it is repaired
 	rotten atomic.Uint64          // LSN behind the newest rot met below applied
@@ -85,7 +89,8 @@ type Volume struct {
 	flushes, flushTook atomic.Uint64 // that have ended, and how long they took in all, ns
 
 	holdMark atomic.Uint64 // the slowest hold's LSN, or noHold
-	drain    drainMeter    // used by the first in line only
+	drain    drainMeter    // of the ring; used by the first in line only, as the next
+	applying drainMeter    // of the overlay; its debt is drain's
 
 	applyBuf []byte
 }
@@ -106,6 +111,9 @@ type VolumeOptions struct {
 	// 0: nothing is retained.
 	RetainTime  time.Duration
 	RetainBytes int64
+	// OverlayExtents is how many extents the map of what is not applied yet
+	// may have; 0: as the machine's memory allows (memory.go).
+	OverlayExtents int64
 	// Dirty is where bitmaps are kept; nil: nowhere.
 	Dirty dirtyStore
 	// OnFull and PushBack: see Config. The zero value is OnFullWait.
@@ -162,6 +170,7 @@ const (
 // its background goroutine. The volume owns both from now on, also when an
 // error is returned.
 func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, *journal.Recovery, error) {
+	o.OverlayExtents = cmp.Or(o.OverlayExtents, overlayExtents())
 	v := &Volume{dev: dev, opts: o, line: newWaitLine(), moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	v.gate.Store(&gateBox{openGate{}})
 	v.holdMark.Store(noHold)
@@ -189,6 +198,10 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	if err := v.checkSize(); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
+	if v.differs, v.samples, err = v.testify(a); err != nil {
+		return nil, nil, errors.Join(err, v.closeFiles())
+	}
+	v.mixed.Store(min(uint64(parseSidecar(a.Extra).applying), uint64(l.Head())))
 	v.id = parseSidecar(a.Extra).id
 	if a.Clean || v.id == [16]byte{} {
 		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false; identify(a) }); err != nil {
@@ -197,9 +210,9 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 		v.id = parseSidecar(l.Anchor().Extra).id
 	}
 	v.dirty = newTracker(l, o.Dirty, v.size.Load())
-	// What a crash left committed on a secondary is at least what was applied
-	// before it; the source declares the rest anew.
-	v.declared.Store(uint64(l.Applied()))
+	// What a crash left committed on a secondary is at least what the device got
+	// parts of before it; the source declares the rest anew.
+	v.declared.Store(uint64(v.firstPoint()))
 	v.unclean.Store(v.Role() == RolePrimary && !rec.Clean)
 	if rec.Rot == nil {
 		if err := v.undoPromotion(); err != nil {
@@ -254,9 +267,9 @@ func (v *Volume) recovered(r journal.Record) error {
 		return err
 	}
 	if ok {
-		v.overlay.add([]extent{x}, r.End(), v.layerBytes.Load())
+		v.overlay.add([]extent{x}, r.End(), v.layerBytes.Load(), v.layerExtents())
 	} else {
-		v.overlay.add(nil, r.End(), v.layerBytes.Load())
+		v.overlay.add(nil, r.End(), v.layerBytes.Load(), v.layerExtents())
 	}
 	return nil
 }
@@ -297,7 +310,7 @@ func (v *Volume) onAppend(es []*journal.Entry) {
 		}
 		end = e.End
 	}
-	v.overlay.add(xs, end, v.layerBytes.Load())
+	v.overlay.add(xs, end, v.layerBytes.Load(), v.layerExtents())
 }
 
 // Role of the volume now.

@@ -14,6 +14,7 @@ type VolumeStats struct {
 
 	OverlayBytes   int64 // of the device that are newer in the log
 	OverlayExtents int
+	OverlayLimit   int64 // extents that there may be (memory.go)
 	AbsorbedBytes  int64 // of the device that never had to be written: they were overwritten before
 
 	UnappliedBytes int64         // of log that the applier has not got to
@@ -34,6 +35,7 @@ func (v *Volume) Stats() VolumeStats {
 	now := time.Now()
 	s := VolumeStats{Log: v.log.Stats(), WriteBytesPerSecond: v.pulse.rate(now), FullIn: -1}
 	_, _, s.OverlayExtents = v.overlay.pending()
+	s.OverlayLimit = v.opts.OverlayExtents
 	s.OverlayBytes, s.AbsorbedBytes = v.overlay.volume()
 	tail, applied := v.log.Tail(), v.log.Applied() // the head only grows meanwhile, unless it is cut
 	pinned := max(min(applied, journal.LSN(v.holdMark.Load())), tail)

@@ -65,10 +65,3 @@ func (w *watch) untouchedTo() int64 {
 	defer w.o.mu.RUnlock()
 	return w.lowest
 }
-
-// lookupAt is lookup, and where in the order of writes it was.
-func (o *overlay) lookupAt(pieces []extent, off, end int64) ([]extent, journal.LSN) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return o.search(pieces, len(o.frozen), off, end), o.active.end
-}

@@ -36,7 +36,7 @@ var passing = map[string]bool{"starting": true, stateHandingOver: true}
 // alarmNames are all that an alarm may have.
 var alarmNames = []string{
 	"degraded", "fenced", "failed", stateDamaged, stateDeviceFull, stateDeviceError, stateResyncHeld,
-	"device-read-error", "log-full", "log-held", "log-rot", "path-down", "redundancy-reduced", "target-device-error", "target-device-full", "tracking-lost", "verify-differs",
+	"device-read-error", "log-full", "log-held", "log-rot", "overlay-full", "path-down", "redundancy-reduced", "target-device-error", "target-device-full", "tracking-lost", "verify-differs",
 	"applier-stuck", "catch-up-stuck", "connecting-long", "handover-stuck", "resync-stuck", "verify-stuck", "writers-wait",
 }
 

@@ -67,6 +67,7 @@ var (
 	applierLagTime   = named("applier_lag_seconds", "Age of the oldest record that the backing device has not got yet.")
 	overlayBytes     = named("overlay_bytes", "Bytes of the device that are newer in the log.")
 	overlayExtents   = named("overlay_extents", "Extents of the device that are newer in the log.")
+	overlayLimit     = named("overlay_extents_limit", "Extents that there may be, as the memory allows: above three eighths of it nothing is retained, above half writers are slowed.")
 	overlayAbsorbed  = named("overlay_absorbed_bytes_total", "Bytes that never had to be written to the device, because they were overwritten first.")
 	writersWaiting   = named("writers_waiting", "Writers that wait in line: for room in the log, or for their turn while writers are slowed.")
 	nbdConnections   = named("nbd_connections", "NBD clients connected now.")

@@ -132,6 +132,7 @@ func (g *gathering) log(l *mirror.LogStatus, v *mirror.VolumeStats) {
 	g.gauge(applierLagTime, v.UnappliedAge.Seconds())
 	g.gauge(overlayBytes, float64(v.OverlayBytes))
 	g.gauge(overlayExtents, float64(v.OverlayExtents))
+	g.gauge(overlayLimit, float64(v.OverlayLimit))
 	g.counter(overlayAbsorbed, uint64(max(v.AbsorbedBytes, 0)))
 	g.gauge(writersWaiting, float64(v.WritersWaiting))
 }
