@@ -79,6 +79,13 @@ type Prefetcher interface {
 	Prefetch(off, length int64) error
 }
 
+// Foreseer is a device that may know what it will be asked for next.
+type Foreseer interface {
+	// Foresee is called by who has sent the answers to writes, and lets the device begin what it expects. here: on this goroutine,
+	// since the client is one that waits for each answer; else the call returns at once.
+	Foresee(here bool)
+}
+
 // Writebacker is a device with a cache whose content can be on its way to the disk before a Sync has to wait for it.
 type Writebacker interface {
 	// StartWriteback begins to write what is cached of the range, and need not wait. It makes nothing durable and swallows no

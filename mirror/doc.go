@@ -40,7 +40,8 @@
 //   - resizelog.go: a log of another size, in a new file that takes the old
 //     one's name, while everything goes on.
 //   - trouble.go, badreads.go, stagehold.go: disks that fail. repair.go, repairsource.go: a
-//     log that has rotted. stamp.go: files that do not belong together.
+//     log that has rotted. stamp.go: files that do not belong together;
+//     witness.go: what the anchor knows of the device's content.
 //   - network.go: bandwidth and keys, changed while the links are in use.
 //   - comparer (verify.go, verifyrepair.go, verifyread.go), verifyServer
 //     (verifyserve.go), their messages (verifywire.go), watch (watch.go): both
@@ -237,7 +238,10 @@
 //
 // Between applied and head every LSN is a state that the volume can be shown at
 // (a view) and be promoted at; the window is as long as retention holds the
-// applier back. A view takes the overlay's frozen layers up to its LSN and makes
+// applier back. A crash or a broken disk in the middle of a layer leaves parts of
+// it on the device: then the window begins at that layer's end, which an anchor
+// has announced before (witness.go); one more anchor for each layer, unless the one
+// before it could tell already. A view takes the overlay's frozen layers up to its LSN and makes
 // one layer of its own of the rest, so it opens at once. It holds nothing back:
 // before a layer that reaches beyond its LSN is applied, the view's state of the
 // blocks in it is copied into its scratch. The other way, to hold the applier at
@@ -248,7 +252,9 @@
 // of a resync end it too, since the state below it goes.
 //
 // A promotion at a point exports what came after, durably, and then cuts it,
-// committed or not: nothing of it is on the device. Members that have more of that
+// committed or not: nothing of it is on the device. For the same reason a follower
+// counts such a layer as committed after a crash: another history that parts
+// within it gets a resync, not a cut. Members that have more of that
 // history are diverged from then on, as an old source is.
 //
 // # Disks that fail

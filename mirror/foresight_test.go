@@ -6,7 +6,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"mirror-agent/blockdev"
 	"mirror-agent/journal"
@@ -15,18 +14,11 @@ import (
 // beats writes and flushes: a number is so many writes at once, a negative one with a FLUSH by who writes, 0 is a FLUSH. It returns after which words a FLUSH was foreseen.
 func beats(f *foresight, words ...int) (at []int) {
 	for i, n := range words {
-		if n == 0 {
-			f.flushed()
-		} else {
-			f.wrote(max(n, -n), n < 0)
-			if n < 0 {
-				f.flushed()
-			}
-		}
-		select {
-		case <-f.due:
+		if n != 0 && f.wrote(max(n, -n), n < 0) {
 			at = append(at, i)
-		default:
+		}
+		if n <= 0 {
+			f.flushed()
 		}
 	}
 	return at
@@ -91,21 +83,51 @@ func (v *Volume) beat(t *testing.T, writes int) {
 	}
 }
 
-// TestForesight: what is written in a steady beat is durable before its FLUSH.
+// waitingGate lets writes wait.
+type waitingGate struct{ openGate }
+
+func (waitingGate) answersAtOnce() bool { return false }
+
+// TestForesight: what is written in a steady beat is durable before its FLUSH: when who answers the write says that it has, or, where
+// the answer waits for something, by itself.
 func TestForesight(t *testing.T) {
-	v, _ := foreseeing(t)
-	for range steadyBeats {
-		v.beat(t, 3)
-		if err := v.Sync(); err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		name string
+		gate gate
+		tell func(v *Volume)
+	}{
+		{"here", openGate{}, func(v *Volume) {
+			v.Foresee(true)
+			if v.log.Durable() != v.log.Head() {
+				t.Error("it is not durable when Foresee returns")
+			}
+		}},
+		{"elsewhere", openGate{}, func(v *Volume) { v.Foresee(false) }},
+		{"by itself", waitingGate{}, func(*Volume) {}},
+	} {
+		v, _ := foreseeing(t)
+		v.gate.Store(&gateBox{c.gate})
+		for range steadyBeats {
+			v.beat(t, 3)
+			v.Foresee(true)
+			if v.log.Durable() == v.log.Head() {
+				t.Fatalf("%s: foreseen before the beat is steady", c.name)
+			}
+			if err := v.Sync(); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	v.beat(t, 2)
-	half := v.log.Head()
-	v.beat(t, 1)
-	awaitVolume(t, "it is durable", func() bool { return v.log.Durable() == v.log.Head() })
-	if err := v.Sync(); err != nil || v.log.Durable() < half {
-		t.Error(err)
+		v.beat(t, 2)
+		v.Foresee(true)
+		if v.log.Durable() == v.log.Head() {
+			t.Errorf("%s: foreseen in the middle of the beat", c.name)
+		}
+		v.beat(t, 1)
+		c.tell(v)
+		awaitVolume(t, "it is durable", func() bool { return v.log.Durable() == v.log.Head() })
+		if err := v.Sync(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -141,21 +163,20 @@ func TestForesightFollowers(t *testing.T) {
 
 // TestForesightFails: a sync that was begun early and fails stops the volume like any other (G9); the FLUSH that joins it fails.
 func TestForesightFails(t *testing.T) {
-	v, f := foreseeing(t)
-	for range steadyBeats {
+	for _, here := range []bool{true, false} {
+		v, f := foreseeing(t)
+		for range steadyBeats {
+			v.beat(t, 1)
+			if err := v.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Set(blockdev.Rule{Op: blockdev.OpSync, Err: errors.New("no disk")})
 		v.beat(t, 1)
-		if err := v.Sync(); err != nil {
-			t.Fatal(err)
+		v.Foresee(here)
+		awaitVolume(t, "the volume fails", func() bool { return v.Err() != nil })
+		if err := v.Sync(); err == nil {
+			t.Error("a FLUSH was answered")
 		}
-	}
-	f.Set(blockdev.Rule{Op: blockdev.OpSync, Err: errors.New("no disk")})
-	v.beat(t, 1)
-	for end := time.Now().Add(20 * time.Second); v.Err() == nil; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the volume goes on")
-		}
-	}
-	if err := v.Sync(); err == nil {
-		t.Error("a FLUSH was answered")
 	}
 }

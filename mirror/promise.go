@@ -101,9 +101,12 @@ func (p *promise) wait(ctx context.Context, lsn journal.LSN) error {
 	})
 }
 
+// answersAtOnce: see gate.
+func (p *promise) answersAtOnce() bool { return p.pushes.Load() == 0 && !p.lease.over() }
+
 // written: see gate. What a write waits for is the mode of the moment: who waits when the mode becomes weaker is let go.
 func (p *promise) written(ctx context.Context, lsn journal.LSN) (durable bool, err error) {
-	if p.pushes.Load() == 0 && !p.lease.over() {
+	if p.answersAtOnce() {
 		return false, nil
 	}
 	err = p.await(ctx, func() bool {

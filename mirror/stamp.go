@@ -24,8 +24,9 @@ import (
 //	anchor: stamp A, pending B      device: B    or here
 //	anchor: stamp B, pending –      device: B
 //
-// Not seen: a copy of both, taken and put back together, which is a volume of its own; a copy of one taken while the agent ran, put
-// back after a crash of the same run; anything on a block device, or a filesystem, that has no attributes.
+// Not seen: a copy of both, taken and put back together, which is a volume of its own. A copy of one taken while the agent ran, put
+// back after a crash of the same run, and what lies on a block device, or a filesystem, that has no attributes, are told by their
+// content (witness.go).
 const deviceAttribute = "user.mirror-agent"
 
 // mark is what a device file bears.

@@ -43,6 +43,7 @@ type probeGate struct {
 }
 
 func (g *probeGate) admit(context.Context) error { return nil }
+func (g *probeGate) answersAtOnce() bool         { return false }
 func (g *probeGate) request(lsn journal.LSN)     { g.requested = lsn }
 func (g *probeGate) written(_ context.Context, lsn journal.LSN) (bool, error) {
 	g.wrote = lsn

@@ -77,7 +77,13 @@ func (v *Volume) WriteBatch(ws []blockdev.Write) {
 		err := v.append(es)
 		end = es[len(es)-1].End
 		if err == nil && v.foresight != nil && v.foresight.wrote(len(es), sync) {
-			v.gate.Load().request(end)
+			g := v.gate.Load()
+			g.request(end)
+			if g.answersAtOnce() {
+				v.foresight.near.Store(true) // the answer first: see Foresee
+			} else {
+				v.foresight.begin()
+			}
 		}
 		if err == nil && !sync {
 			err = v.answerable(end)

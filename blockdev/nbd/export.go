@@ -35,6 +35,7 @@ type export struct {
 	fastZero       bool // the device knows what it can zero fast
 	finder         blockdev.DataFinder
 	prefetcher     blockdev.Prefetcher
+	foreseer       blockdev.Foreseer
 	blockMin       uint32
 	blockPreferred uint32
 	flags          uint16
@@ -66,6 +67,7 @@ func (e *Export) negotiated(structured, allocation bool) (*export, error) {
 	}
 	n.size.Store(uint64(size))
 	n.finder, _ = e.Device.(blockdev.DataFinder)
+	n.foreseer, _ = e.Device.(blockdev.Foreseer)
 	_, n.fastZero = e.Device.(blockdev.FastZeroer)
 	if n.prefetcher, _ = e.Device.(blockdev.Prefetcher); n.prefetcher != nil {
 		n.flags |= flagSendCache

@@ -112,6 +112,18 @@ func (c *conn) flushNow(w *work) (lead bool) {
 	return lead
 }
 
+// foresee lets the device begin what the client will ask for next, now that it has its answers: in the leader for a client that waits
+// for each of them, which saves waking another goroutine, and this one by it. False when w lost the lead meanwhile.
+func (c *conn) foresee(w *work) (lead bool) {
+	if c.serial < serialSyncs || c.poller == nil || w.stop != goOn || w.pos != w.end {
+		c.export.foreseer.Foresee(false)
+		return true
+	}
+	c.enter(w)
+	c.export.foreseer.Foresee(true)
+	return c.leave(w)
+}
+
 // stillAlone is called after a Sync in the leader, before its answer.
 func (c *conn) stillAlone(lead bool) {
 	if lead && c.poller.waiting() {

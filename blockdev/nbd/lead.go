@@ -29,6 +29,9 @@ func (c *conn) lead(w *work) {
 		lead := c.run(w)
 		c.send(w.out[w.sent:])
 		w.out, w.sent = w.out[:0], 0
+		if lead && c.export.foreseer != nil {
+			lead = c.foresee(w)
+		}
 		if !lead {
 			c.retire(w)
 			return

@@ -111,3 +111,70 @@ func TestFlushOfOneThatWaits(t *testing.T) {
 		})
 	}
 }
+
+// foreseer notes the calls of Foresee; those on the leader's goroutine last until they are let go.
+type foreseer struct {
+	blockdev.Device
+	calls chan bool
+	leave chan struct{}
+}
+
+func (f *foreseer) Foresee(here bool) {
+	f.calls <- here
+	if here {
+		<-f.leave
+	}
+}
+
+// TestForesee: the device may begin what it expects when the client has its answers, in the leader for a client that waits for each
+// of them; that holds up no other request either.
+func TestForesee(t *testing.T) {
+	d := &foreseer{blockdev.NewMemory(mib, nil), make(chan bool, 1000), make(chan struct{}, 1000)}
+	_, path := start(t, Options{}, Export{Device: d})
+	c := connect(t, path)
+	cookie := uint64(0)
+	write := func() {
+		cookie++
+		c.put(request(cmdWrite, 0, cookie, 0, 512, make([]byte, 512)))
+		c.expect(0, cookie)
+	}
+	flush := func() {
+		cookie++
+		c.put(request(cmdFlush, 0, cookie, 0, 0))
+		c.expect(0, cookie)
+	}
+	write()
+	if <-d.calls {
+		t.Error("a client that nothing is known of was made to wait")
+	}
+	for range 1000 {
+		d.leave <- struct{}{}
+	}
+	for range 2 * serialSyncs {
+		write()
+		flush()
+	}
+	for len(d.calls) > 0 {
+		<-d.calls
+	}
+	for len(d.leave) > 0 {
+		<-d.leave
+	}
+	write() // is answered before
+	if !<-d.calls {
+		t.Fatal("another goroutine was to be woken for a client that waits")
+	}
+	cookie++
+	c.put(request(cmdRead, 0, cookie, 0, 512))
+	c.expect(0, cookie)
+	c.get(512)
+	d.leave <- struct{}{}
+	for len(d.calls) > 0 { // of the read
+		<-d.calls
+	}
+	write()
+	if <-d.calls {
+		t.Error("a client that was caught sending more was made to wait")
+	}
+	flush()
+}
