@@ -321,6 +321,30 @@ func TestWrongBlockDevice(t *testing.T) {
 	}
 }
 
+// TestDeviceRots: some of what was last written to a device is otherwise at the next start. That is not another device: it starts, and
+// says so.
+func TestDeviceRots(t *testing.T) {
+	m := newMirror(t, aloneLayout)
+	someWrites(t, m.source, 'a')
+	m.source.stop()
+	f, err := os.OpenFile(m.source.device, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(make([]byte, 48<<10), 0); err != nil { // of 128 KiB
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.source.start()
+	m.source.untilUp()
+	if e := m.source.mustCommand("events", "--json"); !strings.Contains(e, "device-differs") || !strings.Contains(e, "mirror-agent verify") {
+		t.Errorf("no event: %s", e)
+	}
+	m.source.stop()
+}
+
 // TestDeviceGrown: a device that is larger than what is mirrored goes on, and the difference is shown.
 func TestDeviceGrown(t *testing.T) {
 	m := newMirror(t, aloneLayout)

@@ -24,7 +24,8 @@ import (
 
 const (
 	maxWitnesses = 6
-	witnessBytes = 512 // of the device
+	witnessBytes = 512      // of the device
+	witnessStep  = 16 << 10 // bytes of a write of which one may come
 )
 
 // witness is the hash of witnessBytes of the device at off.
@@ -52,7 +53,7 @@ func parseWitnesses(s string) (ws []witness) {
 	return ws
 }
 
-// witnessed picks witnesses from the writes of one layer, each of them with the same chance.
+// witnessed picks witnesses from what is written of one layer, all over it.
 type witnessed struct {
 	ws   []witness
 	seen int
@@ -60,9 +61,15 @@ type witnessed struct {
 
 // wrote takes what was written at off.
 func (x *witnessed) wrote(p []byte, off int64) {
-	if len(p) < witnessBytes {
-		return
+	for len(p) >= witnessBytes {
+		n := min(witnessStep, len(p))
+		x.take(p[:n], off)
+		p, off = p[n:], off+int64(n)
 	}
+}
+
+// take has every piece that it is called with become a witness with the same chance.
+func (x *witnessed) take(p []byte, off int64) {
 	x.seen++
 	at := x.seen - 1
 	if at >= maxWitnesses {

@@ -35,7 +35,8 @@
 // A request that stays long in the device must not hold up the others: the monitor, one goroutine for the server that looks every two
 // milliseconds and ends when all is quiet, then makes a new leader. FLUSH is the flusher's; a FUA write goes to the device with its
 // group like any write and is answered after the next Sync. Only for a client that sends nothing while it waits for a Sync, as was seen
-// eight times in a row, the leader does it itself (flush): no goroutine has to be woken, half of the CPU time.
+// eight times in a row, the leader does it itself (flush): no goroutine has to be woken, half of the CPU time. A device that knows what comes
+// next (blockdev.Foreseer) may then begin it in the leader as well, once a write has its answer.
 //
 // # What holds
 //
