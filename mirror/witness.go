@@ -3,6 +3,7 @@ package mirror
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -130,7 +131,7 @@ func (v *Volume) testify(a journal.Anchor) (differs, of int, err error) {
 		if x := v.overlay.lookup(nil, w.off, w.off+witnessBytes); len(x) != 1 || !x[0].base {
 			continue
 		}
-		if _, err := v.dev.ReadAt(p, w.off); err != nil && err != io.EOF {
+		if _, err := v.dev.ReadAt(p, w.off); err != nil && !errors.Is(err, io.EOF) {
 			continue // that is met again, by who reads
 		}
 		of++
