@@ -134,6 +134,38 @@ func TestHeldAlarm(t *testing.T) {
 	}
 }
 
+// TestOverlayFullAlarm: at 80 % of what the memory has room for the operator is told, and not after.
+func TestOverlayFullAlarm(t *testing.T) {
+	before := overlayExtents
+	overlayExtents = func() int64 { return 100 }
+	defer func() { overlayExtents = before }()
+	source := newAgentNode(t, RolePrimary).start()
+	dev, v := source.awaitServing(), source.a.v
+	told := func(s Status) (found Alarm) {
+		for _, x := range s.Alarms {
+			if x.Name == "overlay-full" {
+				found = x
+			}
+		}
+		return found
+	}
+	v.applyMu.Lock() // the backing device stands still
+	for i := range 85 {
+		if x := told(source.a.Status()); i == 80 && x != (Alarm{}) {
+			t.Errorf("an alarm with %d of 100 pieces not applied: %+v", i, x)
+		}
+		if _, err := dev.WriteAt([]byte("piece"), int64(i)*4096); err != nil {
+			t.Error(err)
+		}
+	}
+	s := source.a.Status()
+	v.applyMu.Unlock()
+	if x := told(s); !strings.Contains(x.Reason, "85 small pieces") || !strings.Contains(x.NextStep, "slowed") || s.Log.OverlayLimit != 100 {
+		t.Errorf("with 85 of 100 pieces not applied: %+v, limit %d", x, s.Log.OverlayLimit)
+	}
+	source.await("the alarm taken back", func(s Status) bool { return told(s) == (Alarm{}) })
+}
+
 // TestFullAlarm: at 80 % of the log not applied the operator is told, and what it means; not before, and not after.
 func TestFullAlarm(t *testing.T) {
 	source := newAgentNode(t, RolePrimary).start()
