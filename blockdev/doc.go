@@ -10,8 +10,8 @@
 //	Faulty    a wrapper that makes chosen operations fail, fall short or wait
 //
 // Optional abilities are interfaces of their own: [VectorWriter] (one system call for many buffers), [BatchWriter] (many
-// writes as one group), [DataFinder] (where holes are), [CacheDropper] (read the disk). [ApplyBatch] runs a group on any
-// Device.
+// writes as one group), [DataFinder] (where holes are), [CacheDropper] (read the disk), [FastZeroer], [Prefetcher],
+// [Writebacker], [Allocator], [Grower], [Foreseer] (it may begin what it expects). [ApplyBatch] runs a group on any Device.
 //
 // What holds for every device of this package:
 //
