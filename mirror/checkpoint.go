@@ -104,9 +104,9 @@ func (a *Agent) CreateCheckpoint(ctx context.Context, name string) (Checkpoint, 
 // Checkpoints returns the checkpoints that this host's log still holds, oldest first, the newest thousand.
 func (a *Agent) Checkpoints(context.Context) ([]Checkpoint, error) {
 	all, err := a.v.Checkpoints()
-	applied := uint64(a.v.firstPoint())
+	first := uint64(a.v.firstPoint())
 	for i := range all {
-		all[i].InWindow = all[i].end() >= applied
+		all[i].InWindow = all[i].end() >= first
 	}
 	return all, err
 }

@@ -102,8 +102,8 @@ func (v *Volume) outside(what string) error {
 // window is what v can go back to now.
 func (v *Volume) window() (Window, error) {
 	for {
-		applied, head := v.firstPoint(), v.log.Head()
-		from, err := v.timeBefore(applied)
+		first, head := v.firstPoint(), v.log.Head()
+		from, err := v.timeBefore(first)
 		if err != nil {
 			return Window{}, err
 		}
@@ -111,8 +111,8 @@ func (v *Volume) window() (Window, error) {
 		if err != nil {
 			return Window{}, err
 		}
-		if v.firstPoint() == applied {
-			return Window{Point{uint64(applied), from}, Point{uint64(head), to}}, nil
+		if v.firstPoint() == first {
+			return Window{Point{uint64(first), from}, Point{uint64(head), to}}, nil
 		}
 	}
 }
@@ -207,7 +207,7 @@ func (v *Volume) checkpointEnd(name string) (journal.LSN, error) {
 
 // boundaryOf is where the first record after a time begins, by the source's clock.
 func (v *Volume) boundaryOf(s pointSpec, now time.Time, head journal.LSN) (journal.LSN, error) {
-	applied := v.firstPoint()
+	least := v.firstPoint()
 	after := func(r journal.Record) bool { return time.Unix(0, r.Time).After(s.time) }
 	newest, err := v.timeBefore(head)
 	switch {
@@ -221,11 +221,11 @@ func (v *Volume) boundaryOf(s pointSpec, now time.Time, head journal.LSN) (journ
 		}
 		return head, nil
 	}
-	before, err := v.timeBefore(applied)
+	before, err := v.timeBefore(least)
 	if err != nil {
 		return 0, err
 	}
-	// From the last indexed boundary whose record is not after the time, or from applied.
+	// From the last indexed boundary whose record is not after the time, or from least.
 	const step = 256 << 10
 	first := func(at journal.LSN) (late bool) {
 		err = errors.Join(err, found(v.log.Scan(at, head, func(r journal.Record) error {
@@ -234,13 +234,13 @@ func (v *Volume) boundaryOf(s pointSpec, now time.Time, head journal.LSN) (journ
 		})))
 		return late
 	}
-	from := applied
-	if n := sort.Search(int((head-applied)/step), func(i int) bool {
-		at, _, berr := v.log.BoundaryBefore(applied + journal.LSN(i+1)*step)
-		return berr != nil || at > applied && first(at)
+	from := least
+	if n := sort.Search(int((head-least)/step), func(i int) bool {
+		at, _, berr := v.log.BoundaryBefore(least + journal.LSN(i+1)*step)
+		return berr != nil || at > least && first(at)
 	}); n > 0 && err == nil {
-		if from, _, err = v.log.BoundaryBefore(applied + journal.LSN(n)*step); err == nil {
-			from = max(from, applied)
+		if from, _, err = v.log.BoundaryBefore(least + journal.LSN(n)*step); err == nil {
+			from = max(from, least)
 		}
 	}
 	at := from
@@ -256,7 +256,7 @@ func (v *Volume) boundaryOf(s pointSpec, now time.Time, head journal.LSN) (journ
 	if err != nil {
 		return 0, v.journalError(err)
 	}
-	if at == applied && (before.IsZero() || before.After(s.time)) {
+	if at == least && (before.IsZero() || before.After(s.time)) {
 		return 0, v.outside(s.word)
 	}
 	return at, nil

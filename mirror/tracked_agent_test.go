@@ -99,6 +99,16 @@ func TestSwitchBackByBitmap(t *testing.T) {
 	}
 }
 
+// alarmOf is the alarm of that name, zero when there is none.
+func alarmOf(s Status, name string) (found Alarm) {
+	for _, x := range s.Alarms {
+		if x.Name == name {
+			found = x
+		}
+	}
+	return found
+}
+
 // TestHeldAlarm: at 80 % of the log held for a follower the operator is told
 // who holds it, what it means and what can be done.
 func TestHeldAlarm(t *testing.T) {
@@ -108,14 +118,7 @@ func TestHeldAlarm(t *testing.T) {
 		source.start()
 		dev, v := source.awaitServing(), source.a.v
 		h := v.newHold("somebody", v.log.Tail(), func() {})
-		told := func() (found Alarm) {
-			for _, x := range source.a.Status().Alarms {
-				if x.Name == "log-held" {
-					found = x
-				}
-			}
-			return found
-		}
+		told := func() Alarm { return alarmOf(source.a.Status(), "log-held") }
 		p := make([]byte, 1<<20)
 		for i := range 14 {
 			if i == 12 && told() != (Alarm{}) {
@@ -141,14 +144,7 @@ func TestOverlayFullAlarm(t *testing.T) {
 	defer func() { overlayExtents = before }()
 	source := newAgentNode(t, RolePrimary).start()
 	dev, v := source.awaitServing(), source.a.v
-	told := func(s Status) (found Alarm) {
-		for _, x := range s.Alarms {
-			if x.Name == "overlay-full" {
-				found = x
-			}
-		}
-		return found
-	}
+	told := func(s Status) Alarm { return alarmOf(s, "overlay-full") }
 	v.applyMu.Lock() // the backing device stands still
 	for i := range 85 {
 		if x := told(source.a.Status()); i == 80 && x != (Alarm{}) {
@@ -170,14 +166,7 @@ func TestOverlayFullAlarm(t *testing.T) {
 func TestFullAlarm(t *testing.T) {
 	source := newAgentNode(t, RolePrimary).start()
 	dev, v := source.awaitServing(), source.a.v
-	told := func(s Status) (found Alarm) {
-		for _, x := range s.Alarms {
-			if x.Name == "log-full" {
-				found = x
-			}
-		}
-		return found
-	}
+	told := func(s Status) Alarm { return alarmOf(s, "log-full") }
 	v.applyMu.Lock() // the backing device stands still
 	p := make([]byte, 1<<20)
 	for i := range 14 {

@@ -201,13 +201,14 @@ func openVolume(f journal.File, dev blockdev.Device, o VolumeOptions) (*Volume, 
 	if err := v.checkSize(); err != nil {
 		return nil, nil, errors.Join(err, v.closeFiles())
 	}
+	known := parseSidecar(a.Extra)
 	if rec.Rot == nil { // else it is not known what lies over the witnesses
-		if v.differs, v.samples, err = v.testify(a); err != nil {
+		if v.differs, v.samples, err = v.testify(known.witnesses); err != nil {
 			return nil, nil, errors.Join(err, v.closeFiles())
 		}
 	}
-	v.mixed.Store(min(uint64(parseSidecar(a.Extra).applying), uint64(l.Head())))
-	v.id = parseSidecar(a.Extra).id
+	v.mixed.Store(uint64(min(known.applying, l.Head())))
+	v.id = known.id
 	if a.Clean || v.id == [16]byte{} {
 		if err := l.WriteAnchor(func(a *journal.Anchor) { a.Clean = false; identify(a) }); err != nil {
 			return nil, nil, errors.Join(err, v.closeFiles())
@@ -271,11 +272,11 @@ func (v *Volume) recovered(r journal.Record) error {
 	if err != nil {
 		return err
 	}
+	var xs []extent
 	if ok {
-		v.overlay.add([]extent{x}, r.End(), v.layerBytes.Load(), v.layerExtents())
-	} else {
-		v.overlay.add(nil, r.End(), v.layerBytes.Load(), v.layerExtents())
+		xs = []extent{x}
 	}
+	v.overlay.add(xs, r.End(), v.layerBytes.Load(), v.layerExtents())
 	return nil
 }
 

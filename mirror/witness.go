@@ -119,12 +119,12 @@ func (v *Volume) announce(l *layer) error {
 // firstPoint is the earliest LSN at which the device's content is known: it has all below, and nothing of what lies above.
 func (v *Volume) firstPoint() journal.LSN { return max(v.log.Applied(), journal.LSN(v.mixed.Load())) }
 
-// testify compares the device with the witnesses in anchor a, as far as nothing in the log lies over them. An error says that it
+// testify compares the device with the witnesses, as far as nothing in the log lies over them. An error says that it
 // is not the device that belongs to the log; differs, how many of how many differ, fewer than that.
-func (v *Volume) testify(a journal.Anchor) (differs, of int, err error) {
+func (v *Volume) testify(ws []witness) (differs, of int, err error) {
 	first := int64(-1)
 	p := make([]byte, witnessBytes)
-	for _, w := range parseSidecar(a.Extra).witnesses {
+	for _, w := range ws {
 		if w.off < 0 || w.off > v.size.Load()-witnessBytes {
 			continue
 		}

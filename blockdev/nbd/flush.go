@@ -115,13 +115,17 @@ func (c *conn) flushNow(w *work) (lead bool) {
 // foresee lets the device begin what the client will ask for next, now that it has its answers: in the leader for a client that waits
 // for each of them, which saves waking another goroutine, and this one by it. False when w lost the lead meanwhile.
 func (c *conn) foresee(w *work) (lead bool) {
-	if c.serial < serialSyncs || c.poller == nil || w.stop != goOn || w.pos != w.end {
-		c.export.foreseer.Foresee(false)
-		return true
+	f := c.export.foreseer
+	switch {
+	case f == nil:
+	case c.serial < serialSyncs || c.poller == nil || w.stop != goOn || w.pos != w.end:
+		f.Foresee(false)
+	default:
+		c.enter(w)
+		f.Foresee(true)
+		return c.leave(w)
 	}
-	c.enter(w)
-	c.export.foreseer.Foresee(true)
-	return c.leave(w)
+	return true
 }
 
 // stillAlone is called after a Sync in the leader, before its answer.

@@ -29,8 +29,9 @@ func (c *conn) lead(w *work) {
 		lead := c.run(w)
 		c.send(w.out[w.sent:])
 		w.out, w.sent = w.out[:0], 0
-		if lead && c.export.foreseer != nil {
-			lead = c.foresee(w)
+		if w.wrote {
+			w.wrote = false
+			lead = lead && c.foresee(w)
 		}
 		if !lead {
 			c.retire(w)
@@ -245,6 +246,7 @@ func (c *conn) answerGroup(w *work) {
 	}
 	c.flush(w.flushes)
 	w.flushes = w.flushes[:0]
+	w.wrote = true
 	k := &c.s.count
 	add(&k.writes, writes)
 	add(&k.writtenBytes, bytes)

@@ -50,6 +50,7 @@ type work struct {
 	group   []blockdev.Write // writes, zeroes, trims of this batch; Data points into in
 	origins []origin         // of group, same index
 	reads   []readRequest    // of this batch: what changes nothing
+	wrote   bool             // writes were run whose answers go out next
 	began   time.Time        // when the last of this batch was received
 	next    int              // the first of reads that was not begun
 	flushes []syncRequest    // of this batch

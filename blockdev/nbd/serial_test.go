@@ -169,8 +169,8 @@ func TestForesee(t *testing.T) {
 	c.expect(0, cookie)
 	c.get(512)
 	d.leave <- struct{}{}
-	for len(d.calls) > 0 { // of the read
-		<-d.calls
+	if len(d.calls) > 0 {
+		t.Error("the device was told of a read")
 	}
 	write()
 	if <-d.calls {
